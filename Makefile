@@ -1,0 +1,52 @@
+# Every target sets up what it needs: a virtual environment from the hashed lock, and the control plane's binaries (once).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := operator tests
+
+.PHONY: demo test lint generate bench fuzz cluster lock clean help
+
+help: ## say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(STAMP): requirements/dev.lock pyproject.toml
+	@echo "==> Setting up $(VENV) from the hashed lock (about a minute, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Bandkeeper needs Python 3.11 or newer; call make PYTHON=python3.x")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+cluster: $(STAMP) ## build the local control plane's binaries, or find them in the cache
+	@$(BIN)/python -m tests.cluster build
+
+demo: cluster ## three objectives under one load on a local control plane, ending in a report
+	@$(BIN)/python -m tests.demo
+
+lint: $(STAMP) ## ruff, mypy --strict, import contracts
+	@echo "==> Lint, types, import contracts"
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy operator/bandkeeper tests
+	@$(BIN)/lint-imports
+
+test: lint cluster ## lint, types, import contracts, unit, property, chart and real control plane tests
+	@echo "==> Tests: unit, property, chart, real control plane"
+	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+generate: $(STAMP) ## write crds/, the chart's copy and the API reference from the models
+	@$(BIN)/python -m bandkeeper.api.crdgen
+
+bench: $(STAMP) ## benchmarks, by hand
+	@for file in tests/bench/bench_*.py; do echo "==> $$file"; $(BIN)/python $$file || exit 1; done
+
+fuzz: $(STAMP) ## the property tests with 100,000 cases
+	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/properties
+
+lock: $(STAMP) ## renew the hashed locks
+	@$(BIN)/uv pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11 --quiet --output-file requirements/runtime.lock
+	@$(BIN)/uv pip compile pyproject.toml --group dev --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11 --quiet --constraints requirements/runtime.lock --output-file requirements/dev.lock
+
+clean: ## remove what the other targets made here
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -1,0 +1,1 @@
+"""Moves the two knobs: replicas through the scale subresource, the batch cap through adapters."""

@@ -1,0 +1,300 @@
+"""Batch cap as an environment variable or container argument of the pod template: each change is a rollout.
+
+The template remembers in annotations which cap it carries, which one it had before, and a fingerprint of itself, so
+that a rollout that never finishes can be told from somebody else's and taken back.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bandkeeper.actuate.adapter import AdapterError, Workload
+from bandkeeper.actuate.managers import Manager, ignore_rule, last_manager
+from bandkeeper.actuate.outcome import FIELD_MANAGER, OUT_OF_TIME, CapResult, Deadline, Outcome
+from bandkeeper.actuate.rights import Right
+from bandkeeper.actuate.rollout import (
+    CAP_ANNOTATION,
+    PREVIOUS_CAP_ANNOTATION,
+    TEMPLATE_HASH_ANNOTATION,
+    is_ours,
+    template_hash,
+)
+from bandkeeper.decide.policy import CostClass
+from bandkeeper.kube.client import JSON_PATCH, ApiError, Conflict, Forbidden, KubeClient, NotFound
+from bandkeeper.kube.discovery import Resource
+
+ATTEMPTS = 4  # one write and three after a conflict
+Manifest = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where the cap stands: item `position` of the list `field` of container `index`; None where it is not yet."""
+
+    index: int
+    field: str
+    items: tuple[Any, ...]
+    position: int | None
+    cap: int | None
+
+
+class PodTemplate:
+    """Writes exactly one of an environment variable and an argument of one container."""
+
+    cost_class = CostClass.ROLLOUT
+    expected_delay_s = 300.0
+
+    def __init__(
+        self,
+        client: KubeClient,
+        *,
+        container: str,
+        env: str | None = None,
+        argument: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if (env is None) == (argument is None):
+            raise AdapterError("give exactly one of podTemplate.env and podTemplate.argument")
+        self._client = client
+        self._clock = clock
+        self.container = container
+        self.env = env
+        self.argument = argument
+
+    def right(self, resource: Resource) -> Right:
+        """Patching the workload itself."""
+        remedy = (
+            "set the chart value adapters.podTemplate.enabled=true (and its namespaces), or change spec.batch.adapter"
+        )
+        return Right(verb="patch", group=resource.group, resource=resource.plural, remedy=remedy)
+
+    def cap_of(self, manifest: Manifest) -> int | None:
+        """The cap that new pods boot with; None where the template does not say."""
+        try:
+            return self._find(manifest).cap
+        except AdapterError:
+            return None
+
+    def settled(self, workload: Workload, cap: int) -> bool:
+        """True when the stored manifest carries the cap."""
+        return workload.manifest is not None and self.cap_of(workload.manifest) == cap
+
+    async def apply(self, workload: Workload, cap: int, *, deadline: float) -> CapResult:
+        """Put `cap` into the template, if nobody changed it between our reading and our writing."""
+        if self.settled(workload, cap):
+            return CapResult(outcome=Outcome.UNCHANGED)
+
+        def wanted(manifest: Manifest, place: _Place) -> _Change | None:
+            return None if place.cap == cap else _Change(cap, place.cap)
+
+        return await self._write(workload, wanted, Deadline(deadline, self._clock))
+
+    async def rollback(self, workload: Workload, *, deadline: float) -> CapResult:
+        """Take our own last change back, if the template is still as we left it."""
+
+        def wanted(manifest: Manifest, place: _Place) -> _Change | None:
+            previous = _annotations(manifest["spec"]["template"]).get(PREVIOUS_CAP_ANNOTATION)
+            if previous is None:
+                return None
+            if not is_ours(manifest):
+                raise AdapterError("the pod template was changed by somebody else since; it was not rolled back")
+            return _Change(self._number(previous) if previous else None, None, rollback=True)
+
+        return await self._write(workload, wanted, Deadline(deadline, self._clock))
+
+    async def _write(
+        self, workload: Workload, wanted: Callable[[Manifest, _Place], _Change | None], left: Deadline
+    ) -> CapResult:
+        label = f"{workload.resource.kind} {workload.name}"
+        path = workload.resource.path(workload.namespace, workload.name)
+        seen: _Place | None = None
+        try:
+            for _ in range(ATTEMPTS):
+                if not left.timeout_s():
+                    return CapResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
+                manifest = await self._client.get(path, timeout_s=left.timeout_s())
+                place, owner = self._find(manifest), self._owner(manifest)
+                change = wanted(manifest, place)
+                if change is None:
+                    return CapResult(outcome=Outcome.UNCHANGED)
+                if manifest["metadata"]["uid"] != workload.uid:
+                    message = f"{label} was deleted and created again since the decision; nothing was written"
+                    return CapResult(outcome=Outcome.CHANGED, message=message)
+                if seen is not None and seen.cap != place.cap:
+                    who = owner.name if owner else "somebody else"
+                    message = f"{who} set {self._what} of {label} to {place.cap} meanwhile; nothing was written"
+                    return CapResult(outcome=Outcome.CHANGED, message=message, manager=owner.name if owner else "")
+                seen = place
+                if not left.timeout_s():
+                    return CapResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
+                try:
+                    await self._client.patch(
+                        path,
+                        self._patch(manifest, place, change),
+                        content_type=JSON_PATCH,
+                        params={"fieldManager": FIELD_MANAGER},
+                        timeout_s=left.timeout_s(),
+                    )
+                except Conflict:
+                    continue
+                return self._written(label, owner, place)
+        except AdapterError as error:
+            return CapResult(outcome=Outcome.REFUSED, message=str(error))
+        except NotFound:
+            return CapResult(outcome=Outcome.NOT_FOUND, message=f"no {label} in namespace {workload.namespace}")
+        except Forbidden as error:
+            message = self.right(workload.resource).refused(error, workload.namespace)
+            return CapResult(outcome=Outcome.FORBIDDEN, message=message)
+        except ApiError as error:
+            message = f"the pod template of {label} could not be written: {error.message}; it will be tried again"
+            return CapResult(outcome=Outcome.FAILED, message=message)
+        message = f"{label} was written by others {ATTEMPTS} times in a row; it will be tried again"
+        return CapResult(outcome=Outcome.FAILED, message=message)
+
+    def _patch(self, manifest: Manifest, place: _Place, change: _Change) -> list[dict[str, Any]]:
+        template = copy.deepcopy(manifest["spec"]["template"])
+        items = self._with(place, change.cap)
+        container = template["spec"]["containers"][place.index]
+        container[place.field] = items
+        if not items:
+            del container[place.field]
+        annotations = {
+            **_annotations(template),
+            CAP_ANNOTATION: _text(change.cap),
+            PREVIOUS_CAP_ANNOTATION: _text(change.previous),
+            TEMPLATE_HASH_ANNOTATION: template_hash(template),
+        }
+        if change.rollback:
+            del annotations[PREVIOUS_CAP_ANNOTATION]
+            if change.cap is None:
+                del annotations[CAP_ANNOTATION]
+        at = f"/spec/template/spec/containers/{place.index}"
+        value = {"op": "add", "path": f"{at}/{place.field}", "value": items}
+        return [
+            {"op": "test", "path": "/metadata/uid", "value": manifest["metadata"]["uid"]},
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": manifest["metadata"]["resourceVersion"]},
+            {"op": "test", "path": f"{at}/name", "value": self.container},
+            value if items else {"op": "remove", "path": f"{at}/{place.field}"},
+            {"op": "add", "path": "/spec/template/metadata/annotations", "value": annotations},
+        ]
+
+    def _with(self, place: _Place, cap: int | None) -> list[Any]:
+        """The list with the cap in its place; without it where `cap` is None."""
+        items = list(place.items)
+        if place.field == "env":
+            if place.position is not None:
+                items.pop(place.position)
+            if cap is not None:
+                at = len(items) if place.position is None else place.position
+                items.insert(at, {"name": self.env, "value": str(cap)})
+        elif place.position is not None and cap is not None:
+            old = items[place.position]
+            items[place.position] = f"{self.argument}={cap}" if old.startswith("-") else str(cap)
+        return items
+
+    def _find(self, manifest: Manifest) -> _Place:
+        spec = ((manifest.get("spec") or {}).get("template") or {}).get("spec") or {}
+        containers = spec.get("containers")
+        if not containers:
+            raise AdapterError(
+                f"{manifest.get('kind')} has no pod template in spec.template, which the PodTemplate adapter needs; "
+                "use the Annotation adapter"
+            )
+        names = [container.get("name") for container in containers]
+        if self.container not in names:
+            there = ", ".join(names)
+            raise AdapterError(f"no container {self.container} in the pod template; write one of: {there}")
+        index = names.index(self.container)
+        container = containers[index]
+        return self._find_env(index, container) if self.env else self._find_argument(index, container)
+
+    def _find_env(self, index: int, container: Manifest) -> _Place:
+        items = tuple(container.get("env") or ())
+        position = next((i for i, item in enumerate(items) if item.get("name") == self.env), None)
+        if position is None:
+            return _Place(index=index, field="env", items=items, position=None, cap=None)
+        if "valueFrom" in items[position]:
+            raise AdapterError(
+                f"{self._what} is set by valueFrom; give it a plain value, or use the Annotation adapter"
+            )
+        cap = self._number(items[position].get("value") or "")
+        return _Place(index=index, field="env", items=items, position=position, cap=cap)
+
+    def _find_argument(self, index: int, container: Manifest) -> _Place:
+        items = tuple(container.get("args") or ())
+        for position in reversed(range(len(items))):  # of a repeated argument the last one counts
+            name, equals, value = items[position].partition("=")
+            if name != self.argument:
+                continue
+            if not equals:
+                position += 1
+                value = items[position] if position < len(items) else ""
+            return _Place(index=index, field="args", items=items, position=position, cap=self._number(value))
+        raise AdapterError(self._no_argument(container))
+
+    def _no_argument(self, container: Manifest) -> str:
+        if any(self.argument in word.split("=", 1) for word in container.get("command") or ()):
+            return f"{self._what} stands in the container's command, which is never edited; move it to args"
+        inside = any(f"{self.argument}" in word for word in container.get("args") or ())
+        where = "stands inside a longer argument (a shell line?)" if inside else "is not among its args"
+        return (
+            f"{self._what} {where}; give it as an argument of its own with the capacity that the server boots with, "
+            "or use podTemplate.env"
+        )
+
+    def _number(self, value: str) -> int:
+        if not value.isdecimal():
+            raise AdapterError(
+                f'{self._what} is "{value}", not a whole number; set it to the capacity that the server boots with'
+            )
+        return int(value)
+
+    def _owner(self, manifest: Manifest) -> Manager | None:
+        """Who else set the field. All args are one field; each environment variable is its own."""
+        keys = ["f:spec", "f:template", "f:spec", "f:containers", _key(self.container)]
+        keys += ["f:env", _key(self.env), "f:value"] if self.env else ["f:args"]
+        manager = last_manager(manifest, *keys)
+        return manager if manager and manager.name != FIELD_MANAGER else None
+
+    def _written(self, label: str, owner: Manager | None, place: _Place) -> CapResult:
+        if owner is None:
+            return CapResult(outcome=Outcome.WRITTEN, written=1)
+        message = ""
+        if owner.operation == "Apply" or owner.name.startswith("argocd"):
+            pointer = f"/spec/template/spec/containers/{place.index}/{place.field}"
+            message = (
+                f"{owner.name} applies {self._what} of {label} too and may undo the cap, a rollout each time; "
+                f"{ignore_rule(owner.name, pointer)}"
+            )
+        return CapResult(outcome=Outcome.WRITTEN, message=message, written=1, manager=owner.name)
+
+    @property
+    def _what(self) -> str:
+        name = f"environment variable {self.env}" if self.env else f"argument {self.argument}"
+        return f"{name} of container {self.container}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """The cap to write (None: take it out) and the one to come back to (None: there was none)."""
+
+    cap: int | None
+    previous: int | None
+    rollback: bool = False
+
+
+def _annotations(template: Manifest) -> dict[str, str]:
+    return dict((template.get("metadata") or {}).get("annotations") or {})
+
+
+def _text(cap: int | None) -> str:
+    return "" if cap is None else str(cap)
+
+
+def _key(name: str | None) -> str:
+    return "k:" + json.dumps({"name": name}, separators=(",", ":"))

@@ -1,0 +1,212 @@
+"""Replicas through the scale subresource of any kind: read, and write only what was decided on.
+
+A write carries uid and resourceVersion. A Deployment's version also moves when only its status was written, so on a
+conflict the scale is read again and written if `spec.replicas` is still the one that the decision saw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bandkeeper.actuate.managers import replicas_manager
+from bandkeeper.actuate.outcome import (
+    FIELD_MANAGER,
+    OUT_OF_TIME,
+    REQUEST_TIMEOUT_S,
+    Deadline,
+    Outcome,
+    ScaleResult,
+)
+from bandkeeper.actuate.rights import Right
+from bandkeeper.actuate.rollout import rollout_of
+from bandkeeper.api.snapshot import Target
+from bandkeeper.api.v1alpha1 import TargetRef
+from bandkeeper.kube.client import ApiError, Conflict, Forbidden, KubeClient, NotFound
+from bandkeeper.kube.discovery import Discovery, Resource, TargetError, TargetProblem
+
+ATTEMPTS = 4  # one write and three after a conflict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """A target as its scale subresource shows it.
+
+    Attributes
+    ----------
+    current
+        Pods that the workload's controller counts now (`status.replicas`).
+    selector
+        Label selector of its pods, as text.
+    """
+
+    target: Target
+    current: int
+    selector: str
+
+
+class Replicas:
+    """Reads and writes the replica count of one target at a time."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        discovery: Discovery,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._discovery = discovery
+        self._clock = clock
+        self._wall = wall
+
+    async def read(self, namespace: str, ref: TargetRef) -> Scale:
+        """Read the scale and, where the rights allow it, who wrote it last and whether a rollout is on its way.
+
+        Raises
+        ------
+        TargetError
+            The kind is unknown or not scalable, the object is missing, a right is missing, it names no pods, or the
+            API server did not answer.
+        """
+        resource = await self._discovery.scalable(ref.api_version, ref.kind)
+        try:
+            scale = _scale(await self._client.get(resource.scale_path(namespace, ref.name)))
+        except ApiError as error:
+            raise _read_error(error, namespace, ref, resource) from error
+        if not scale.selector:
+            message = (
+                f"the scale subresource of {ref.kind} {ref.name} names no pods (empty status.selector); "
+                "its CRD must set labelSelectorPath, or name a Deployment or StatefulSet"
+            )
+            raise TargetError(TargetProblem.NO_SELECTOR, message)
+        workload = await self._workload(resource, namespace, ref.name, REQUEST_TIMEOUT_S)
+        target = dataclasses.replace(
+            scale.target, manager=replicas_manager(workload), rollout=rollout_of(workload, now=self._wall())
+        )
+        return dataclasses.replace(scale, target=target)
+
+    async def write(
+        self, namespace: str, ref: TargetRef, wanted: int, *, decided_on: Target, deadline: float
+    ) -> ScaleResult:
+        """Set `spec.replicas` to `wanted` if uid and replicas are still those of `decided_on`.
+
+        `deadline` is an instant of the monotonic clock: the end of the lease under which this was decided.
+        """
+        if decided_on.replicas == wanted:
+            return ScaleResult(outcome=Outcome.UNCHANGED, target=decided_on)
+        left = Deadline(deadline, self._clock)
+        try:
+            resource = await self._discovery.scalable(ref.api_version, ref.kind)
+        except TargetError as error:
+            return ScaleResult(outcome=Outcome.FAILED, message=str(error))
+        path = resource.scale_path(namespace, ref.name)
+        seen = decided_on
+        try:
+            for _ in range(ATTEMPTS):
+                if not left.timeout_s():
+                    return ScaleResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
+                try:
+                    answer = await self._patch(path, seen, wanted, left)
+                except Conflict:
+                    if not left.timeout_s():
+                        return ScaleResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
+                    seen = _scale(await self._client.get(path, timeout_s=left.timeout_s(), urgent=True)).target
+                    if seen.uid != decided_on.uid or seen.replicas != decided_on.replicas:
+                        return await self._changed(resource, namespace, ref, decided_on, seen, wanted, left)
+                else:
+                    return ScaleResult(outcome=Outcome.WRITTEN, target=_scale(answer).target)
+        except ApiError as error:
+            return _write_error(error, namespace, ref, resource)
+        message = f"{ref.kind} {ref.name} was written by others {ATTEMPTS} times in a row; it will be tried again"
+        return ScaleResult(outcome=Outcome.FAILED, message=message, target=seen)
+
+    async def _patch(self, path: str, seen: Target, wanted: int, left: Deadline) -> dict[str, Any]:
+        metadata = {"uid": seen.uid}
+        if seen.resource_version:
+            metadata["resourceVersion"] = seen.resource_version
+        return await self._client.patch(
+            path,
+            {"metadata": metadata, "spec": {"replicas": wanted}},
+            params={"fieldManager": FIELD_MANAGER},
+            timeout_s=left.timeout_s(),
+            urgent=True,
+        )
+
+    async def _changed(
+        self,
+        resource: Resource,
+        namespace: str,
+        ref: TargetRef,
+        decided_on: Target,
+        seen: Target,
+        wanted: int,
+        left: Deadline,
+    ) -> ScaleResult:
+        if seen.uid != decided_on.uid:
+            message = f"{ref.kind} {ref.name} was deleted and created again since the decision; nothing was written"
+            return ScaleResult(outcome=Outcome.CHANGED, message=message, target=seen)
+        workload = await self._workload(resource, namespace, ref.name, left.timeout_s())
+        manager = replicas_manager(workload)
+        seen = dataclasses.replace(seen, manager=manager)
+        if seen.replicas == wanted:
+            return ScaleResult(outcome=Outcome.UNCHANGED, target=seen, manager=manager)
+        message = (
+            f"{manager or 'somebody else'} set {ref.kind} {ref.name} from {decided_on.replicas} to {seen.replicas} "
+            f"replicas since the decision; {wanted} was not written"
+        )
+        return ScaleResult(outcome=Outcome.CHANGED, message=message, target=seen, manager=manager)
+
+    async def _workload(self, resource: Resource, namespace: str, name: str, timeout_s: float) -> Mapping[str, Any]:
+        """The whole object, for what /scale does not tell; empty where it cannot be read, because it is only advice."""
+        if not timeout_s:
+            return {}
+        try:
+            return await self._client.get(resource.path(namespace, name), timeout_s=timeout_s)
+        except ApiError:
+            return {}
+
+
+def _scale(answer: Mapping[str, Any]) -> Scale:
+    metadata, status = answer.get("metadata") or {}, answer.get("status") or {}
+    return Scale(
+        target=Target(
+            uid=metadata.get("uid", ""),
+            replicas=(answer.get("spec") or {}).get("replicas") or 0,
+            resource_version=metadata.get("resourceVersion", ""),
+        ),
+        current=status.get("replicas") or 0,
+        selector=status.get("selector") or "",
+    )
+
+
+def scale_right(verb: str, resource: Resource) -> Right:
+    """The right to `get` or `patch` the scale subresource of a kind."""
+    remedy = "add the kind to the chart value scaleTargets, or grant it to the operator's service account"
+    return Right(verb=verb, group=resource.group, resource=f"{resource.plural}/scale", remedy=remedy)
+
+
+def _read_error(error: ApiError, namespace: str, ref: TargetRef, resource: Resource) -> TargetError:
+    if isinstance(error, NotFound):
+        message = f"no {ref.kind} {ref.name} in namespace {namespace}; create it, or correct spec.targetRef"
+        return TargetError(TargetProblem.NOT_FOUND, message)
+    if isinstance(error, Forbidden):
+        message = scale_right("get", resource).refused(error, namespace)
+        return TargetError(TargetProblem.FORBIDDEN, message)
+    message = f"{ref.kind} {ref.name} could not be read: {error.message}; it will be tried again"
+    return TargetError(TargetProblem.UNAVAILABLE, message)
+
+
+def _write_error(error: ApiError, namespace: str, ref: TargetRef, resource: Resource) -> ScaleResult:
+    if isinstance(error, NotFound):
+        message = f"no {ref.kind} {ref.name} in namespace {namespace}; create it, or correct spec.targetRef"
+        return ScaleResult(outcome=Outcome.NOT_FOUND, message=message)
+    if isinstance(error, Forbidden):
+        message = scale_right("patch", resource).refused(error, namespace)
+        return ScaleResult(outcome=Outcome.FORBIDDEN, message=message)
+    message = f"the replicas of {ref.kind} {ref.name} could not be written: {error.message}; it will be tried again"
+    return ScaleResult(outcome=Outcome.FAILED, message=message)

@@ -1,0 +1,1 @@
+"""The API: custom resources, signals, snapshots, conditions and reasons. Pure: no IO and no clock."""

@@ -1,0 +1,176 @@
+"""What was seen of one policy's workload at one moment. Missing data is a `Gap`, never a zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from bandkeeper.api.signals import Signal
+
+
+class PodState(StrEnum):
+    """What a pod can do for its workload now."""
+
+    READY = "Ready"
+    PENDING = "Pending"  # scheduled or not yet, pulling, loading its model: expected to become ready
+    UNSCHEDULABLE = "Unschedulable"
+    FAILED = "Failed"  # image pull failure or crash loop: not expected to become ready
+    TERMINATING = "Terminating"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """One pod of the target.
+
+    Attributes
+    ----------
+    age_s
+        Seconds since creation.
+    state_age_s
+        Seconds since the pod's Ready condition last changed (since creation where it has none).
+    revision
+        Pod template revision (`pod-template-hash` or `controller-revision-hash`), if any.
+    cap
+        Batch cap read back from the pod, None where nothing was read.
+    capacity
+        Batch size the server booted with, None where unknown.
+    queue_bound
+        Most requests that the server queues before it refuses, None where unbounded or unknown.
+    """
+
+    name: str
+    uid: str = ""
+    state: PodState = PodState.READY
+    age_s: float = 0.0
+    state_age_s: float = 0.0
+    revision: str | None = None
+    cap: int | None = None
+    capacity: int | None = None
+    queue_bound: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A change of pod template on its way.
+
+    `deadline_exceeded` is the workload's own verdict; `ours` says that this policy's batch adapter began it.
+    `surge` counts pods above the wanted replicas.
+    """
+
+    deadline_exceeded: bool = False
+    ours: bool = False
+    surge: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The scaled object as its scale subresource shows it.
+
+    `manager` is the field manager that owns `spec.replicas` last, "" where unknown.
+    """
+
+    uid: str
+    replicas: int
+    resource_version: str = ""
+    manager: str = ""
+    rollout: Rollout | None = None
+
+
+class GapReason(StrEnum):
+    """Why a signal has no usable value."""
+
+    ABSENT = "Absent"
+    STALE = "Stale"
+    INVALID = "Invalid"  # NaN, infinite, negative or absurd
+    PARTIAL = "Partial"  # some ready pods have no value, or the server warned of a partial answer
+    UNREACHABLE = "Unreachable"
+    REFUSED = "Refused"  # authentication, bad query, budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """A signal that was wanted and could not be read; `detail` is a sentence for a person."""
+
+    signal: Signal
+    reason: GapReason
+    detail: str
+    pods: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A gauge's value or a counter's rate per second, and the age of the raw sample in seconds."""
+
+    value: float
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """A histogram over a window, for the whole workload.
+
+    Attributes
+    ----------
+    window_s
+        Length of the window in seconds.
+    edges
+        Upper bucket bounds in seconds, ascending, the last one infinite.
+    counts
+        Observations in the window at or below each edge (cumulative, may be fractional).
+    total_s
+        Sum of the observed values in the window, None where the exporter has none.
+    quantiles
+        Percentile to seconds, where the source computes percentiles itself (a user's query, a summary).
+        Such a source has no edges and no counts.
+    age_s
+        Age of the youngest raw sample.
+    """
+
+    window_s: float
+    edges: tuple[float, ...] = ()
+    counts: tuple[float, ...] = ()
+    total_s: float | None = None
+    quantiles: Mapping[int, float] = field(default_factory=dict)
+    age_s: float = 0.0
+
+    @property
+    def observations(self) -> float:
+        """Observations in the window; 0 where the source gives only percentiles or there was no traffic."""
+        return self.counts[-1] if self.counts else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that a decision may look at.
+
+    Attributes
+    ----------
+    target
+        None while the target is missing or was not read yet.
+    pods
+        All pods that match the target's selector.
+    pods_age_s
+        Age of the pod store; above 60 s no scale-in is allowed.
+    by_pod
+        Gauges and counter rates per ready pod name. A pod without an entry has no data.
+    totals
+        Gauges and rates that exist for the workload only (a user's query without a pod label).
+    distributions
+        Latency histograms by signal and window in seconds (rounded to whole seconds).
+    gaps
+        What was wanted and could not be read.
+    """
+
+    target: Target | None
+    pods: tuple[Pod, ...] = ()
+    pods_age_s: float = 0.0
+    by_pod: Mapping[Signal, Mapping[str, Reading]] = field(default_factory=dict)
+    totals: Mapping[Signal, Reading] = field(default_factory=dict)
+    distributions: Mapping[tuple[Signal, int], Distribution] = field(default_factory=dict)
+    gaps: tuple[Gap, ...] = ()
+
+    def pods_in(self, *states: PodState) -> tuple[Pod, ...]:
+        """The pods that are in one of `states`."""
+        return tuple(pod for pod in self.pods if pod.state in states)

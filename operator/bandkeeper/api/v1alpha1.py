@@ -1,0 +1,651 @@
+"""`GPUScalingPolicy` v1alpha1 as pydantic models: the one source of the CRD, of validation and of defaults.
+
+Descriptions, bounds and rules here become the CRD's. What depends on the objective has no default here, so that changing
+the objective changes it; `status.effective` shows what is in force.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from bandkeeper.api.rules import Distinct, Rule, RuledModel, duration, matches
+
+GROUP = "bandkeeper.dev"
+VERSION = "v1alpha1"
+KIND = "GPUScalingPolicy"
+PLURAL = "gpuscalingpolicies"
+PAUSED_ANNOTATION = f"{GROUP}/paused"
+NAME_LIMIT = 63  # of a policy: its name can always be the value of a label
+MESSAGE_LIMIT = 256
+HISTORY_LIMIT = 10
+
+
+class Objective(StrEnum):
+    LATENCY_SENSITIVE = "LatencySensitive"
+    THROUGHPUT_SENSITIVE = "ThroughputSensitive"
+    BALANCED = "Balanced"
+
+
+class Mode(StrEnum):
+    ENFORCE = "Enforce"
+    RECOMMEND = "Recommend"
+
+
+class SelectPolicy(StrEnum):
+    MAX = "Max"
+    MIN = "Min"
+    DISABLED = "Disabled"
+
+
+class ScalingPolicyType(StrEnum):
+    PODS = "Pods"
+    PERCENT = "Percent"
+
+
+class FallbackBehavior(StrEnum):
+    HOLD = "Hold"
+    REPLICAS_IF_HIGHER = "ReplicasIfHigher"
+    REPLICAS = "Replicas"
+
+
+class AdapterType(StrEnum):
+    ANNOTATION = "Annotation"
+    POD_TEMPLATE = "PodTemplate"
+
+
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    matches(
+        "[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "must be an object's name: lower case letters, digits, '-' and '.', such as chat"
+    ),
+]
+OpenName = Annotated[
+    str,
+    Field(min_length=1, max_length=63),
+    matches("[A-Za-z][A-Za-z0-9]*", "must be one word in CamelCase, letters and digits only"),
+]
+PositiveDuration = Annotated[str, Field(max_length=24), duration(most="24h")]
+Window = Annotated[str, Field(max_length=24), duration(least="5s", most="1h")]
+ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+class _Model(RuledModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class TargetRef(_Model):
+    api_version: Annotated[
+        str,
+        Field(min_length=1, max_length=317, examples=["apps/v1"], description="API group and version of the target."),
+        matches(
+            "([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?v[0-9][a-z0-9]*", "must be group/version, such as apps/v1, or a version, such as v1"
+        ),
+    ]
+    kind: Annotated[
+        str,
+        Field(min_length=1, max_length=63, examples=["Deployment"], description="Kind of the target."),
+        matches("[A-Z][A-Za-z0-9]*", "must be a kind in CamelCase, such as Deployment"),
+    ]
+    name: Name = Field(examples=["chat"], description="Name of the target, in the policy's own namespace.")
+
+
+class SLO(_Model):
+    """A promise over one signal: a latency percentile (threshold) or a rate (minPerSecond)."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="has(self.threshold) != has(self.minPerSecond)",
+            holds=lambda slo: (slo.threshold is None) != (slo.min_per_second is None),
+            message="must have exactly one of threshold (for a latency, such as 500ms) and minPerSecond (for a rate, such as 100)",
+        ),
+    )
+
+    signal: OpenName = Field(
+        examples=["TimeToFirstToken"],
+        description="The signal that is promised, such as TimeToFirstToken, InterTokenLatency, EndToEndLatency, "
+        "QueueTime, GenerationTokens or Samples. A name that the operator does not know gives a condition that lists the known ones.",
+    )
+    percentile: Annotated[int, Field(ge=1, le=99)] = Field(
+        default=95, description="The percentile of a latency that threshold bounds. A rate has none and leaves it out."
+    )
+    threshold: PositiveDuration | None = Field(
+        default=None,
+        examples=["500ms"],
+        description="The most that the percentile of the latency may be: a duration such as 500ms, 7500us or 2s, at most 24h.",
+    )
+    min_per_second: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
+        default=None,
+        examples=[100],
+        description="The least rate, in the signal's unit per second (requests, tokens, samples), while work waits.",
+    )
+    window: Window = Field(
+        default="60s", description="The time over which the promise is judged: a duration from 5s to 1h."
+    )
+
+
+class Replicas(_Model):
+    rules: ClassVar = (
+        Rule(
+            cel="self.min <= self.max",
+            holds=lambda replicas: replicas.min <= replicas.max,
+            message="must be at least replicas.min: raise max or lower min",
+            path=".max",
+        ),
+    )
+
+    min: Annotated[
+        int,
+        Field(ge=0, le=10_000),
+        Rule(
+            cel="self >= 1",
+            holds=lambda least: least >= 1,
+            message="must be at least 1: scale to zero needs an activation source and is planned; write 1",
+        ),
+    ] = Field(default=1, description="The fewest replicas. At least 1: scale to zero needs an activation source and is planned.")
+    max: ReplicaCount = Field(examples=[16], description="The most replicas, those of a rollout's surge included.")
+
+
+class Band(_Model):
+    rules: ClassVar = (
+        Rule(
+            cel="self.lowPercent < self.highPercent",
+            holds=lambda band: band.low_percent < band.high_percent,
+            message="must be less than highPercent, such as lowPercent: 60 and highPercent: 70",
+            path=".lowPercent",
+        ),
+    )
+
+    low_percent: Percent = Field(
+        examples=[60], description="Low edge of the utilisation band in percent. Below it replicas may be let go."
+    )
+    high_percent: Percent = Field(
+        examples=[70], description="High edge of the utilisation band in percent. Above it capacity is added."
+    )
+
+
+class AnnotationAdapter(_Model):
+    """Writes the cap to an annotation of each pod, which the pod reads through the downward API."""
+
+    key: Annotated[
+        str,
+        Field(max_length=78),
+        matches(
+            "bandkeeper[.]dev/[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?",
+            "must be an annotation key of the operator's own: bandkeeper.dev/ and a name in lower case, such as bandkeeper.dev/batch-cap",
+        ),
+    ] = Field(default=f"{GROUP}/batch-cap", description="Key of the pod annotation that carries the cap, under bandkeeper.dev/.")
+
+
+class PodTemplateAdapter(_Model):
+    """Writes the cap into the pod template: exactly one of `env` and `argument`."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="has(self.env) != has(self.argument)",
+            holds=lambda adapter: (adapter.env is None) != (adapter.argument is None),
+            message="must have exactly one of env (a variable, such as MAX_NUM_SEQS) and argument (a flag, such as --max-num-seqs)",
+        ),
+    )
+
+    container: Annotated[
+        str,
+        Field(min_length=1, max_length=63, examples=["server"], description="Name of the container whose cap is set."),
+        matches("[a-z0-9]([-a-z0-9]*[a-z0-9])?", "must be a container's name: lower case letters, digits and '-'"),
+    ]
+    env: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=128),
+            matches("[A-Za-z_][A-Za-z0-9_]*", "must be the name of an environment variable, such as MAX_NUM_SEQS"),
+        ]
+        | None
+    ) = Field(default=None, examples=["MAX_NUM_SEQS"], description="Environment variable that holds the cap.")
+    argument: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=128),
+            matches("--?[A-Za-z0-9][-A-Za-z0-9_.]*", "must be a flag without its value, such as --max-num-seqs"),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        examples=["--max-num-seqs"],
+        description="Argument that holds the cap, as --flag=64 or as --flag followed by 64.",
+    )
+
+
+def _annotation_by_default(fields: dict[str, Any]) -> AnnotationAdapter | None:
+    return AnnotationAdapter() if fields.get("type") is AdapterType.ANNOTATION else None
+
+
+class Adapter(_Model):
+    """How the batch cap reaches the model server. The member named like `type` holds its settings."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="self.type == 'Annotation' || !has(self.annotation)",
+            holds=lambda adapter: adapter.type is AdapterType.ANNOTATION or adapter.annotation is None,
+            message="must be left out unless type is Annotation",
+            path=".annotation",
+            reason="FieldValueForbidden",
+        ),
+        Rule(
+            cel="self.type == 'PodTemplate' || !has(self.podTemplate)",
+            holds=lambda adapter: adapter.type is AdapterType.POD_TEMPLATE or adapter.pod_template is None,
+            message="must be left out unless type is PodTemplate",
+            path=".podTemplate",
+            reason="FieldValueForbidden",
+        ),
+        Rule(
+            cel="self.type != 'PodTemplate' || has(self.podTemplate)",
+            holds=lambda adapter: adapter.type is not AdapterType.POD_TEMPLATE or adapter.pod_template is not None,
+            message="must be set when type is PodTemplate, such as {container: server, env: MAX_NUM_SEQS}",
+            path=".podTemplate",
+            reason="FieldValueRequired",
+        ),
+    )
+
+    type: AdapterType = Field(
+        examples=["Annotation"],
+        description="Annotation: a pod annotation that the server reads through the downward API, in force within about two minutes. "
+        "PodTemplate: an environment variable or argument of the pod template, in force by a rollout.",
+    )
+    annotation: AnnotationAdapter | None = Field(
+        default_factory=_annotation_by_default,
+        description="Settings of type Annotation; may be left out, then the key is bandkeeper.dev/batch-cap.",
+    )
+    pod_template: PodTemplateAdapter | None = Field(
+        default=None, description="Settings of type PodTemplate: the container and exactly one of env and argument."
+    )
+
+
+class Batch(_Model):
+    rules: ClassVar = (
+        Rule(
+            cel="self.min <= self.max",
+            holds=lambda batch: batch.min <= batch.max,
+            message="must be at least batch.min: raise max or lower min",
+            path=".max",
+        ),
+        Rule(
+            cel="!has(self.candidates) || self.candidates.all(size, size >= self.min && size <= self.max)",
+            holds=lambda batch: all(batch.min <= size <= batch.max for size in batch.candidates or ()),
+            message="must all lie between batch.min and batch.max",
+            path=".candidates",
+        ),
+    )
+
+    min: BatchSize = Field(default=1, description="The smallest batch cap.")
+    max: BatchSize = Field(examples=[256], description="The largest batch cap.")
+    candidates: Annotated[list[BatchSize], Distinct(), Field(min_length=1, max_length=32)] | None = Field(
+        default=None,
+        examples=[[8, 16, 32, 64]],
+        description="The only caps that may be set. Left out: the operator chooses sizes from min to max.",
+    )
+    adapter: Adapter = Field(
+        examples=[{"type": "Annotation"}], description="How the batch cap reaches the model server."
+    )
+
+
+class ScalingPolicy(_Model):
+    """One limit on the rate of change, with the meaning that it has in an HPA."""
+
+    type: ScalingPolicyType = Field(examples=["Pods"], description="Whether value counts pods or percent of the replicas.")
+    value: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        examples=[4], description="The most change in one period, in pods or percent."
+    )
+    period_seconds: Annotated[int, Field(ge=1, le=1800)] = Field(
+        examples=[60], description="Length of the period in seconds, at most 1800."
+    )
+
+
+class ScalingRules(_Model):
+    """One direction, with the fields and the meaning of an HPA's behavior."""
+
+    stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(
+        default=None,
+        examples=[300],
+        description="Seconds of past recommendations that are looked back on: scaling down uses the highest of them, "
+        "scaling up the lowest. Left out: by the objective.",
+    )
+    select_policy: SelectPolicy | None = Field(
+        default=None, description="Which policy counts where several apply; Disabled forbids this direction. Left out: Max."
+    )
+    policies: Annotated[list[ScalingPolicy], Field(min_length=1, max_length=10)] | None = Field(
+        default=None, description="Limits on the rate of change. Left out: by the objective."
+    )
+    tolerance: (
+        Annotated[
+            str,
+            Field(max_length=8),
+            matches("0([.][0-9]{1,4})?|1([.]0{1,4})?", "must be a share from 0 to 1 in quotes, such as '0.05' for 5 percent"),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        examples=["0.05"],
+        description="Share by which the wanted capacity may differ before anything is done, as a string such as '0.05'. "
+        "Left out: by the objective.",
+    )
+
+
+class Behavior(_Model):
+    scale_up: ScalingRules | None = Field(default=None, description="How fast replicas may be added.")
+    scale_down: ScalingRules | None = Field(default=None, description="How fast replicas may be removed.")
+
+
+class Fallback(_Model):
+    """What holds when metrics are missing for too long."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="self.behavior == 'Hold' || has(self.replicas)",
+            holds=lambda fallback: fallback.behavior is FallbackBehavior.HOLD or fallback.replicas is not None,
+            message="must be set when behavior is Replicas or ReplicasIfHigher, such as replicas: 4",
+            path=".replicas",
+            reason="FieldValueRequired",
+        ),
+        Rule(
+            cel="self.behavior != 'Hold' || !has(self.replicas)",
+            holds=lambda fallback: fallback.behavior is not FallbackBehavior.HOLD or fallback.replicas is None,
+            message="must be left out when behavior is Hold; to use it, write behavior: ReplicasIfHigher",
+            path=".replicas",
+            reason="FieldValueForbidden",
+        ),
+    )
+
+    after: PositiveDuration = Field(
+        default="180s", description="How long metrics must be missing before the fallback holds: a duration of at most 24h."
+    )
+    behavior: FallbackBehavior = Field(
+        default=FallbackBehavior.HOLD,
+        description="Hold: change nothing. ReplicasIfHigher: at least `replicas`, never fewer than now. "
+        "Replicas: exactly `replicas`, fewer than now included.",
+    )
+    replicas: ReplicaCount | None = Field(
+        default=None, examples=[4], description="Replicas for Replicas and ReplicasIfHigher, between replicas.min and replicas.max."
+    )
+
+
+class SignalSource(_Model):
+    """Where one signal comes from instead of the runtime's preset: exactly one of `metric` and `query`."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="has(self.metric) != has(self.query)",
+            holds=lambda source: (source.metric is None) != (source.query is None),
+            message="must have exactly one of metric (the name of a metric with the preset's meaning) and query (PromQL)",
+        ),
+    )
+
+    signal: OpenName = Field(examples=["RequestsWaiting"], description="The signal that is read elsewhere.")
+    metric: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=255),
+            matches("[a-zA-Z_:][a-zA-Z0-9_:]*", "must be the name of a metric, such as my_server_queue_size; for PromQL write query"),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        examples=["my_server_queue_size"],
+        description="Name of a metric that is read the way the preset reads its own: a gauge, a counter, or a histogram without _bucket.",
+    )
+    query: Annotated[str, Field(min_length=1, max_length=2048)] | None = Field(
+        default=None,
+        examples=["sum by (pod) (my_queue)"],
+        description="PromQL that gives the signal in its unit, by (pod) or for the whole workload.",
+    )
+
+
+class PrometheusSelection(_Model):
+    """Which Prometheus answers: exactly one of `name` (of the operator's configuration) and `url`."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="has(self.name) != has(self.url)",
+            holds=lambda prometheus: (prometheus.name is None) != (prometheus.url is None),
+            message="must have exactly one of name (of the operator's configuration) and url",
+        ),
+    )
+
+    name: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=63),
+            matches("[a-z0-9]([-a-z0-9]*[a-z0-9])?", "must be the name of a Prometheus in the operator's configuration, such as default"),
+        ]
+        | None
+    ) = Field(default=None, examples=["default"], description="Name of a Prometheus in the operator's configuration.")
+    url: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=512),
+            matches(
+                "https?://[A-Za-z0-9.:_[\\]-]+(/[A-Za-z0-9._~/%-]*)?",
+                "must be http:// or https:// with host and path only, such as http://prometheus.monitoring:9090; "
+                "credentials belong in the operator's configuration, then write name",
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        examples=["http://prometheus.monitoring:9090"],
+        description="Address of a Prometheus that needs no credentials.",
+    )
+
+
+class Spec(_Model):
+    """What is wanted for one workload."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="self.objective == 'ThroughputSensitive' || (has(self.slos) && size(self.slos) > 0)",
+            holds=lambda spec: spec.objective is Objective.THROUGHPUT_SENSITIVE or bool(spec.slos),
+            message="must have at least one entry when objective is LatencySensitive or Balanced, "
+            "such as {signal: TimeToFirstToken, percentile: 95, threshold: 500ms}",
+            path=".slos",
+            reason="FieldValueRequired",
+        ),
+        Rule(
+            cel="!has(self.fallback) || !has(self.fallback.replicas) || "
+            "(self.fallback.replicas >= self.replicas.min && self.fallback.replicas <= self.replicas.max)",
+            holds=lambda spec: spec.fallback.replicas is None
+            or spec.replicas.min <= spec.fallback.replicas <= spec.replicas.max,
+            message="must lie between replicas.min and replicas.max",
+            path=".fallback.replicas",
+        ),
+    )
+
+    target_ref: TargetRef = Field(
+        examples=[{"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"}],
+        description="The workload that is scaled: anything with a scale subresource, in the policy's namespace.",
+    )
+    objective: Objective = Field(
+        description="What matters most. It sets the band, the batch rule and the behavior where they are left out. "
+        "LatencySensitive keeps 60 to 70 percent, Balanced 70 to 80, ThroughputSensitive 85 to 95.",
+    )
+    runtime: OpenName = Field(
+        examples=["VLLM"],
+        description="The model server, which tells what its metrics are called: VLLM, Triton, Generic and others. "
+        "A name that the operator does not know gives a condition that lists the known ones.",
+    )
+    slos: Annotated[list[SLO], Distinct(("signal", "percentile")), Field(max_length=8)] = Field(
+        default_factory=list,
+        examples=[[{"signal": "TimeToFirstToken", "threshold": "500ms"}]],
+        description="What is promised. At least one unless the objective is ThroughputSensitive.",
+    )
+    replicas: Replicas = Field(examples=[{"min": 1, "max": 16}], description="Bounds of the replica count.")
+    batch: Batch | None = Field(
+        default=None,
+        description="Bounds of the batch cap and how it is set. Left out: only replicas are scaled, and nothing but /scale is written.",
+    )
+    mode: Mode = Field(
+        default=Mode.ENFORCE,
+        description="Enforce: act. Recommend: decide and say so, write nothing to the workload.",
+    )
+    band: Band | None = Field(
+        default=None, description="Utilisation between which nothing is done. Left out: by the objective."
+    )
+    behavior: Behavior | None = Field(
+        default=None, description="How fast replicas may change, as in an HPA. Left out: by the objective."
+    )
+    fallback: Fallback = Field(default=Fallback(), description="What holds when metrics are missing for too long.")
+    signals: Annotated[list[SignalSource], Distinct(("signal",)), Field(max_length=20)] = Field(
+        default_factory=list, description="Signals that come from elsewhere than the runtime's preset."
+    )
+    prometheus: PrometheusSelection | None = Field(
+        default=None, description="The Prometheus that answers for this policy. Left out: the operator's default."
+    )
+
+
+def _clip(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MESSAGE_LIMIT:
+        return value[: MESSAGE_LIMIT - 1].rstrip() + "…"
+    return value
+
+
+Message = Annotated[str, BeforeValidator(_clip), Field(max_length=MESSAGE_LIMIT)]
+Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+Word = Annotated[str, Field(max_length=63)]
+Reason = Annotated[str, Field(min_length=1, max_length=63, pattern="^[A-Za-z][A-Za-z0-9]*$")]
+Length = Annotated[str, Field(max_length=24)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Level = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+class ConditionStatus(StrEnum):
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(_Model):
+    """One aspect of the policy's state, as in every Kubernetes API."""
+
+    type: Reason = Field(description="Name of the aspect, such as Ready.")
+    status: ConditionStatus = Field(description="True, False or Unknown.")
+    reason: Reason = Field(description="Why, as one word for programs.")
+    message: Message = Field(description="Why, as a sentence for people, and what to do.")
+    last_transition_time: Time = Field(description="When status last changed.")
+    observed_generation: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
+        description="Generation of the policy that was judged."
+    )
+
+
+class ReplicaStatus(_Model):
+    current: Count | None = Field(default=None, description="Replicas that the target's scale asks for.")
+    desired: Count | None = Field(default=None, description="Replicas that the operator wants.")
+    ready: Count | None = Field(default=None, description="Pods that are ready.")
+    pending: Count | None = Field(default=None, description="Pods that are expected to become ready.")
+
+
+class BatchStatus(_Model):
+    current: Count | None = Field(default=None, description="Batch cap read back from the pods, the smallest of them.")
+    desired: Count | None = Field(default=None, description="Batch cap that the operator wants.")
+    capacity: Count | None = Field(default=None, description="Batch size that the servers booted with.")
+    source: Word | None = Field(default=None, description="Where current was read.")
+
+
+class UtilizationStatus(_Model):
+    percent: Level | None = Field(
+        default=None, description="Offered work as percent of what the ready replicas can carry. Above 100 is overload."
+    )
+    source: Word = Field(description="How it was found, such as RequestsOverCap.")
+    message: Message | None = Field(default=None, description="What limits its meaning, where anything does.")
+
+
+class SLOStatus(_Model):
+    """How far one promise is kept."""
+
+    signal: Word = Field(description="The signal that is promised.")
+    percentile: Annotated[int, Field(ge=1, le=99)] = Field(default=95, description="The percentile that is bounded.")
+    threshold: Length | None = Field(default=None, description="The most that the latency may be.")
+    min_per_second: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
+        default=None, description="The least rate."
+    )
+    measured: Length | None = Field(
+        default=None, description="The latency percentile over the window, a duration, or a rate per second."
+    )
+    lower_bound: Length | None = Field(
+        default=None, description="Lower bound of the histogram bucket that holds the percentile."
+    )
+    upper_bound: Length | None = Field(
+        default=None, description="Upper bound of the histogram bucket that holds the percentile; +Inf for the last."
+    )
+    attainment_low_percent: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None, description="The least share of requests that can have been within the threshold."
+    )
+    attainment_high_percent: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None, description="The largest share of requests that can have been within the threshold."
+    )
+    state: Reason = Field(description="A reason of the condition WithinSLO, for this promise alone.")
+
+
+class EffectiveScalingRules(_Model):
+    stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(description="Window in force.")
+    select_policy: SelectPolicy = Field(description="Selection in force.")
+    limits: Annotated[str, Field(max_length=128)] = Field(
+        description="Rates in force, in words, such as 100% or 4 pods in 15s."
+    )
+    tolerance: Annotated[str, Field(max_length=8)] = Field(description="Tolerance in force.")
+
+
+class Effective(_Model):
+    """What is in force, defaults of the objective included."""
+
+    band: Band = Field(description="The utilisation band.")
+    batch_rule: Word = Field(description="How the batch cap is chosen.")
+    scale_up: EffectiveScalingRules = Field(description="How replicas are added.")
+    scale_down: EffectiveScalingRules = Field(description="How replicas are removed.")
+    fallback: Fallback = Field(description="What holds without metrics.")
+    period: Length = Field(description="Time between two decisions.")
+
+
+class DecisionStatus(_Model):
+    """A decision: what was wanted and why."""
+
+    time: Time = Field(description="When it was made.")
+    reason: Reason = Field(description="Why, as one word for programs.")
+    message: Message = Field(description="Why, as a sentence for people.")
+    replicas: Count | None = Field(default=None, description="Replicas that it wants.")
+    batch_cap: Count | None = Field(default=None, description="Batch cap that it wants.")
+
+
+class HistoryEntry(DecisionStatus):
+    """A decision that changed something."""
+
+    from_replicas: Count | None = Field(default=None, description="Replicas before it.")
+    from_batch_cap: Count | None = Field(default=None, description="Batch cap before it.")
+
+
+class Status(_Model):
+    """What the operator sees and does. Bounded to 8 KB; live values are metrics."""
+
+    observed_generation: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = Field(
+        default=None, description="Generation of the policy that the status speaks of."
+    )
+    conditions: Annotated[list[Condition], Distinct(("type",)), Field(max_length=16)] = Field(
+        default_factory=list, description="The aspects of the policy's state."
+    )
+    replicas: ReplicaStatus | None = Field(default=None, description="Replica counts.")
+    batch: BatchStatus | None = Field(default=None, description="Batch caps.")
+    utilization: UtilizationStatus | None = Field(default=None, description="Utilisation of the ready replicas.")
+    slos: Annotated[list[SLOStatus], Distinct(("signal", "percentile")), Field(max_length=8)] = Field(
+        default_factory=list, description="How far each promise is kept."
+    )
+    effective: Effective | None = Field(default=None, description="What is in force, defaults of the objective included.")
+    last_decision: DecisionStatus | None = Field(default=None, description="The last decision.")
+    history: Annotated[list[HistoryEntry], Field(max_length=HISTORY_LIMIT)] = Field(
+        default_factory=list, description="The last decisions that changed something, latest first."
+    )
+    cold_start: Length | None = Field(
+        default=None, description="Time from a pod's creation to its readiness, as measured."
+    )

@@ -1,0 +1,1 @@
+"""The decision: (policy, snapshot, state, now) -> (Decision, state). Pure: no IO, no clock."""

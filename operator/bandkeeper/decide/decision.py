@@ -1,0 +1,171 @@
+"""The decision as one value: what is wanted, why, and the inputs that led there. Status, event, log and metrics show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
+from bandkeeper.api.signals import Signal
+
+MESSAGE_LIMIT = 256
+REQUESTS_OVER_CAP = "RequestsOverCap"
+
+
+class MetricsState(StrEnum):
+    """How much of what the decision needs was read."""
+
+    USABLE = "Usable"
+    PARTIAL = "Partial"
+    NONE = "None"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsVerdict:
+    """What the metrics are worth.
+
+    Attributes
+    ----------
+    since_s
+        When the state began, on the clock of `now_s`.
+    in_fallback
+        True while the policy's fallback holds (behavior Hold included).
+    message
+        Which signals or pods have no data; empty while all is usable.
+    """
+
+    state: MetricsState
+    since_s: float
+    in_fallback: bool = False
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SLOVerdict:
+    """How far one promise is kept.
+
+    Attributes
+    ----------
+    limit
+        The threshold in seconds, or the least rate per second where `percentile` is None.
+    value
+        Measured percentile in seconds, interpolated inside its bucket as Prometheus does, or the rate per second.
+    lower, upper
+        Bounds of the bucket that holds the percentile, in seconds; upper may be infinite.
+    attainment_low, attainment_high
+        Least and largest share of requests (of tokens for InterTokenLatency) that can have kept the threshold.
+    observations
+        Requests or tokens in the window, None where the source gives only percentiles.
+    """
+
+    signal: Signal
+    percentile: int | None
+    limit: float
+    window_s: float
+    state: SLOState
+    value: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    attainment_low: float | None = None
+    attainment_high: float | None = None
+    observations: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BandVerdict:
+    """Whether utilisation is inside the band; `within` is None where it is not known."""
+
+    within: bool | None
+    reason: BandReason
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limitation:
+    """What keeps the replica count from what is wanted, with a sentence for a person."""
+
+    reason: LimitReason
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """The numbers behind a decision, for `explain`, log and metrics. Requests unless a unit is named; None is not known.
+
+    Attributes
+    ----------
+    offered
+        Offered concurrency: requests that would be in process together if none had to wait, smoothed.
+    held_peak
+        Largest `offered` of the scale-down window.
+    best_cap
+        Requests that one replica is counted to carry (b*).
+    replicas_for_band, replicas_for_queue, replicas_for_slo
+        Replicas that each rule asks for; None where the rule has nothing to say.
+    finished_per_s, offered_per_s
+        Requests per second, done and asked for.
+    """
+
+    running: float | None = None
+    waiting: float | None = None
+    offered: float | None = None
+    held_peak: float | None = None
+    finished_per_s: float | None = None
+    offered_per_s: float | None = None
+    kv_utilization: float | None = None
+    best_cap: int | None = None
+    ready: int = 0
+    pending_credited: int = 0
+    pending_lost: int = 0
+    terminating: int = 0
+    cold_start_s: float | None = None
+    replicas_for_band: int | None = None
+    replicas_for_queue: int | None = None
+    replicas_for_slo: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What is wanted now.
+
+    Attributes
+    ----------
+    replicas
+        Wanted replicas, level-triggered: it stays until it is so. None: nothing may be said, write nothing.
+    cap
+        Wanted batch cap of every pod, level-triggered (new pods need it too). None: no knob, or nothing may be said.
+    current_replicas, current_cap
+        What the decision started from: the target's replicas, the cap in force (read back, else last wanted).
+    rollback
+        True: the cap's rollout is to be taken back to `cap` (rollout adapters only).
+    emergency
+        True: replicas are wanted at once; write before everything else.
+    message
+        For a person, at most 256 characters: what happened, why, what to do.
+    limit
+        None while nothing stands in the way.
+    paused_by_zero
+        A person set the target to 0 replicas.
+    undone_by, cap_undone_by
+        Manager that undid our writes of replicas, or of the cap, three times in 30 minutes, else "".
+    """
+
+    replicas: int | None
+    cap: int | None
+    reason: Reason
+    message: str
+    emergency: bool = False
+    current_replicas: int | None = None
+    current_cap: int | None = None
+    rollback: bool = False
+    utilization: float | None = None
+    utilization_source: str = REQUESTS_OVER_CAP
+    inputs: Inputs = Inputs()
+    slos: tuple[SLOVerdict, ...] = ()
+    band: BandVerdict = BandVerdict(None, BandReason.UNKNOWN)
+    limit: Limitation | None = None
+    metrics: MetricsVerdict
+    paused_by_zero: bool = False
+    undone_by: str = ""
+    cap_undone_by: str = ""

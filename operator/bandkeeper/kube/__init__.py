@@ -1,0 +1,1 @@
+"""The cluster as seen from the operator: client, reflector, lease, events, status."""

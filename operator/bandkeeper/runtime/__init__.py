@@ -1,0 +1,1 @@
+"""The running operator: settings, kopf as the front door, the control loop, and what it says."""

@@ -1,0 +1,160 @@
+"""A policy object as the loop uses it: checked, its defaults resolved, its runtime looked up. Done once per change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from bandkeeper.actuate.adapter import AdapterError, BatchAdapter
+from bandkeeper.actuate.registry import batch_adapter
+from bandkeeper.api.conditions import ReadyReason
+from bandkeeper.api.v1alpha1 import PAUSED_ANNOTATION, AdapterType, Mode, Spec
+from bandkeeper.api.validation import validate
+from bandkeeper.decide.policy import Policy, resolve
+from bandkeeper.kube.client import KubeClient
+from bandkeeper.kube.objects import Key, ObjectRef, key_of, ref_of
+from bandkeeper.kube.pods import PodSettings
+from bandkeeper.runtime.settings import Settings
+from bandkeeper.signals.collector import CollectorSettings
+from bandkeeper.signals.presets import PRESETS, Preset
+from bandkeeper.signals.problems import problems as source_problems
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """Why a policy cannot be carried out as it is written."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Managed:
+    """One policy that can be carried out, or the flaw that prevents it.
+
+    `adapter` is None without a batch knob; `adapter_problem` says why a wanted one is off.
+    """
+
+    ref: ObjectRef
+    generation: int
+    created_s: float
+    paused: bool
+    observed_status: Mapping[str, Any]
+    flaw: Flaw | None = None
+    spec: Spec | None = None
+    preset: Preset | None = None
+    policy: Policy | None = None
+    adapter: BatchAdapter | None = None
+    adapter_problem: str = ""
+    pod_settings: PodSettings | None = None
+
+    @property
+    def key(self) -> Key:
+        """Namespace and name."""
+        return self.ref.namespace, self.ref.name
+
+    @property
+    def enforcing(self) -> bool:
+        """True when the policy may write."""
+        return self.spec is not None and self.spec.mode is Mode.ENFORCE and not self.paused
+
+
+class Interpreter:
+    """Turns raw policy objects into `Managed`, remembering each until its generation or pause changes."""
+
+    def __init__(self, client: KubeClient, settings: Settings, collector: CollectorSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._collector = collector
+        self._enabled = _enabled_adapters(settings)
+        self._known: dict[Key, tuple[tuple[Any, ...], Managed]] = {}
+
+    def read(self, raw: Mapping[str, Any]) -> Managed:
+        """The managed policy of a raw object."""
+        key, metadata = key_of(raw), raw["metadata"]
+        paused = (metadata.get("annotations") or {}).get(PAUSED_ANNOTATION) == "true"
+        identity = (metadata["uid"], metadata.get("generation"), paused)
+        known = self._known.get(key)
+        if known is not None and known[0] == identity:
+            return known[1]
+        managed = self._interpret(raw, paused)
+        self._known[key] = identity, managed
+        return managed
+
+    def forget(self, key: Key) -> None:
+        """Drop what is remembered of a policy that is gone."""
+        self._known.pop(key, None)
+
+    def _interpret(self, raw: Mapping[str, Any], paused: bool) -> Managed:
+        metadata = raw["metadata"]
+        base: dict[str, Any] = {
+            "ref": ref_of(raw),
+            "generation": metadata.get("generation", 0),
+            "created_s": _epoch_s(metadata.get("creationTimestamp")),
+            "paused": paused,
+            "observed_status": raw.get("status") or {},
+        }
+        verdict = validate({key: value for key, value in raw.items() if key != "status"})
+        if not isinstance(verdict, Spec):
+            return Managed(**base, flaw=Flaw(ReadyReason.INVALID_SPEC, "; ".join(map(str, verdict))))
+        found = source_problems(verdict, self._collector)
+        if found:
+            return Managed(**base, spec=verdict, flaw=Flaw(found[0].reason, found[0].message))
+        return self._resolve(base, verdict, PRESETS[verdict.runtime])
+
+    def _resolve(self, base: dict[str, Any], spec: Spec, preset: Preset) -> Managed:
+        adapter, problem = self._adapter(spec)
+        policy = resolve(
+            spec,
+            batching=preset.batching,
+            default_capacity=preset.default_capacity,
+            cost_class=adapter.cost_class if adapter else None,
+            expected_delay_s=adapter.expected_delay_s if adapter else 0.0,
+            restart_hold_s=self._settings.restart_hold,
+        )
+        return Managed(
+            **base,
+            spec=spec,
+            preset=preset,
+            policy=policy,
+            adapter=adapter,
+            adapter_problem=problem,
+            pod_settings=_pod_settings(spec, preset),
+        )
+
+    def _adapter(self, spec: Spec) -> tuple[BatchAdapter | None, str]:
+        if spec.batch is None:
+            return None, ""
+        try:
+            return batch_adapter(spec.batch.adapter, self._client, enabled=self._enabled), ""
+        except AdapterError as error:
+            return None, str(error)
+
+
+def _enabled_adapters(settings: Settings) -> frozenset[AdapterType]:
+    switches = {
+        AdapterType.ANNOTATION: settings.adapters.annotation,
+        AdapterType.POD_TEMPLATE: settings.adapters.pod_template,
+    }
+    return frozenset(kind for kind, enabled in switches.items() if enabled)
+
+
+def _pod_settings(spec: Spec, preset: Preset) -> PodSettings:
+    """Where a pod of this workload shows its cap, its boot capacity and its queue bound."""
+    adapter = spec.batch.adapter if spec.batch else None
+    template = adapter.pod_template if adapter else None
+    annotation = adapter.annotation.key if adapter and adapter.annotation and not template else None
+    named = tuple(name for name in (template.env, template.argument) if name) if template else ()
+    return PodSettings(
+        cap_annotation=annotation,
+        cap=named,
+        capacity=named or preset.capacity_names,
+        queue_bound=preset.queue_bound_names,
+        container=template.container if template else None,
+    )
+
+
+def _epoch_s(timestamp: str | None) -> float:
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0

@@ -1,0 +1,186 @@
+"""The operator's own configuration: one YAML file (the chart's ConfigMap), checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from bandkeeper.api.durations import parse_duration
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the text says what to write instead."""
+
+
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+def _seconds(value: Any) -> float:
+    """Read "15s" as 15.0; a bare number is refused because its unit would be a guess."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be a duration such as 15s or 500ms, not {value!r}")
+    return parse_duration(value)
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError("must be longer than 0s")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), AfterValidator(_positive)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+
+class Lease(_Model):
+    """The Lease that decides which replica writes.
+
+    Attributes
+    ----------
+    namespace
+        Empty: the namespace of the operator's own pod, else `default`.
+    """
+
+    enabled: bool = True
+    name: str = "bandkeeper"
+    namespace: str = ""
+    duration: Seconds = 15.0
+    renew_deadline: Seconds = 10.0
+    retry_period: Seconds = 2.0
+
+
+class Server(_Model):
+    """One Prometheus. Secrets come from mounted files, which are read again when they change."""
+
+    name: str = "default"
+    url: str
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    bearer_token_file: Path | None = None
+    username: str | None = None
+    password_file: Path | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    insecure_skip_verify: bool = False
+    timeout: Seconds = 5.0
+
+
+class Prometheus(_Model):
+    """The Prometheus servers; policies that name none use the first.
+
+    Attributes
+    ----------
+    allowed_urls
+        Prefixes of URLs that a policy may give itself. None are allowed by default, because a query is a request
+        that the operator sends from inside the cluster. Credentials are never sent there.
+    rate_window
+        Window of counter rates; at least two scrapes must fall into it.
+    stale_after
+        Age at which a server's sample is no data. GPU exporters refresh more slowly and get `gpu_stale_after`.
+    """
+
+    servers: list[Server] = Field(min_length=1)
+    allowed_urls: list[str] = Field(default_factory=list, alias="allowedURLs")
+    rate_window: Seconds = 60.0
+    stale_after: Seconds = 60.0
+    gpu_stale_after: Seconds = 90.0
+
+
+class Adapters(_Model):
+    """Batch adapters that the operator was granted the rights for."""
+
+    annotation: bool = False
+    pod_template: bool = False
+
+
+class Settings(_Model):
+    """Everything that is set once for the whole operator.
+
+    Attributes
+    ----------
+    period
+        Time between two looks at every policy.
+    namespaces
+        Namespaces to watch; empty means all.
+    restart_hold
+        After a start or a change of leader no scale-in happens before this much was observed. A policy's own
+        scale-down window lengthens it.
+    listen
+        host:port of /healthz, /readyz and /metrics; port 0 takes a free one.
+    """
+
+    period: Seconds = 15.0
+    namespaces: list[str] = Field(default_factory=list)
+    log_format: LogFormat = LogFormat.JSON
+    log_level: str = "info"
+    listen: str = "127.0.0.1:8080"
+    restart_hold: Seconds = 300.0
+    lease: Lease = Field(default_factory=Lease)
+    prometheus: Prometheus
+    adapters: Adapters = Field(default_factory=Adapters)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """`listen` as host and port."""
+        host, _, port = self.listen.rpartition(":")
+        return host or "0.0.0.0", int(port)
+
+    @property
+    def lease_namespace(self) -> str:
+        """Where the Lease lives."""
+        return self.lease.namespace or own_namespace()
+
+
+def own_namespace() -> str:
+    """The namespace of the operator's pod, `default` outside a cluster."""
+    mounted = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+    if named := os.environ.get("POD_NAMESPACE"):
+        return named
+    return mounted.read_text().strip() if mounted.exists() else "default"
+
+
+def identity() -> str:
+    """Who this process is in the Lease and in events: the pod's name, and the process, so that no two are alike."""
+    return f"{os.environ.get('POD_NAME') or socket.gethostname()}-{os.getpid()}"
+
+
+def load(path: Path) -> Settings:
+    """Read and check the configuration.
+
+    Raises
+    ------
+    SettingsError
+        With one line for each thing that is wrong, by its place in the file.
+    """
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}); give an existing file with --config") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: is not YAML: {error}") from error
+    return parse(document, str(path))
+
+
+def parse(document: Any, origin: str) -> Settings:
+    """Check an already read document; `origin` names it in errors."""
+    if not isinstance(document, dict):
+        raise SettingsError(f"{origin}: must be a YAML mapping with at least prometheus.servers")
+    try:
+        return Settings.model_validate(document)
+    except ValidationError as error:
+        lines = [f"{origin}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("\n".join(lines)) from error

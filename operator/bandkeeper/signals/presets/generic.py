@@ -1,0 +1,14 @@
+"""Any server: nothing but what the policy's own `signals` give, and the GPUs."""
+
+from __future__ import annotations
+
+from bandkeeper.decide.policy import Batching
+from bandkeeper.signals.presets import gpu
+from bandkeeper.signals.sources import Preset
+
+PRESET = Preset(
+    name="Generic",
+    batching=Batching.UNKNOWN,
+    default_capacity=1,  # a server that says nothing is taken to work on one request at a time: the safe side
+    sources=gpu.SOURCES,
+)

@@ -1,0 +1,178 @@
+"""The PromQL of every query, and the rows of a workload in its answers. Text only; nothing here asks a server.
+
+All pods of all policies are read at once: a query names namespaces, not policies. Duplicate scrapes of one endpoint
+(a PodMonitor and a ServiceMonitor on the same pods) differ in `job`, `service` and `endpoint` only and count once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bandkeeper.signals.sources import Clock, Labels, Read, Series, Source
+
+ROW = "bandkeeper_row"
+SUM_EDGE = "sum"
+_ONCE = "max without (job, service, endpoint)"
+_SAFE = "[bcdfghjklmnpqrstvwxz2456789]"  # the letters of Kubernetes' generated names
+_HASHED = f"-{_SAFE}{{1,10}}-{_SAFE}{{5}}"  # pods of a Deployment: NAME-<template hash>-<5 letters>
+_ORDINAL = "-[0-9]{1,4}"  # pods of a StatefulSet; a generated name never ends in fewer than five
+_HASHED_END, _ORDINAL_END = re.compile(_HASHED), re.compile(_ORDINAL)
+_METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_PLACEHOLDER = re.compile(r"\$(namespace|workload|pods|window|percentile)\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Which pods a query is about, and how their workloads are told apart.
+
+    Attributes
+    ----------
+    namespaces
+        Read only there.
+    workloads
+        Read only pods whose names begin with one of these; empty reads all pods of the namespaces.
+    named_pods
+        Pods that form rows of their own because their names do not tell their workload.
+    workload_label
+        Label that names the workload, "" where series have none.
+    """
+
+    namespaces: tuple[str, ...]
+    workloads: tuple[str, ...] = ()
+    named_pods: tuple[str, ...] = ()
+    workload_label: str = ""
+    labels: Labels = Labels()
+
+
+def rows_of(workload: str, pods: Sequence[str], workload_label: str) -> tuple[str, ...]:
+    """The rows that make up a workload in the answers of the histogram queries."""
+    if workload_label:
+        return (f"label/{workload}",)
+    ends = [pod.removeprefix(workload) if pod.startswith(workload) else "" for pod in pods]
+    if all(_HASHED_END.fullmatch(end) for end in ends):
+        return (f"hash/{workload}",)
+    if all(_ORDINAL_END.fullmatch(end) for end in ends):
+        return (f"ordinal/{workload}",)
+    return tuple(f"pod/{pod}" for pod in pods)
+
+
+def is_metric(name: str) -> bool:
+    """Whether `name` can be a metric's name."""
+    return _METRIC.fullmatch(name) is not None
+
+
+def values(source: Source, scope: Scope, window_s: float) -> str:
+    """One value per pod: a level as it is, a rate over the window."""
+    return " or ".join(
+        _per_pod(source, series, labels, _matchers(scope, habits, labels), window_s)
+        for habits in (_habits(source.clock, scope),)
+        for labels in habits
+        for series in source.any_of
+    )
+
+
+def ages(clock: Clock, scope: Scope) -> str:
+    """The time of each pod's oldest sample: an instant vector's own time is the evaluation's and tells nothing."""
+    habits = _habits(clock, scope)
+    return " or ".join(
+        f"min by ({labels.namespace}, {labels.pod}) (timestamp({_select(metric, _matchers(scope, habits, labels))}))"
+        for labels in habits
+        for metric in clock.metrics
+    )
+
+
+def edges(metric: str, scope: Scope) -> str:
+    """How many series each row has at each bucket edge."""
+    return _by_row(f"count by ({{}}, le) ({{}})", _select(f"{metric}_bucket", _matchers(scope, (), scope.labels)), scope)
+
+
+def buckets(metric: str, edge_labels: Iterable[str], scope: Scope, window_s: float) -> str:
+    """Observations of the window per row and edge, and their sum at the edge `SUM_EDGE`.
+
+    `increase` extrapolates to the whole window, so counts can be fractional.
+    """
+    window = duration(window_s)
+    matchers = _matchers(scope, (), scope.labels)
+    wanted = f'le=~"{_any_of(sorted(edge_labels))}"'
+    counted = f"{_ONCE} (increase({_select(f'{metric}_bucket', (*matchers, wanted))}[{window}]))"
+    total = f"{_ONCE} (increase({_select(f'{metric}_sum', matchers)}[{window}]))"
+    counts = _by_row("sum by ({}, le) ({})", counted, scope)
+    totals = _by_row("sum by ({}) ({})", total, scope)
+    return f'{counts} or label_replace({totals}, "le", "{SUM_EDGE}", "", "")'
+
+
+def quantiles(metric: str, scope: Scope) -> str:
+    """The worst pod's value per row and quantile of a summary."""
+    matchers = (*_matchers(scope, (), scope.labels), 'quantile!=""')
+    return _by_row("max by ({}, quantile) ({})", _select(metric, matchers), scope)
+
+
+def expand(
+    query: str, *, namespace: str, workload: str, pods: Sequence[str], window_s: float, percentile: int | None
+) -> str:
+    """A policy's own PromQL with its placeholders filled in."""
+    given = {
+        "namespace": namespace,
+        "workload": workload,
+        "pods": _any_of(pods),
+        "window": duration(window_s),
+        "percentile": str(percentile if percentile is not None else 95),
+    }
+    return _PLACEHOLDER.sub(lambda found: given[found.group(1)], query)
+
+
+def duration(seconds: float) -> str:
+    """A PromQL duration of whole seconds, at least one."""
+    return f"{max(1, round(seconds))}s"
+
+
+def _habits(clock: Clock, scope: Scope) -> tuple[Labels, ...]:
+    """The clock's ways of naming pods, the plain one spelled as this Prometheus spells it."""
+    return tuple(scope.labels if labels == Labels() else labels for labels in clock.labels)
+
+
+def _matchers(scope: Scope, habits: tuple[Labels, ...], labels: Labels) -> tuple[str, ...]:
+    """What a series must have: a pod of ours under these labels, and none under those that go before them."""
+    before = habits[: habits.index(labels)] if labels in habits else ()
+    pods = f'=~"(?:{_any_of(scope.workloads)})-.+"' if scope.workloads else '!=""'
+    return (
+        *(f'{other.pod}=""' for other in before),
+        f'{labels.namespace}=~"{_any_of(scope.namespaces)}"',
+        f"{labels.pod}{pods}",
+    )
+
+
+def _select(metric: str, matchers: Iterable[str]) -> str:
+    name, _, own = metric.partition("{")
+    return f"{name}{{{', '.join([*([own.rstrip('}')] if own else []), *matchers])}}}"
+
+
+def _per_pod(source: Source, series: Series, labels: Labels, matchers: tuple[str, ...], window_s: float) -> str:
+    parts = []
+    for metric in series.metrics:
+        selected = _select(metric, matchers)
+        parts.append(f"rate({selected}[{duration(window_s)}])" if source.read is Read.RATE else selected)
+    if len(parts) > 1:  # marked, so that `or` keeps all of them although a rate has lost its name
+        parts = [f'label_replace({part}, "addend", "{number}", "", "")' for number, part in enumerate(parts)]
+    expression = f"{source.across} by ({labels.namespace}, {labels.pod}) ({_ONCE} ({' or '.join(parts)}))"
+    return expression if series.scale == 1.0 else f"{expression} * {series.scale!r}"
+
+
+def _by_row(aggregation: str, expression: str, scope: Scope) -> str:
+    """`expression` summed up per workload, which the pod's name tells."""
+    pod = scope.labels.pod
+    rules = [("ordinal/$1", pod, f"(.+){_ORDINAL}"), ("hash/$1", pod, f"(.+){_HASHED}")]
+    if scope.named_pods:
+        rules.append(("pod/$1", pod, f"({_any_of(scope.named_pods)})"))
+    if scope.workload_label:
+        rules.append(("label/$1", scope.workload_label, "(.+)"))
+    for replacement, label, pattern in rules:
+        expression = f'label_replace({expression}, "{ROW}", "{replacement}", "{label}", "{pattern}")'
+    return aggregation.format(f"{scope.labels.namespace}, {ROW}", expression)
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A pattern that matches these texts alone; classes instead of backslashes stay right in every kind of quotes."""
+    return "|".join(re.sub(r"[.+*?()|\[\]{}^$\\]", lambda found: f"[{found.group()}]", text) for text in texts)

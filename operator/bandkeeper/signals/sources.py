@@ -1,0 +1,112 @@
+"""What a preset says about one signal: metric names, how they are read, and which series shows that they are fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from bandkeeper.api.signals import Signal
+from bandkeeper.decide.policy import Batching
+
+
+class Read(StrEnum):
+    """How a metric becomes a number: as it is, as a rate, as bucket counts of a window, or as ready quantiles."""
+
+    LEVEL = "Level"
+    RATE = "Rate"
+    HISTOGRAM = "Histogram"
+    SUMMARY = "Summary"
+
+
+class Across(StrEnum):
+    """How several series of one pod (models, engines, GPUs) become one number."""
+
+    SUM = "sum"
+    MEAN = "avg"
+    MOST = "max"
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The labels that name a series' pod."""
+
+    namespace: str = "namespace"
+    pod: str = "pod"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Metrics whose values are added up, each a name or `name{matchers}`, and the factor to the signal's unit."""
+
+    metrics: tuple[str, ...]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """The series that tells when an exporter was last scraped: all of an exporter's series are as old as this one.
+
+    Attributes
+    ----------
+    metrics
+        Names of which the first one present counts, best an exporter's oldest and plainest.
+    labels
+        Ways of naming the pod, in order: the first one that a series has counts.
+    gpu
+        The exporter of the GPUs, which collects more slowly than servers do.
+    exporter
+        What a person calls the exporter.
+    """
+
+    metrics: tuple[str, ...]
+    exporter: str
+    labels: tuple[Labels, ...] = (Labels(),)
+    gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a signal comes from.
+
+    Attributes
+    ----------
+    any_of
+        Names by generation, newest first; per pod the first one present counts.
+    optional
+        Its absence is normal: an older server, a counter not configured, a cluster without the exporter.
+    hint
+        What to do when it is absent.
+    """
+
+    read: Read
+    any_of: tuple[Series, ...]
+    clock: Clock
+    across: Across = Across.SUM
+    optional: bool = False
+    hint: str = ""
+
+    @property
+    def name(self) -> str:
+        """The metric as a person knows it."""
+        return self.any_of[0].metrics[0].partition("{")[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A model server: its signals, and where its limits stand.
+
+    Attributes
+    ----------
+    default_capacity
+        Batch capacity of a replica that nothing else tells.
+    capacity_names, queue_bound_names
+        Container flags and environment variables that hold the batch capacity and the queue's bound, first found wins.
+    """
+
+    name: str
+    batching: Batching
+    default_capacity: int
+    capacity_names: tuple[str, ...] = ()
+    queue_bound_names: tuple[str, ...] = ()
+    sources: Mapping[Signal, Source] = field(default_factory=dict)

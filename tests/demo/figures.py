@@ -1,0 +1,184 @@
+"""The figures of a run, from recorded series. Pure: no clock, no network.
+
+A run is cut into intervals of equal length. Whether a latency promise was kept is judged per interval on the histograms
+that Prometheus has; load, replicas and caps come from the emulator's own account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from bandkeeper.api.signals import Signal
+from bandkeeper.api.snapshot import Distribution
+from bandkeeper.decide.policy import Band, LatencySLO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One workload at one moment.
+
+    Attributes
+    ----------
+    at_s
+        Seconds since the load began.
+    offered_per_s
+        Requests per second that the profile asks for.
+    in_hand
+        Requests that run or wait.
+    slots
+        Requests that the ready pods may run together: the sum of their batch caps in force.
+    ready, wanted
+        Ready pods; replicas that the policy wants (None before its first decision).
+    pod_s
+        Seconds that pods have held their GPUs so far, loading and draining included.
+    """
+
+    at_s: float
+    offered_per_s: float
+    in_hand: int
+    slots: int
+    ready: int
+    wanted: int | None
+    pod_s: float
+
+    @property
+    def cap(self) -> float | None:
+        """Mean batch cap of the ready pods."""
+        return self.slots / self.ready if self.ready else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """One workload over one stretch of time: means, and the latencies of what was answered in it."""
+
+    start_s: float
+    end_s: float
+    in_hand: float
+    slots: float
+    latencies: Mapping[Signal, Distribution]
+
+    @property
+    def utilization(self) -> float | None:
+        """Mean requests in hand over mean slots; None while no pod is ready."""
+        return self.in_hand / self.slots if self.slots else None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`good` of `counted` intervals."""
+
+    good: int
+    counted: int
+
+    @classmethod
+    def of(cls, verdicts: Iterable[bool | None]) -> Share:
+        """None does not count."""
+        told = [verdict for verdict in verdicts if verdict is not None]
+        return cls(sum(told), len(told))
+
+    @property
+    def percent(self) -> float | None:
+        """None where nothing was counted."""
+        return 100 * self.good / self.counted if self.counted else None
+
+    def __str__(self) -> str:
+        return "no interval" if self.percent is None else f"{self.percent:.0f} % of {self.counted}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What is said about one workload at the end."""
+
+    inside_slo: Share
+    in_band: Share
+    gpu_s: float
+    most_replicas: int
+    changes: int
+
+
+def intervals(
+    samples: Sequence[Sample], length_s: float, latencies: Mapping[float, Mapping[Signal, Distribution]]
+) -> list[Interval]:
+    """Cuts the samples into whole intervals from 0 on; `latencies` are by the interval's end. Empty ones are left out."""
+    if not samples:
+        return []
+    found = []
+    for number in range(int(samples[-1].at_s // length_s)):
+        start_s, end_s = number * length_s, (number + 1) * length_s
+        inside = [one for one in samples if start_s <= one.at_s < end_s]
+        if inside:
+            found.append(
+                Interval(
+                    start_s=start_s,
+                    end_s=end_s,
+                    in_hand=fmean(one.in_hand for one in inside),
+                    slots=fmean(one.slots for one in inside),
+                    latencies=latencies.get(end_s, {}),
+                )
+            )
+    return found
+
+
+def first_cold_start_s(samples: Sequence[Sample]) -> float:
+    """When the first ordered pod was ready; 0 where none came after the start."""
+    return next((one.at_s for one in samples if one.ready > samples[0].ready), 0.0)
+
+
+def share_within(distribution: Distribution, threshold_s: float) -> float | None:
+    """Share of observations known to be within `threshold_s` (its bucket's lower edge counts); None without any."""
+    if not distribution.observations:
+        return None
+    known = [n for edge, n in zip(distribution.edges, distribution.counts, strict=True) if edge <= threshold_s]
+    return (known[-1] if known else 0.0) / distribution.observations
+
+
+def kept(interval: Interval, slos: Sequence[LatencySLO]) -> bool | None:
+    """Whether every promise was kept in the interval; None where nothing was answered in it."""
+    shares = [
+        (share_within(interval.latencies[slo.signal], slo.threshold_s), slo.percentile / 100)
+        for slo in slos
+        if slo.signal in interval.latencies
+    ]
+    told = [share >= promised for share, promised in shares if share is not None]
+    return all(told) if told else None
+
+
+def band_is_possible(in_hand: float, band: Band, caps: Iterable[int], replicas: range) -> bool:
+    """Whether some permitted count and cap puts that many requests in hand inside the band."""
+    return any(band.low <= in_hand / (n * cap) <= band.high for cap in caps for n in replicas)
+
+
+def band_held(interval: Interval, band: Band, caps: Iterable[int], replicas: range) -> bool | None:
+    """Whether the interval's utilisation was inside the band; None where no permitted count and cap puts it there."""
+    if interval.utilization is None or not band_is_possible(interval.in_hand, band, caps, replicas):
+        return None
+    return band.low <= interval.utilization <= band.high
+
+
+def gpu_seconds(samples: Sequence[Sample], gpus_per_pod: int) -> float:
+    """GPU time that the pods held between the first and the last sample."""
+    return gpus_per_pod * (samples[-1].pod_s - samples[0].pod_s) if samples else 0.0
+
+
+def figures(
+    samples: Sequence[Sample],
+    cut: Sequence[Interval],
+    *,
+    slos: Sequence[LatencySLO],
+    band: Band,
+    caps: Sequence[int],
+    replicas: range,
+    gpus_per_pod: int,
+) -> Figures:
+    """The figures of one workload. Promises count from the first whole interval after the first cold start."""
+    warm_s = first_cold_start_s(samples)
+    wanted = [one.wanted for one in samples if one.wanted is not None]
+    return Figures(
+        inside_slo=Share.of(kept(one, slos) for one in cut if one.start_s >= warm_s),
+        in_band=Share.of(band_held(one, band, caps, replicas) for one in cut),
+        gpu_s=gpu_seconds(samples, gpus_per_pod),
+        most_replicas=max((one.ready for one in samples), default=0),
+        changes=sum(before != after for before, after in zip(wanted, wanted[1:], strict=False)),
+    )
