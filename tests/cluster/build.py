@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.cluster.processes import Children
 
 HERE = Path(__file__).parent
 GO_NEEDED = (1, 26)
@@ -188,28 +189,19 @@ def _build(program: Program, folder: Path) -> None:
         "GOARCH": "",
     }
     command = [str(go), "build", "-o", f"{folder}{os.sep}", *program.arguments]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, cwd=program.source, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    status = process.wait(60)
-                    break
-                say(f"still building {program.name}, {time.monotonic() - started:.0f} s so far")
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-        log.seek(0)
-        lines = [line for line in log.read().splitlines() if not line.startswith("go: downloading")]
-    if status != 0:
-        raise BuildError(
-            f"`go build` of {program.name} ended with status {status}. If a module could not be fetched, check the "
-            "network and GOPROXY; if the disk is full, point GOCACHE, GOMODCACHE and XDG_CACHE_HOME elsewhere. "
-            "Its last lines:\n" + "\n".join(lines[-20:])
-        )
+    with tempfile.TemporaryDirectory() as scratch, Children(Path(scratch), remove=True) as children:
+        compiler = children.start("go-build", command, env=environment, cwd=program.source)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = compiler.popen.wait(60)
+                break
+            say(f"still building {program.name}, {time.monotonic() - started:.0f} s so far")
+        if status != 0:
+            raise BuildError(
+                f"`go build` of {program.name} ended with status {status}. If a module could not be fetched, check the "
+                "network and GOPROXY; if the disk is full, point GOCACHE, GOMODCACHE and XDG_CACHE_HOME elsewhere. "
+                f"Its last lines:\n{compiler.tail()}"
+            )
     for old, new in program.renamed.items():
         (folder / old).rename(folder / new)
     absent = [name for name in program.binaries if not (folder / name).is_file()]

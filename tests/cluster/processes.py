@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 GUARD = Path(__file__).with_name("guard.py")
 
@@ -132,6 +134,14 @@ class Children:
     def pids(self) -> dict[str, int]:
         """The running processes, by name."""
         return {child.name: child.pid for child in self._running.values()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         """Kill everything that still runs, newest first, and let the guard go. May be called twice."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Distribution
-from bandkeeper.decide.policy import Band, LatencySLO
+from bandkeeper.decide.policy import LatencySLO, Policy, ThroughputSLO
+from bandkeeper.model.histogram import attainment, percentile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,18 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What is said about one workload at the end."""
+    """What is said about one workload at the end.
+
+    Attributes
+    ----------
+    inside_slo
+        Intervals after the first cold start in which every promise was kept, of those in which something was answered.
+    in_band
+        Intervals with mean utilisation inside the band, of those in which some permitted count and cap puts the mean
+        load there.
+    changes
+        How often the wanted replica count changed.
+    """
 
     inside_slo: Share
     in_band: Share
@@ -101,7 +114,7 @@ class Figures:
 def intervals(
     samples: Sequence[Sample], length_s: float, latencies: Mapping[float, Mapping[Signal, Distribution]]
 ) -> list[Interval]:
-    """Cuts the samples into whole intervals from 0 on; `latencies` are by the interval's end. Empty ones are left out."""
+    """Cuts the samples into whole intervals from 0 on, empty ones left out; `latencies` are by the interval's end."""
     if not samples:
         return []
     found = []
@@ -126,35 +139,44 @@ def first_cold_start_s(samples: Sequence[Sample]) -> float:
     return next((one.at_s for one in samples if one.ready > samples[0].ready), 0.0)
 
 
-def share_within(distribution: Distribution, threshold_s: float) -> float | None:
-    """Share of observations known to be within `threshold_s` (its bucket's lower edge counts); None without any."""
-    if not distribution.observations:
-        return None
-    known = [n for edge, n in zip(distribution.edges, distribution.counts, strict=True) if edge <= threshold_s]
-    return (known[-1] if known else 0.0) / distribution.observations
+def kept(interval: Interval, slos: Iterable[LatencySLO | ThroughputSLO]) -> bool | None:
+    """Whether every latency promise was kept in the interval; None where nothing was answered in it.
 
-
-def kept(interval: Interval, slos: Sequence[LatencySLO]) -> bool | None:
-    """Whether every promise was kept in the interval; None where nothing was answered in it."""
-    shares = [
-        (share_within(interval.latencies[slo.signal], slo.threshold_s), slo.percentile / 100)
-        for slo in slos
-        if slo.signal in interval.latencies
-    ]
-    told = [share >= promised for share, promised in shares if share is not None]
+    A threshold between two edges of the histogram counts as its lower edge.
+    """
+    told = []
+    for slo in slos:
+        if isinstance(slo, LatencySLO) and slo.signal in interval.latencies:
+            share = attainment(interval.latencies[slo.signal], slo.threshold_s)
+            if share is not None:
+                least, _ = share
+                told.append(least >= slo.percentile / 100)
     return all(told) if told else None
 
 
-def band_is_possible(in_hand: float, band: Band, caps: Iterable[int], replicas: range) -> bool:
-    """Whether some permitted count and cap puts that many requests in hand inside the band."""
-    return any(band.low <= in_hand / (n * cap) <= band.high for cap in caps for n in replicas)
+def percentile_s(interval: Interval, signal: Signal, percent: float) -> float | None:
+    """A percentile in the interval, interpolated in its bucket; None where nothing was answered."""
+    found = percentile(interval.latencies[signal], percent) if signal in interval.latencies else None
+    return found.value if found else None
 
 
-def band_held(interval: Interval, band: Band, caps: Iterable[int], replicas: range) -> bool | None:
+def caps_used(samples: Iterable[Sample], permitted: Iterable[int]) -> tuple[int, ...]:
+    """The permitted caps at which all ready pods of some sample ran: those that the batch rule chose."""
+    seen = {one.cap for one in samples}
+    return tuple(cap for cap in permitted if cap in seen)
+
+
+def band_is_possible(in_hand: float, policy: Policy, caps: Iterable[int]) -> bool:
+    """Whether some permitted replica count with one of `caps` puts that many requests in hand inside the band."""
+    counts = range(policy.min_replicas, policy.max_replicas + 1)
+    return any(policy.band.low <= in_hand / (count * cap) <= policy.band.high for cap in caps for count in counts)
+
+
+def band_held(interval: Interval, policy: Policy, caps: Iterable[int]) -> bool | None:
     """Whether the interval's utilisation was inside the band; None where no permitted count and cap puts it there."""
-    if interval.utilization is None or not band_is_possible(interval.in_hand, band, caps, replicas):
+    if interval.utilization is None or not band_is_possible(interval.in_hand, policy, caps):
         return None
-    return band.low <= interval.utilization <= band.high
+    return policy.band.low <= interval.utilization <= policy.band.high
 
 
 def gpu_seconds(samples: Sequence[Sample], gpus_per_pod: int) -> float:
@@ -163,22 +185,15 @@ def gpu_seconds(samples: Sequence[Sample], gpus_per_pod: int) -> float:
 
 
 def figures(
-    samples: Sequence[Sample],
-    cut: Sequence[Interval],
-    *,
-    slos: Sequence[LatencySLO],
-    band: Band,
-    caps: Sequence[int],
-    replicas: range,
-    gpus_per_pod: int,
+    samples: Sequence[Sample], cut: Sequence[Interval], *, policy: Policy, caps: Sequence[int], gpus_per_pod: int
 ) -> Figures:
-    """The figures of one workload. Promises count from the first whole interval after the first cold start."""
+    """The figures of one workload; its band is judged with `caps`."""
     warm_s = first_cold_start_s(samples)
     wanted = [one.wanted for one in samples if one.wanted is not None]
     return Figures(
-        inside_slo=Share.of(kept(one, slos) for one in cut if one.start_s >= warm_s),
-        in_band=Share.of(band_held(one, band, caps, replicas) for one in cut),
+        inside_slo=Share.of(kept(one, policy.slos) for one in cut if one.start_s >= warm_s),
+        in_band=Share.of(band_held(one, policy, caps) for one in cut),
         gpu_s=gpu_seconds(samples, gpus_per_pod),
         most_replicas=max((one.ready for one in samples), default=0),
-        changes=sum(before != after for before, after in zip(wanted, wanted[1:], strict=False)),
+        changes=sum(before != after for before, after in pairwise(wanted)),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
@@ -117,8 +116,11 @@ def main() -> int:
     except (ConfigError, OSError) as error:
         print(f"{arguments.config}:\n{error}", file=sys.stderr)
         return 2
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         asyncio.run(serve(settings, arguments.kubeconfig, arguments.port, arguments.port_file))
+    except config.ConfigException as error:
+        print(f"{arguments.kubeconfig}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

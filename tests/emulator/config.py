@@ -144,6 +144,20 @@ class DynamicWorkload(_Workload):
 Workload = Annotated[ContinuousWorkload | DynamicWorkload, Field(discriminator="kind")]
 
 
+DcgmField = Literal[
+    "DCGM_FI_DEV_POWER_USAGE",
+    "DCGM_FI_DEV_GPU_UTIL",
+    "DCGM_FI_DEV_FB_FREE",
+    "DCGM_FI_DEV_FB_USED",
+    "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
+    "DCGM_FI_PROF_SM_ACTIVE",
+    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
+    "DCGM_FI_PROF_DRAM_ACTIVE",
+    "DCGM_FI_PROF_PCIE_TX_BYTES",
+    "DCGM_FI_PROF_PCIE_RX_BYTES",
+]
+
+
 class Dcgm(_Checked):
     """The GPUs and their exporter. Names and units are the classic ones (dcgm-exporter up to 4.8)."""
 
@@ -154,16 +168,18 @@ class Dcgm(_Checked):
     idle_w: Positive = 70.0
     limit_w: Positive = 700.0
     sm_active: bool = False
-    absent: frozenset[str] = frozenset()
+    absent: frozenset[DcgmField] = frozenset()
 
 
 class EmulatorConfig(_Checked):
-    workloads: Annotated[tuple[Workload, ...], Field(min_length=1)]
+    workloads: tuple[Workload, ...]
     dcgm: Dcgm = Dcgm()
     tick_s: Annotated[float, Field(ge=0.01, le=1)] = 0.075
 
     @model_validator(mode="after")
-    def _names_differ(self) -> EmulatorConfig:
+    def _workloads_are_named_apart(self) -> EmulatorConfig:
+        if not self.workloads:
+            raise ValueError("workloads must have at least one entry")
         names = [workload.name for workload in self.workloads]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -195,5 +211,5 @@ def explain(error: ValidationError) -> str:
         where = ".".join(str(part) for part in mistake["loc"]) or "the document"
         given = repr(mistake["input"])
         shown = f" (given: {given})" if len(given) <= 60 else ""
-        lines.append(f"{where}: {mistake['msg']}{shown}")
+        lines.append(f"{where}: {mistake['msg'].removeprefix('Value error, ')}{shown}")
     return "\n".join(lines)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .config import Dcgm
+from .config import Dcgm, DcgmField
 from .fleet import GpuSample, PodServer, WorkloadFleet
 from .histogram import Histogram
 from .servers import ContinuousBatchingServer, DynamicBatchingServer
 
 SUMMARY_QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 # Gauges: name and help text, in the order of the exporter's default list. SM_ACTIVE is commented out there.
-DCGM_HELP = {
+DCGM_HELP: dict[DcgmField, str] = {
     "DCGM_FI_DEV_POWER_USAGE": "Power draw (in W).",
     "DCGM_FI_DEV_GPU_UTIL": "GPU utilization (in %).",
     "DCGM_FI_DEV_FB_FREE": "Framebuffer memory free (in MiB).",
@@ -163,7 +163,7 @@ def _gpu_labels(sample: GpuSample, config: Dcgm) -> str:
     return format_labels(labels)
 
 
-def _gpu_values(sample: GpuSample) -> dict[str, float]:
+def _gpu_values(sample: GpuSample) -> dict[DcgmField, float]:
     return {
         "DCGM_FI_DEV_POWER_USAGE": round(sample.power_w, 3),
         "DCGM_FI_DEV_GPU_UTIL": round(100 * sample.busy),

@@ -19,9 +19,8 @@ from .histogram import RecentHistogram
 from .request import Request
 from .stats import Activity, ServerStats
 
-FAILURE_PAUSE_S = (
-    1.0  # a closed loop's client waits this long after a failure, else it would ask without end at one instant
-)
+# A closed loop's client waits this long after a failure; else it would ask again without end at one instant.
+FAILURE_PAUSE_S = 1.0
 
 
 class Server(ABC):
@@ -190,9 +189,7 @@ class ContinuousBatchingServer(Server):
         self.spec = spec
         self._rng = rng
         self._order = count()
-        self._decoding: list[
-            tuple[int, int, Request]
-        ] = []  # heap by last step; entries of preempted requests are stale
+        self._decoding: list[tuple[int, int, Request]] = []  # heap by last step; a preempted request's entry is stale
         self._admitted: list[Request] = []  # in order of admission, for preemption from the end; may hold finished ones
         self._prefilling: deque[Request] = deque()
         self._running = 0

@@ -1,4 +1,4 @@
-"""The whole thing on one machine: control plane, Prometheus, emulated servers and the operator. For tests and the demo."""
+"""The whole thing on one machine, for tests and the demo: control plane, Prometheus, emulated servers, operator."""
 
 from .manifests import deployment
 from .operator import OperatorProcess

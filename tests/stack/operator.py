@@ -27,12 +27,22 @@ class OperatorProcess:
 
     @classmethod
     def start(
-        cls, children: Children, name: str, kubeconfig: Path, settings: Mapping[str, Any], *, env: Mapping[str, str]
+        cls,
+        children: Children,
+        name: str,
+        *,
+        config: Path,
+        kubeconfig: Path,
+        settings: Mapping[str, Any],
+        env: Mapping[str, str],
     ) -> OperatorProcess:
-        """Start it and wait until it listens; `ready` says when its stores are synced. Raises ProcessError."""
-        config = children.run_dir / f"{name}.yaml"
+        """Write `settings` to `config`, start, and wait until it listens; `ready` says when its stores are synced.
+
+        Raises ProcessError.
+        """
         config.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
-        command = [sys.executable, "-m", "bandkeeper", "run", "--config", config, "--kubeconfig", kubeconfig]
+        command = [sys.executable, "-m", "bandkeeper", "run", "--config", str(config)]
+        command += ["--kubeconfig", str(kubeconfig)]
         child = children.start(name, command, env=env)
         process = cls(name, int(settings["listen"].rpartition(":")[2]), child, children)
         child.wait_ready(lambda: process.get("/healthz")[0] == 200, START_TIMEOUT_S)

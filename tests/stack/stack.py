@@ -200,7 +200,9 @@ class Stack:
 
     # -- the operator -------------------------------------------------------------------------------------------------
 
-    def start_operator(self, name: str = "operator", *, env: Mapping[str, str] | None = None, **settings: Any) -> OperatorProcess:
+    def start_operator(
+        self, name: str = "operator", *, env: Mapping[str, str] | None = None, **settings: Any
+    ) -> OperatorProcess:
         """Start an operator under the stack's rights; `settings` (camelCase) go over the stack's own.
 
         Returns once it answers /healthz. Prometheus scrapes it, with its name as `instance`.
@@ -209,8 +211,9 @@ class Stack:
         process = OperatorProcess.start(
             self._children,
             name,
-            self._operator_kubeconfig,
-            merged(self._base_settings(port), self._settings, settings),
+            config=self.run_dir / f"{name}.yaml",
+            kubeconfig=self._operator_kubeconfig,
+            settings=merged(self._base_settings(port), self._settings, settings),
             env={**os.environ, "POD_NAME": name, "POD_NAMESPACE": self.operator_namespace, **(env or {})},
         )
         self.operators[name] = process
@@ -226,7 +229,7 @@ class Stack:
         self.run_dir = Path(tempfile.mkdtemp(prefix="bandkeeper-stack-"))
         if not self._keep_run_dir:
             undo.callback(shutil.rmtree, self.run_dir, ignore_errors=True)
-        self._children = Children(self.run_dir)
+        self._children = Children(self.run_dir, remove=not self._keep_run_dir)
         undo.callback(self._children.close)
         if self._emulator_config is not None:
             self._start_emulator(self._emulator_config)
@@ -236,8 +239,8 @@ class Stack:
     def _start_emulator(self, config: Mapping[str, Any]) -> None:
         config_file, port_file = self.run_dir / "emulator.yaml", self.run_dir / "emulator.port"
         config_file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        command = [sys.executable, "-m", "tests.emulator", "--config", config_file]
-        command += ["--kubeconfig", self.cluster.kubeconfig, "--port-file", port_file]
+        command = [sys.executable, "-m", "tests.emulator", "--config", str(config_file)]
+        command += ["--kubeconfig", str(self.cluster.kubeconfig), "--port-file", str(port_file)]
         child = self._children.start("emulator", command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
         child.wait_ready(lambda: bool(port_file.read_text().strip()), READY_TIMEOUT_S)
         self._emulator_url = f"http://127.0.0.1:{port_file.read_text().strip()}"
@@ -312,6 +315,6 @@ def merged(*documents: Mapping[str, Any]) -> Json:
     for document in documents:
         for key, value in document.items():
             below = result.get(key)
-            both = isinstance(below, Mapping) and isinstance(value, Mapping)
-            result[key] = merged(below, value) if both else value
+            nested = isinstance(below, Mapping) and isinstance(value, Mapping)
+            result[key] = merged(below or {}, value) if nested else value
     return result

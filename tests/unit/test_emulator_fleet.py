@@ -92,9 +92,20 @@ def test_workloads_with_one_seed_see_the_same_requests_whatever_their_pods_and_t
     assert arrived(0.05, 1) == arrived(2.5, 3)
 
 
-def test_numbers_do_not_depend_on_the_tick() -> None:
+def test_router_gives_a_slow_pod_less() -> None:
+    fleet = Fleet(a_config(load={"kind": "constant", "rate_per_s": 6}))
+    fleet.set_pods("chat", [a_pod(0), a_pod(1, capacity=1)], 0.0)
+    fleet.advance(200.0)
+    fast, slow = (one.server.stats.arrived for one in fleet.workloads["chat"].pods.values())
+    assert 0 < slow < 0.5 * fast
+
+
+@pytest.mark.parametrize(
+    "load", [{"kind": "constant", "rate_per_s": 10}, {"kind": "closed", "clients": 20, "think_s": 0.3}]
+)
+def test_numbers_do_not_depend_on_the_tick(load: dict[str, object]) -> None:
     def played(tick_s: float) -> dict[str, object]:
-        fleet = Fleet(a_config(load={"kind": "constant", "rate_per_s": 10}, capacity=8))
+        fleet = Fleet(a_config(load=load, capacity=8))
         fleet.set_pods("chat", [a_pod(0), a_pod(1)], 0.0)
         for number in range(round(120 / tick_s)):
             fleet.advance((number + 1) * tick_s)
@@ -281,6 +292,10 @@ class TestConfig:
             parse_config({"workloads": [{**workload, **change}]})
         assert words in str(error.value)
         assert "workloads.0" in str(error.value)
+
+    def test_no_workload_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="at least one entry"):
+            parse_config({"workloads": []})
 
     def test_two_workloads_of_one_name_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="chat"):

@@ -71,6 +71,12 @@ def test_same_seed_gives_the_same_requests_and_another_seed_others() -> None:
     assert first != other
 
 
+def test_lengths_of_the_nth_request_do_not_depend_on_the_profile() -> None:
+    slow = arrivals({"kind": "constant", "rate_per_s": 1}, 100)
+    fast = arrivals({"kind": "linear", "points": [[0, 0], [50, 20]]}, 100)
+    assert [one[1:] for one in slow] == [one[1:] for one in fast[: len(slow)]]
+
+
 def test_clock_of_a_profile_begins_at_its_start() -> None:
     load = {"kind": "steps", "points": [[0, 0], [10, 5]], "seed": 4}
     shifted = arrivals(load, 130, start_s=100.0)

@@ -136,6 +136,7 @@ class FakeApi:
         while (event := await self.events.get()) is not None:
             line = json.dumps(event).encode() + b"\n"
             await stream.write(line[:20])  # a line may come in pieces
+            await asyncio.sleep(0.02)
             await stream.write(line[20:])
         return stream
 

@@ -159,6 +159,32 @@ class TestContinuousBatching:
         assert first.first_token_s is not None
         assert server.kv_usage == 0.0
 
+    def test_preempted_request_comes_before_those_that_wait(self) -> None:
+        server = a_server(kv_tokens=1000)
+        early = feed(server, 0.0, 3, prompt=250, output=300)
+        late = feed(server, 0.1, 3, prompt=250, output=5)
+        server.advance(1000.0)
+        assert server.stats.preemptions > 0
+        assert max(one.scheduled_s or 0.0 for one in early) < min(one.scheduled_s or 0.0 for one in late)
+        assert max(one.last_token_s for one in early) < min(one.scheduled_s or 0.0 for one in late)
+
+    def test_admission_leaves_room_for_everyones_next_token(self) -> None:
+        server = a_server(kv_tokens=1000)
+        feed(server, 0.0, 2, prompt=500, output=10)
+        server.advance(0.1)
+        assert (server.running_count, server.waiting_count) == (1, 1)
+        server.advance(1000.0)
+        assert (server.stats.succeeded, server.stats.preemptions) == (2, 0)
+
+    def test_context_of_finished_requests_costs_nothing(self) -> None:
+        server = a_server(kappa_ms_per_ktoken=2.0)
+        feed(server, 0.0, 20, prompt=500, output=50)
+        server.advance(100.0)
+        before = server.stats.itl.sum
+        feed(server, 100.0, 1, prompt=500, output=2)
+        server.advance(200.0)
+        assert server.stats.itl.sum - before == pytest.approx(0.02099 + 0.002 * 0.5)
+
     def test_random_load_under_a_tight_cache_and_a_moving_cap_adds_up(self) -> None:
         server, rng = a_server(kv_tokens=3000, capacity=24, cap_delay_s=1, max_queue=40), Random(3)
         at_s, offered = 0.0, 0

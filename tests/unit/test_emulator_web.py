@@ -194,6 +194,13 @@ async def test_pod_that_never_was_ready_does_not_answer(http: TestClient[Any, An
     assert (await http.get("/dcgm/gpu-9/metrics")).status == 404
 
 
+async def test_of_two_pods_with_one_name_the_newer_answers(http: TestClient[Any, Any], fleet: Fleet) -> None:
+    fleet.set_pods("chat", [PodInfo(namespace="serving", name="chat-0", uid="newer", node="gpu-0", ready=True)], 60.0)
+    assert {"c0", "newer"} <= set(fleet.workloads["chat"].pods)
+    samples = await scrape(http, "/pods/serving/chat-0/metrics")
+    assert value(samples, "vllm:generation_tokens_total") == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"), [("nan", math.nan), ("negative", -1.0), ("sentinel", 9223372036854775794.0)]
 )

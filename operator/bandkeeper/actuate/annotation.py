@@ -16,7 +16,7 @@ from bandkeeper.actuate.rights import Right
 from bandkeeper.actuate.rollout import OWN_PREFIX
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.decide.policy import CostClass
-from bandkeeper.kube.client import ApiError, Conflict, Forbidden, KubeClient, NotFound
+from bandkeeper.kube.client import ApiError, Forbidden, Invalid, KubeClient, NotFound
 from bandkeeper.kube.discovery import Resource
 
 AT_ONCE = 8
@@ -84,11 +84,13 @@ class Annotation:
                 params={"fieldManager": FIELD_MANAGER},
                 timeout_s=timeout_s,
             )
-        except (NotFound, Conflict):
-            return Outcome.UNCHANGED, ""  # the pod is gone, or another one has its name: the next tick sees which
+        except NotFound:
+            return Outcome.UNCHANGED, ""
         except Forbidden as error:
             return Outcome.FORBIDDEN, PATCH_PODS.refused(error, namespace)
         except ApiError as error:
+            if isinstance(error, Invalid) and "metadata.uid" in error.message:
+                return Outcome.UNCHANGED, ""  # another pod has the name now; the next tick sees it
             return Outcome.FAILED, f"pod {pod.name} could not be annotated: {error.message}; it will be tried again"
         return Outcome.WRITTEN, ""
 

@@ -1,4 +1,4 @@
-"""The conditions of a policy: their types, every reason with its status and meaning, and how new ones replace old ones."""
+"""The conditions of a policy: types, reasons with status and meaning, and how new ones replace old ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ConditionType(StrEnum):
 
     READY = (
         "Ready",
-        "The policy works: valid, target found, metrics usable, no conflict. SLO, pause and mode have no say.",
+        "The policy works: valid, target found, metrics usable, no conflict; whatever SLO, pause and mode.",
     )
     TARGET_RESOLVED = "TargetResolved", "The target exists and has a scale subresource that the operator may use."
     METRICS_AVAILABLE = "MetricsAvailable", "Every signal that the decision needs is fresh and complete."
@@ -58,22 +58,14 @@ class ReadyReason(_Reason):
 
     OK = "Ok", _TRUE, "Everything that the policy needs is there."
     INVALID_SPEC = "InvalidSpec", _FALSE, "The spec breaks a rule of the API; the message names the field."
-    UNKNOWN_RUNTIME = (
-        "UnknownRuntime",
-        _FALSE,
-        "The operator has no preset of this name; the message lists those it has.",
-    )
+    UNKNOWN_RUNTIME = "UnknownRuntime", _FALSE, "There is no preset of this name; the message lists those there are."
     UNKNOWN_SIGNAL = "UnknownSignal", _FALSE, "A signal of this name does not exist; the message lists those that do."
-    SLO_WITHOUT_SOURCE = (
-        "SLOWithoutSource",
-        _FALSE,
-        "An SLO names a signal that neither runtime nor spec.signals gives.",
-    )
+    SLO_WITHOUT_SOURCE = "SLOWithoutSource", _FALSE, "Neither the runtime nor spec.signals gives an SLO's signal."
     INVALID_SOURCE = "InvalidSource", _FALSE, "An entry of spec.signals cannot give its signal."
     PROMETHEUS_NOT_ALLOWED = (
         "PrometheusNotAllowed",
         _FALSE,
-        "The operator's configuration does not allow this Prometheus.",
+        "The operator may not ask this Prometheus; its configuration says so.",
     )
     TARGET_NOT_FOUND = "TargetNotFound", _FALSE, "The target does not exist."
     TARGET_KIND_UNKNOWN = "TargetKindUnknown", _FALSE, "The cluster has no such apiVersion and kind."
@@ -85,7 +77,7 @@ class ReadyReason(_Reason):
     CONFLICTED = "Conflicted", _FALSE, "Something else drives the target; see the condition Conflicted."
 
 
-class TargetReason(_Reason):
+class TargetResolvedReason(_Reason):
     """Reasons of TargetResolved."""
 
     RESOLVED = "Resolved", _TRUE, "The target was found and may be scaled."
@@ -97,7 +89,7 @@ class TargetReason(_Reason):
     UNAVAILABLE = "Unavailable", _UNKNOWN, "The API server did not answer."
 
 
-class MetricsReason(_Reason):
+class MetricsAvailableReason(_Reason):
     """Reasons of MetricsAvailable."""
 
     AVAILABLE = "Available", _TRUE, "Every signal that is needed is fresh and complete."
@@ -111,33 +103,29 @@ class MetricsReason(_Reason):
     QUERY_FAILED = "QueryFailed", _FALSE, "Prometheus refuses a query; the message quotes it."
 
 
-class NoSLOReason(_Reason):
+class WithinSLOReason(_Reason):
     """The reason of WithinSLO beside those of `SLOState`."""
 
     NO_SLO = "NoSLO", _UNKNOWN, "The policy promises nothing."
 
 
-class LimitedReason(_Reason):
+class ScalingLimitedReason(_Reason):
     """The reason of ScalingLimited beside those of `LimitReason`."""
 
     DESIRED_WITHIN_RANGE = "DesiredWithinRange", _FALSE, "Nothing stands between the replica count and what is wanted."
 
 
-class ConflictReason(_Reason):
+class ConflictedReason(_Reason):
     """Reasons of Conflicted."""
 
     NO_CONFLICT = "NoConflict", _FALSE, "Nothing else drives the target."
     HPA = "HPA", _TRUE, "A HorizontalPodAutoscaler has the same target."
     SCALED_OBJECT = "ScaledObject", _TRUE, "A ScaledObject of KEDA has the same target."
     OLDER_POLICY = "OlderPolicy", _TRUE, "An older policy has the same target."
-    UNDONE_BY_MANAGER = (
-        "UndoneByManager",
-        _TRUE,
-        "Another manager undid the operator's writes three times in 30 minutes.",
-    )
+    UNDONE_BY_MANAGER = "UndoneByManager", _TRUE, "Another manager undid the replica count three times in 30 minutes."
 
 
-class PauseReason(_Reason):
+class PausedReason(_Reason):
     """Reasons of Paused."""
 
     NOT_PAUSED = "NotPaused", _FALSE, "The policy acts as its mode says."
@@ -145,7 +133,7 @@ class PauseReason(_Reason):
     SCALED_TO_ZERO = "ScaledToZero", _TRUE, "A person set the target to 0 replicas."
 
 
-class BatchReason(_Reason):
+class BatchAppliedReason(_Reason):
     """Reasons of BatchApplied."""
 
     APPLIED = "Applied", _TRUE, "Every ready pod reads back the wanted cap."
@@ -153,11 +141,7 @@ class BatchReason(_Reason):
     PARTIALLY_APPLIED = "PartiallyApplied", _FALSE, "Some pods could not be written; they are tried again."
     DRIFTED = "Drifted", _FALSE, "A pod runs with another cap than the one written."
     NOT_CONFIGURED = "NotConfigured", _UNKNOWN, "The policy has no batch adapter: only replicas are scaled."
-    ADAPTER_UNAVAILABLE = (
-        "AdapterUnavailable",
-        _FALSE,
-        "The adapter is off in the operator's configuration, or cannot work.",
-    )
+    ADAPTER_UNAVAILABLE = "AdapterUnavailable", _FALSE, "The adapter is switched off for the operator, or cannot work."
     FORBIDDEN = "Forbidden", _FALSE, "The operator lacks the adapter's right; the message names it."
     UNDONE_BY_MANAGER = "UndoneByManager", _FALSE, "Another manager undid the cap three times in 30 minutes."
     ROLLED_BACK = "RolledBack", _FALSE, "The cap's rollout missed its progress deadline and was taken back."
@@ -183,22 +167,22 @@ _BAND_STATUS = {BandReason.IN_BAND: _TRUE, BandReason.UNKNOWN: _UNKNOWN}
 
 REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
     ConditionType.READY: _documented(ReadyReason),
-    ConditionType.TARGET_RESOLVED: _documented(TargetReason),
-    ConditionType.METRICS_AVAILABLE: _documented(MetricsReason),
+    ConditionType.TARGET_RESOLVED: _documented(TargetResolvedReason),
+    ConditionType.METRICS_AVAILABLE: _documented(MetricsAvailableReason),
     ConditionType.WITHIN_SLO: {
         **{state.value: Meaning(_SLO_STATUS.get(state, _UNKNOWN), state.meaning) for state in SLOState},
-        **_documented(NoSLOReason),
+        **_documented(WithinSLOReason),
     },
     ConditionType.WITHIN_BAND: {
         reason.value: Meaning(_BAND_STATUS.get(reason, _FALSE), reason.meaning) for reason in BandReason
     },
     ConditionType.SCALING_LIMITED: {
-        **_documented(LimitedReason),
+        **_documented(ScalingLimitedReason),
         **{reason.value: Meaning(_TRUE, reason.meaning) for reason in LimitReason},
     },
-    ConditionType.CONFLICTED: _documented(ConflictReason),
-    ConditionType.PAUSED: _documented(PauseReason),
-    ConditionType.BATCH_APPLIED: _documented(BatchReason),
+    ConditionType.CONFLICTED: _documented(ConflictedReason),
+    ConditionType.PAUSED: _documented(PausedReason),
+    ConditionType.BATCH_APPLIED: _documented(BatchAppliedReason),
 }
 """Every reason that each condition may have; every condition also has `INITIALIZING`, with status Unknown."""
 

@@ -1,7 +1,7 @@
 """From the pydantic models to the CustomResourceDefinition: `python -m bandkeeper.api.crdgen crds/`.
 
-JSON schema as pydantic writes it is not the structural schema that the API server wants: references are inlined, unions with
-null become the other member, and titles, null defaults and `additionalProperties: false` go.
+JSON schema as pydantic writes it is not the structural schema that the API server wants: references are inlined, unions
+with null become the other member, and titles, examples, null defaults and `additionalProperties: false` go.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _INT32 = 2**31 - 1
 
 
 def structural_schema(model: type[BaseModel], *, also: Sequence[str] = ()) -> Schema:
-    """The structural schema of `model`, with the keys `also` (such as "examples") beside those that the API server takes.
+    """The structural schema of `model`, with the keys `also` (such as "examples") that the API server does not take.
 
     Raises ValueError where the model has no structural form.
     """
@@ -150,8 +150,8 @@ def crd() -> Schema:
 def root_schema(*, also: Sequence[str] = ()) -> Schema:
     """The schema of a whole policy; `also` as in `structural_schema`."""
     return {
-        "description": "Holds the utilisation of a GPU workload inside a band at the least cost, by moving its batch cap "
-        "and its replica count together, and keeps its latency promises.",
+        "description": "Holds the utilisation of a GPU workload inside a band at the least cost, by moving its batch "
+        "cap and its replica count together, and keeps its latency promises.",
         "type": "object",
         "required": ["spec"],
         "properties": {

@@ -1,4 +1,4 @@
-"""Durations as people write them in a policy ("500ms", "1m30s"): the verdict and the value of Go's time.ParseDuration."""
+"""Durations as people write them in a policy ("500ms", "1m30s"), read as Go's time.ParseDuration reads them."""
 
 from __future__ import annotations
 

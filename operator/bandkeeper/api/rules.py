@@ -1,7 +1,8 @@
-"""A rule of the API as one object: the CEL that the API server runs, its Python twin, and the sentence both answer with.
+"""A rule of the API as one object: the CEL that the API server runs, its Python twin, and the sentence of both.
 
-Put a `Rule` (or `Distinct`, for lists) into the `Annotated` type of a field, or into `rules` of a `RuledModel`. The JSON schema of
-the model then carries it for the CRD generator, and validation raises one error of type `RULES_BROKEN` with all broken rules of a place.
+Put a `Rule` (or `Distinct`, for lists) into the `Annotated` type of a field, or into `rules` of a `RuledModel`. The
+JSON schema of the model then carries it for the CRD generator, and validation raises one error of type `RULES_BROKEN`
+with all broken rules of a place.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FieldReason = Literal["FieldValueInvalid", "FieldValueRequired", "FieldValueForb
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A broken rule: `path` from the place of the rule (".max", or "" for the place itself) and what must be instead."""
+    """A broken rule: `path` from its place (".max", or "" for the place itself) and what must be instead."""
 
     path: str
     message: str
@@ -86,11 +87,11 @@ class Distinct:
         """`values` itself; raises where two entries have the same key."""
         seen: set[Any] = set()
         twice = []
+        message = f"must not repeat the {' and '.join(self.keys) or 'value'} of an earlier entry: leave one of them out"
         for index, value in enumerate(values):
             key = tuple(getattr(value, name) for name in self.keys) if self.keys else value
             if key in seen:
-                alike = " and ".join(self.keys) or "value"
-                twice.append(Violation(f"[{index}]", f"must not repeat the {alike} of an earlier entry: leave one of them out"))
+                twice.append(Violation(f"[{index}]", message))
             seen.add(key)
         if twice:
             raise _fail(twice)

@@ -86,7 +86,8 @@ class GapReason(StrEnum):
     INVALID = "Invalid"  # NaN, infinite, negative or absurd
     PARTIAL = "Partial"  # some ready pods have no value, or the server warned of a partial answer
     UNREACHABLE = "Unreachable"
-    REFUSED = "Refused"  # authentication, bad query, budget
+    UNAUTHORIZED = "Unauthorized"
+    REFUSED = "Refused"  # bad query, over the query budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

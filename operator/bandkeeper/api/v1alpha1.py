@@ -1,7 +1,7 @@
 """`GPUScalingPolicy` v1alpha1 as pydantic models: the one source of the CRD, of validation and of defaults.
 
-Descriptions, bounds and rules here become the CRD's. What depends on the objective has no default here, so that changing
-the objective changes it; `status.effective` shows what is in force.
+Descriptions, bounds and rules here become the CRD's. What depends on the objective has no default here, so that
+changing the objective changes it; `status.effective` shows what is in force.
 """
 
 from __future__ import annotations
@@ -57,23 +57,85 @@ class AdapterType(StrEnum):
     POD_TEMPLATE = "PodTemplate"
 
 
-Name = Annotated[
+ApiVersion = Annotated[
+    str,
+    Field(min_length=1, max_length=317),
+    matches(
+        "([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?v[0-9][a-z0-9]*",
+        "must be group/version, such as apps/v1, or a version, such as v1",
+    ),
+]
+KindName = Annotated[
+    str,
+    Field(min_length=1, max_length=63),
+    matches("[A-Z][A-Za-z0-9]*", "must be a kind in CamelCase, such as Deployment"),
+]
+ObjectName = Annotated[
     str,
     Field(min_length=1, max_length=253),
-    matches(
-        "[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "must be an object's name: lower case letters, digits, '-' and '.', such as chat"
-    ),
+    matches("[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "must be an object's name: lower case letters, digits, '-' and '.'"),
+]
+ContainerName = Annotated[
+    str,
+    Field(min_length=1, max_length=63),
+    matches("[a-z0-9]([-a-z0-9]*[a-z0-9])?", "must be a container's name: lower case letters, digits and '-'"),
 ]
 OpenName = Annotated[
     str,
     Field(min_length=1, max_length=63),
     matches("[A-Za-z][A-Za-z0-9]*", "must be one word in CamelCase, letters and digits only"),
 ]
+VariableName = Annotated[
+    str,
+    Field(min_length=1, max_length=128),
+    matches("[A-Za-z_][A-Za-z0-9_]*", "must be the name of an environment variable, such as MAX_NUM_SEQS"),
+]
+Flag = Annotated[
+    str,
+    Field(min_length=1, max_length=128),
+    matches("--?[A-Za-z0-9][-A-Za-z0-9_.]*", "must be a flag without its value, such as --max-num-seqs"),
+]
+AnnotationKey = Annotated[
+    str,
+    Field(min_length=1, max_length=78),
+    matches(
+        "bandkeeper[.]dev/[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?",
+        "must be an annotation key that is the operator's to write: bandkeeper.dev/ and a name in lower case, "
+        "such as bandkeeper.dev/batch-cap",
+    ),
+]
+MetricName = Annotated[
+    str,
+    Field(min_length=1, max_length=255),
+    matches("[a-zA-Z_:][a-zA-Z0-9_:]*", "must be the name of a metric, such as my_queue_size; for PromQL write query"),
+]
+ServerName = Annotated[
+    str,
+    Field(min_length=1, max_length=63),
+    matches("[a-z0-9]([-a-z0-9]*[a-z0-9])?", "must be the name of a Prometheus in the operator's configuration"),
+]
+ServerURL = Annotated[
+    str,
+    Field(min_length=1, max_length=512),
+    matches(
+        "https?://[A-Za-z0-9.:_[\\]-]+(/[A-Za-z0-9._~/%-]*)?",
+        "must be http:// or https:// with host and path only, such as http://prometheus.monitoring:9090; "
+        "credentials belong in the operator's configuration, then write name",
+    ),
+]
+Share = Annotated[
+    str,
+    Field(min_length=1, max_length=8),
+    matches("0([.][0-9]{1,4})?|1([.]0{1,4})?", "must be a share from 0 to 1, such as '0.05' for 5 percent"),
+]
 PositiveDuration = Annotated[str, Field(max_length=24), duration(most="24h")]
 Window = Annotated[str, Field(max_length=24), duration(least="5s", most="1h")]
 ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
-Percent = Annotated[int, Field(ge=1, le=100)]
+BandEdge = Annotated[int, Field(ge=1, le=100)]
+Percentile = Annotated[int, Field(ge=1, le=99)]
+Rate = Annotated[int, Field(ge=1, le=1_000_000_000)]
+WindowSeconds = Annotated[int, Field(ge=0, le=3600)]
 
 
 class _Model(RuledModel):
@@ -81,19 +143,11 @@ class _Model(RuledModel):
 
 
 class TargetRef(_Model):
-    api_version: Annotated[
-        str,
-        Field(min_length=1, max_length=317, examples=["apps/v1"], description="API group and version of the target."),
-        matches(
-            "([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?v[0-9][a-z0-9]*", "must be group/version, such as apps/v1, or a version, such as v1"
-        ),
-    ]
-    kind: Annotated[
-        str,
-        Field(min_length=1, max_length=63, examples=["Deployment"], description="Kind of the target."),
-        matches("[A-Z][A-Za-z0-9]*", "must be a kind in CamelCase, such as Deployment"),
-    ]
-    name: Name = Field(examples=["chat"], description="Name of the target, in the policy's own namespace.")
+    """Names one object in the policy's own namespace."""
+
+    api_version: ApiVersion = Field(examples=["apps/v1"], description="API group and version of the target.")
+    kind: KindName = Field(examples=["Deployment"], description="Kind of the target.")
+    name: ObjectName = Field(examples=["chat"], description="Name of the target.")
 
 
 class SLO(_Model):
@@ -103,24 +157,26 @@ class SLO(_Model):
         Rule(
             cel="has(self.threshold) != has(self.minPerSecond)",
             holds=lambda slo: (slo.threshold is None) != (slo.min_per_second is None),
-            message="must have exactly one of threshold (for a latency, such as 500ms) and minPerSecond (for a rate, such as 100)",
+            message="must have exactly one of threshold (for a latency, such as 500ms) "
+            "and minPerSecond (for a rate, such as 100)",
         ),
     )
 
     signal: OpenName = Field(
         examples=["TimeToFirstToken"],
         description="The signal that is promised, such as TimeToFirstToken, InterTokenLatency, EndToEndLatency, "
-        "QueueTime, GenerationTokens or Samples. A name that the operator does not know gives a condition that lists the known ones.",
+        "QueueTime, GenerationTokens or Samples. An unknown name gives a condition that lists the known ones.",
     )
-    percentile: Annotated[int, Field(ge=1, le=99)] = Field(
-        default=95, description="The percentile of a latency that threshold bounds. A rate has none and leaves it out."
+    percentile: Percentile = Field(
+        default=95, description="The percentile of a latency that threshold bounds. A rate leaves it out."
     )
     threshold: PositiveDuration | None = Field(
         default=None,
         examples=["500ms"],
-        description="The most that the percentile of the latency may be: a duration such as 500ms, 7500us or 2s, at most 24h.",
+        description="The most that the percentile of the latency may be: a duration of at most 24h, such as 500ms, "
+        "7500us or 2s.",
     )
-    min_per_second: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
+    min_per_second: Rate | None = Field(
         default=None,
         examples=[100],
         description="The least rate, in the signal's unit per second (requests, tokens, samples), while work waits.",
@@ -131,6 +187,8 @@ class SLO(_Model):
 
 
 class Replicas(_Model):
+    """Bounds of the replica count."""
+
     rules: ClassVar = (
         Rule(
             cel="self.min <= self.max",
@@ -148,11 +206,16 @@ class Replicas(_Model):
             holds=lambda least: least >= 1,
             message="must be at least 1: scale to zero needs an activation source and is planned; write 1",
         ),
-    ] = Field(default=1, description="The fewest replicas. At least 1: scale to zero needs an activation source and is planned.")
-    max: ReplicaCount = Field(examples=[16], description="The most replicas, those of a rollout's surge included.")
+    ] = Field(
+        default=1,
+        description="The fewest replicas, at least 1: scale to zero needs an activation source and is planned.",
+    )
+    max: ReplicaCount = Field(examples=[16], description="The most replicas; pods of a rollout's surge count.")
 
 
 class Band(_Model):
+    """Utilisation between which nothing is done."""
+
     rules: ClassVar = (
         Rule(
             cel="self.lowPercent < self.highPercent",
@@ -162,25 +225,17 @@ class Band(_Model):
         ),
     )
 
-    low_percent: Percent = Field(
-        examples=[60], description="Low edge of the utilisation band in percent. Below it replicas may be let go."
-    )
-    high_percent: Percent = Field(
-        examples=[70], description="High edge of the utilisation band in percent. Above it capacity is added."
-    )
+    low_percent: BandEdge = Field(examples=[60], description="Low edge in percent. Below it replicas may be let go.")
+    high_percent: BandEdge = Field(examples=[70], description="High edge in percent. Above it capacity is added.")
 
 
 class AnnotationAdapter(_Model):
     """Writes the cap to an annotation of each pod, which the pod reads through the downward API."""
 
-    key: Annotated[
-        str,
-        Field(max_length=78),
-        matches(
-            "bandkeeper[.]dev/[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?",
-            "must be an annotation key of the operator's own: bandkeeper.dev/ and a name in lower case, such as bandkeeper.dev/batch-cap",
-        ),
-    ] = Field(default=f"{GROUP}/batch-cap", description="Key of the pod annotation that carries the cap, under bandkeeper.dev/.")
+    key: AnnotationKey = Field(
+        default=f"{GROUP}/batch-cap",
+        description="Key of the pod annotation that carries the cap, under bandkeeper.dev/.",
+    )
 
 
 class PodTemplateAdapter(_Model):
@@ -190,31 +245,16 @@ class PodTemplateAdapter(_Model):
         Rule(
             cel="has(self.env) != has(self.argument)",
             holds=lambda adapter: (adapter.env is None) != (adapter.argument is None),
-            message="must have exactly one of env (a variable, such as MAX_NUM_SEQS) and argument (a flag, such as --max-num-seqs)",
+            message="must have exactly one of env (a variable, such as MAX_NUM_SEQS) "
+            "and argument (a flag, such as --max-num-seqs)",
         ),
     )
 
-    container: Annotated[
-        str,
-        Field(min_length=1, max_length=63, examples=["server"], description="Name of the container whose cap is set."),
-        matches("[a-z0-9]([-a-z0-9]*[a-z0-9])?", "must be a container's name: lower case letters, digits and '-'"),
-    ]
-    env: (
-        Annotated[
-            str,
-            Field(min_length=1, max_length=128),
-            matches("[A-Za-z_][A-Za-z0-9_]*", "must be the name of an environment variable, such as MAX_NUM_SEQS"),
-        ]
-        | None
-    ) = Field(default=None, examples=["MAX_NUM_SEQS"], description="Environment variable that holds the cap.")
-    argument: (
-        Annotated[
-            str,
-            Field(min_length=1, max_length=128),
-            matches("--?[A-Za-z0-9][-A-Za-z0-9_.]*", "must be a flag without its value, such as --max-num-seqs"),
-        ]
-        | None
-    ) = Field(
+    container: ContainerName = Field(examples=["server"], description="Name of the container whose cap is set.")
+    env: VariableName | None = Field(
+        default=None, examples=["MAX_NUM_SEQS"], description="Environment variable that holds the cap."
+    )
+    argument: Flag | None = Field(
         default=None,
         examples=["--max-num-seqs"],
         description="Argument that holds the cap, as --flag=64 or as --flag followed by 64.",
@@ -253,9 +293,8 @@ class Adapter(_Model):
     )
 
     type: AdapterType = Field(
-        examples=["Annotation"],
-        description="Annotation: a pod annotation that the server reads through the downward API, in force within about two minutes. "
-        "PodTemplate: an environment variable or argument of the pod template, in force by a rollout.",
+        description="Annotation: a pod annotation that the server reads through the downward API, in force within "
+        "about two minutes. PodTemplate: a variable or argument of the pod template, in force by a rollout.",
     )
     annotation: AnnotationAdapter | None = Field(
         default_factory=_annotation_by_default,
@@ -267,6 +306,8 @@ class Adapter(_Model):
 
 
 class Batch(_Model):
+    """Bounds of the batch cap and how it is set."""
+
     rules: ClassVar = (
         Rule(
             cel="self.min <= self.max",
@@ -297,7 +338,7 @@ class Batch(_Model):
 class ScalingPolicy(_Model):
     """One limit on the rate of change, with the meaning that it has in an HPA."""
 
-    type: ScalingPolicyType = Field(examples=["Pods"], description="Whether value counts pods or percent of the replicas.")
+    type: ScalingPolicyType = Field(description="Whether value counts pods or percent of the replicas.")
     value: Annotated[int, Field(ge=1, le=10_000)] = Field(
         examples=[4], description="The most change in one period, in pods or percent."
     )
@@ -309,34 +350,30 @@ class ScalingPolicy(_Model):
 class ScalingRules(_Model):
     """One direction, with the fields and the meaning of an HPA's behavior."""
 
-    stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] | None = Field(
+    stabilization_window_seconds: WindowSeconds | None = Field(
         default=None,
         examples=[300],
         description="Seconds of past recommendations that are looked back on: scaling down uses the highest of them, "
         "scaling up the lowest. Left out: by the objective.",
     )
     select_policy: SelectPolicy | None = Field(
-        default=None, description="Which policy counts where several apply; Disabled forbids this direction. Left out: Max."
+        default=None,
+        description="Which policy counts where several apply; Disabled forbids this direction. Left out: Max.",
     )
     policies: Annotated[list[ScalingPolicy], Field(min_length=1, max_length=10)] | None = Field(
         default=None, description="Limits on the rate of change. Left out: by the objective."
     )
-    tolerance: (
-        Annotated[
-            str,
-            Field(max_length=8),
-            matches("0([.][0-9]{1,4})?|1([.]0{1,4})?", "must be a share from 0 to 1 in quotes, such as '0.05' for 5 percent"),
-        ]
-        | None
-    ) = Field(
+    tolerance: Share | None = Field(
         default=None,
         examples=["0.05"],
-        description="Share by which the wanted capacity may differ before anything is done, as a string such as '0.05'. "
-        "Left out: by the objective.",
+        description="Share by which the wanted capacity may differ before anything is done, as a string such as "
+        "'0.05'. Left out: by the objective.",
     )
 
 
 class Behavior(_Model):
+    """How fast replicas may change, as in an HPA."""
+
     scale_up: ScalingRules | None = Field(default=None, description="How fast replicas may be added.")
     scale_down: ScalingRules | None = Field(default=None, description="How fast replicas may be removed.")
 
@@ -362,7 +399,8 @@ class Fallback(_Model):
     )
 
     after: PositiveDuration = Field(
-        default="180s", description="How long metrics must be missing before the fallback holds: a duration of at most 24h."
+        default="180s",
+        description="How long metrics must be missing before the fallback holds: a duration of at most 24h.",
     )
     behavior: FallbackBehavior = Field(
         default=FallbackBehavior.HOLD,
@@ -370,7 +408,9 @@ class Fallback(_Model):
         "Replicas: exactly `replicas`, fewer than now included.",
     )
     replicas: ReplicaCount | None = Field(
-        default=None, examples=[4], description="Replicas for Replicas and ReplicasIfHigher, between replicas.min and replicas.max."
+        default=None,
+        examples=[4],
+        description="Replicas for Replicas and ReplicasIfHigher, between replicas.min and replicas.max.",
     )
 
 
@@ -381,22 +421,16 @@ class SignalSource(_Model):
         Rule(
             cel="has(self.metric) != has(self.query)",
             holds=lambda source: (source.metric is None) != (source.query is None),
-            message="must have exactly one of metric (the name of a metric with the preset's meaning) and query (PromQL)",
+            message="must have exactly one of metric (a name, read as the preset reads its own) and query (PromQL)",
         ),
     )
 
     signal: OpenName = Field(examples=["RequestsWaiting"], description="The signal that is read elsewhere.")
-    metric: (
-        Annotated[
-            str,
-            Field(min_length=1, max_length=255),
-            matches("[a-zA-Z_:][a-zA-Z0-9_:]*", "must be the name of a metric, such as my_server_queue_size; for PromQL write query"),
-        ]
-        | None
-    ) = Field(
+    metric: MetricName | None = Field(
         default=None,
-        examples=["my_server_queue_size"],
-        description="Name of a metric that is read the way the preset reads its own: a gauge, a counter, or a histogram without _bucket.",
+        examples=["my_queue_size"],
+        description="Name of a metric that is read the way the preset reads its own: a gauge, a counter, or a "
+        "histogram without _bucket.",
     )
     query: Annotated[str, Field(min_length=1, max_length=2048)] | None = Field(
         default=None,
@@ -406,7 +440,7 @@ class SignalSource(_Model):
 
 
 class PrometheusSelection(_Model):
-    """Which Prometheus answers: exactly one of `name` (of the operator's configuration) and `url`."""
+    """Which Prometheus answers: exactly one of `name` and `url`."""
 
     rules: ClassVar = (
         Rule(
@@ -416,26 +450,10 @@ class PrometheusSelection(_Model):
         ),
     )
 
-    name: (
-        Annotated[
-            str,
-            Field(min_length=1, max_length=63),
-            matches("[a-z0-9]([-a-z0-9]*[a-z0-9])?", "must be the name of a Prometheus in the operator's configuration, such as default"),
-        ]
-        | None
-    ) = Field(default=None, examples=["default"], description="Name of a Prometheus in the operator's configuration.")
-    url: (
-        Annotated[
-            str,
-            Field(min_length=1, max_length=512),
-            matches(
-                "https?://[A-Za-z0-9.:_[\\]-]+(/[A-Za-z0-9._~/%-]*)?",
-                "must be http:// or https:// with host and path only, such as http://prometheus.monitoring:9090; "
-                "credentials belong in the operator's configuration, then write name",
-            ),
-        ]
-        | None
-    ) = Field(
+    name: ServerName | None = Field(
+        default=None, examples=["default"], description="Name of a Prometheus in the operator's configuration."
+    )
+    url: ServerURL | None = Field(
         default=None,
         examples=["http://prometheus.monitoring:9090"],
         description="Address of a Prometheus that needs no credentials.",
@@ -457,8 +475,9 @@ class Spec(_Model):
         Rule(
             cel="!has(self.fallback) || !has(self.fallback.replicas) || "
             "(self.fallback.replicas >= self.replicas.min && self.fallback.replicas <= self.replicas.max)",
-            holds=lambda spec: spec.fallback.replicas is None
-            or spec.replicas.min <= spec.fallback.replicas <= spec.replicas.max,
+            holds=lambda spec: (
+                spec.fallback.replicas is None or spec.replicas.min <= spec.fallback.replicas <= spec.replicas.max
+            ),
             message="must lie between replicas.min and replicas.max",
             path=".fallback.replicas",
         ),
@@ -474,8 +493,8 @@ class Spec(_Model):
     )
     runtime: OpenName = Field(
         examples=["VLLM"],
-        description="The model server, which tells what its metrics are called: VLLM, Triton, Generic and others. "
-        "A name that the operator does not know gives a condition that lists the known ones.",
+        description="The model server, which tells what its metrics are called, such as VLLM, Triton or Generic. "
+        "An unknown name gives a condition that lists the known ones.",
     )
     slos: Annotated[list[SLO], Distinct(("signal", "percentile")), Field(max_length=8)] = Field(
         default_factory=list,
@@ -485,7 +504,8 @@ class Spec(_Model):
     replicas: Replicas = Field(examples=[{"min": 1, "max": 16}], description="Bounds of the replica count.")
     batch: Batch | None = Field(
         default=None,
-        description="Bounds of the batch cap and how it is set. Left out: only replicas are scaled, and nothing but /scale is written.",
+        description="Bounds of the batch cap and how it is set. Left out: only replicas are scaled, and nothing but "
+        "/scale is written.",
     )
     mode: Mode = Field(
         default=Mode.ENFORCE,
@@ -566,11 +586,9 @@ class SLOStatus(_Model):
     """How far one promise is kept."""
 
     signal: Word = Field(description="The signal that is promised.")
-    percentile: Annotated[int, Field(ge=1, le=99)] = Field(default=95, description="The percentile that is bounded.")
+    percentile: Percentile = Field(default=95, description="The percentile that is bounded.")
     threshold: Length | None = Field(default=None, description="The most that the latency may be.")
-    min_per_second: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
-        default=None, description="The least rate."
-    )
+    min_per_second: Rate | None = Field(default=None, description="The least rate.")
     measured: Length | None = Field(
         default=None, description="The latency percentile over the window, a duration, or a rate per second."
     )
@@ -599,7 +617,7 @@ class EffectiveScalingRules(_Model):
 
 
 class Effective(_Model):
-    """What is in force, defaults of the objective included."""
+    """What is in force, the objective's defaults included."""
 
     band: Band = Field(description="The utilisation band.")
     batch_rule: Word = Field(description="How the batch cap is chosen.")
@@ -641,7 +659,9 @@ class Status(_Model):
     slos: Annotated[list[SLOStatus], Distinct(("signal", "percentile")), Field(max_length=8)] = Field(
         default_factory=list, description="How far each promise is kept."
     )
-    effective: Effective | None = Field(default=None, description="What is in force, defaults of the objective included.")
+    effective: Effective | None = Field(
+        default=None, description="What is in force, the objective's defaults included."
+    )
     last_decision: DecisionStatus | None = Field(default=None, description="The last decision.")
     history: Annotated[list[HistoryEntry], Field(max_length=HISTORY_LIMIT)] = Field(
         default_factory=list, description="The last decisions that changed something, latest first."

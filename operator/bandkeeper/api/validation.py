@@ -1,4 +1,4 @@
-"""The verdict on a policy document: that of `kubectl apply` with strict field validation, with a sentence per problem."""
+"""The verdict on a policy document: that of `kubectl apply` with strict field validation, a sentence per problem."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _Metadata(_Strict):
         Field(max_length=NAME_LIMIT, examples=["chat"]),
         matches(
             "[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
-            "must be lower case letters, digits, '-' and '.', beginning and ending with a letter or digit, such as chat",
+            "must be lower case letters, digits, '-' and '.', with a letter or digit at both ends, such as chat",
         ),
     ]
     namespace: Any = None
@@ -115,6 +115,8 @@ def _unknown_in_status(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _problems(details: ErrorDetails) -> list[Problem]:
     place = details["loc"]
+    if details["type"] == "default_factory_not_called":  # a consequence of another problem
+        return []
     if details["type"] == RULES_BROKEN:
         return [Problem(_path(place) + broken.path, broken.message) for broken in details["ctx"]["violations"]]
     sentence = _SENTENCES.get(details["type"])
@@ -161,7 +163,12 @@ def _unknown(details: ErrorDetails) -> str:
     if not known or parent == ["metadata"]:
         return "must be left out: there is no such field here"
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    return f"must be left out: there is no such field here; {f'write {close[0]}' if close else f'the fields are {_list(known)}'}"
+    instead = f"write {close[0]}" if close else f"the fields are {_list(known)}"
+    return f"must be left out: there is no such field here; {instead}"
+
+
+def _choice(details: ErrorDetails) -> str:
+    return f"must be one of {_list(_schema_at(details['loc'])['enum'])}, not {_kind(details['input'])}"
 
 
 def _whole_number(details: ErrorDetails) -> str:
@@ -206,12 +213,12 @@ _SENTENCES: Mapping[str, Callable[[ErrorDetails], str]] = {
     "model_attributes_type": _object,
     "dict_type": _object,
     "list_type": lambda details: f"must be a list, not {_kind(details['input'])}",
-    "enum": lambda details: f"must be one of {_list(_schema_at(details['loc'])['enum'])}, not {_kind(details['input'])}",
+    "enum": _choice,
     "literal_error": lambda details: f"must be {details['ctx']['expected'].strip(chr(39))}",
     "greater_than_equal": _bound("must be at least {}", "ge"),
     "less_than_equal": _bound("must be at most {}", "le"),
-    "string_too_short": _bound("must have at least {} character(s)", "min_length"),
+    "string_too_short": lambda details: "must not be empty",
     "string_too_long": _bound("must have at most {} characters", "max_length"),
-    "too_short": _bound("must have at least {} entry, or be left out", "min_length"),
+    "too_short": lambda details: "must have at least one entry, or be left out",
     "too_long": _bound("must have at most {} entries", "max_length"),
 }

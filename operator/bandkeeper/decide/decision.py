@@ -1,4 +1,4 @@
-"""The decision as one value: what is wanted, why, and the inputs that led there. Status, event, log and metrics show it."""
+"""The decision as one value: what is wanted, why, and the inputs that led there."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class SLOVerdict:
         Measured percentile in seconds, interpolated inside its bucket as Prometheus does, or the rate per second.
     lower, upper
         Bounds of the bucket that holds the percentile, in seconds; upper may be infinite.
+    mean
+        Mean in seconds, None where the source has no sum.
     attainment_low, attainment_high
         Least and largest share of requests (of tokens for InterTokenLatency) that can have kept the threshold.
     observations
@@ -66,6 +68,7 @@ class SLOVerdict:
     value: float | None = None
     lower: float | None = None
     upper: float | None = None
+    mean: float | None = None
     attainment_low: float | None = None
     attainment_high: float | None = None
     observations: float | None = None
@@ -91,7 +94,7 @@ class Limitation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """The numbers behind a decision, for `explain`, log and metrics. Requests unless a unit is named; None is not known.
+    """The numbers behind a decision: requests unless a unit is named, None where not known.
 
     Attributes
     ----------

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bandkeeper.api.signals import Signal
+from bandkeeper.api import durations, v1alpha1
+from bandkeeper.api.signals import LATENCY_SIGNALS, THROUGHPUT_SIGNALS, Signal
 from bandkeeper.api.v1alpha1 import FallbackBehavior, Objective, SelectPolicy
 
 
@@ -100,6 +101,11 @@ class Policy:
         Batch capacity of a replica where neither the policy nor the pods tell it.
     restart_hold_s
         No scale-in before this much time was observed after a start or a change of leader.
+    rate_window_s
+        Window over which the snapshot's counter rates were taken.
+    acts
+        False in Recommend mode: the target is driven by others, and what they write is followed without being taken
+        for an interference.
     """
 
     objective: Objective
@@ -114,3 +120,134 @@ class Policy:
     fallback: Fallback
     default_capacity: int
     restart_hold_s: float = 300.0
+    rate_window_s: float = 60.0
+    acts: bool = True
+
+
+class PolicyError(ValueError):
+    """The spec cannot be decided on; the text says what to write instead."""
+
+
+_BANDS = {
+    Objective.LATENCY_SENSITIVE: Band(0.60, 0.70),
+    Objective.BALANCED: Band(0.70, 0.80),
+    Objective.THROUGHPUT_SENSITIVE: Band(0.85, 0.95),
+}
+_SCALE_DOWN_WINDOWS_S = {
+    Objective.LATENCY_SENSITIVE: 600.0,
+    Objective.BALANCED: 300.0,
+    Objective.THROUGHPUT_SENSITIVE: 120.0,
+}
+_SCALE_UP = ScalingRules(
+    stabilization_s=0.0,
+    select=SelectPolicy.MAX,
+    limits=(RateLimit(value=100, percent=True, period_s=15.0), RateLimit(value=4, percent=False, period_s=15.0)),
+    tolerance=0.0,
+)
+_SCALE_DOWN_LIMITS = (RateLimit(value=100, percent=True, period_s=15.0),)
+
+
+def resolve(
+    spec: v1alpha1.Spec,
+    *,
+    batching: Batching,
+    default_capacity: int,
+    cost_class: CostClass | None = None,
+    expected_delay_s: float = 0.0,
+    restart_hold_s: float = 300.0,
+    rate_window_s: float = 60.0,
+    acts: bool = True,
+) -> Policy:
+    """Fill in every default that depends on the objective.
+
+    `cost_class` and `expected_delay_s` are the batch adapter's; without a cost class the policy has no batch knob.
+
+    Raises
+    ------
+    PolicyError
+        An SLO names an unknown signal, or one whose kind does not fit.
+    """
+    behavior = spec.behavior or v1alpha1.Behavior()
+    down = ScalingRules(
+        stabilization_s=_SCALE_DOWN_WINDOWS_S[spec.objective],
+        select=SelectPolicy.MAX,
+        limits=_SCALE_DOWN_LIMITS,
+        tolerance=0.0,
+    )
+    batch = None
+    if spec.batch is not None and cost_class is not None:
+        sizes = spec.batch.candidates or default_candidates(spec.batch.min, spec.batch.max)
+        batch = BatchControl(candidates=tuple(sorted(sizes)), cost_class=cost_class, expected_delay_s=expected_delay_s)
+    band = _BANDS[spec.objective]
+    if spec.band is not None:
+        band = Band(spec.band.low_percent / 100, spec.band.high_percent / 100)
+    return Policy(
+        objective=spec.objective,
+        batching=batching,
+        slos=tuple(_promise(slo) for slo in spec.slos),
+        band=band,
+        min_replicas=spec.replicas.min,
+        max_replicas=spec.replicas.max,
+        batch=batch,
+        scale_up=_overridden(_SCALE_UP, behavior.scale_up),
+        scale_down=_overridden(down, behavior.scale_down),
+        fallback=Fallback(
+            after_s=durations.parse(spec.fallback.after),
+            behavior=spec.fallback.behavior,
+            replicas=spec.fallback.replicas,
+        ),
+        default_capacity=default_capacity,
+        restart_hold_s=restart_hold_s,
+        rate_window_s=rate_window_s,
+        acts=acts,
+    )
+
+
+def default_candidates(least: int, most: int) -> tuple[int, ...]:
+    """Powers of two and the steps half way between them, from `least` to `most`, both included: 8 12 16 24 32 …"""
+    powers = [1 << exponent for exponent in range(most.bit_length())]
+    between = [3 * power // 2 for power in powers if power > 1]
+    return tuple(sorted({least, most, *(size for size in powers + between if least <= size <= most)}))
+
+
+def _promise(slo: v1alpha1.SLO) -> LatencySLO | ThroughputSLO:
+    window_s = durations.parse(slo.window)
+    try:
+        signal = Signal(slo.signal)
+    except ValueError:
+        known = ", ".join(sorted(LATENCY_SIGNALS | THROUGHPUT_SIGNALS))
+        raise PolicyError(f"unknown signal {slo.signal} in slos; write one of: {known}") from None
+    if slo.threshold is not None:
+        if signal not in LATENCY_SIGNALS:
+            raise PolicyError(
+                f"{signal} is not a latency; give it minPerSecond, or name one of {_names(LATENCY_SIGNALS)}"
+            )
+        return LatencySLO(
+            signal=signal, percentile=slo.percentile, threshold_s=durations.parse(slo.threshold), window_s=window_s
+        )
+    if signal not in THROUGHPUT_SIGNALS:
+        raise PolicyError(
+            f"{signal} is not a rate of work; give it threshold, or name one of {_names(THROUGHPUT_SIGNALS)}"
+        )
+    return ThroughputSLO(signal=signal, min_per_s=float(slo.min_per_second or 0), window_s=window_s)
+
+
+def _names(signals: frozenset[Signal]) -> str:
+    return ", ".join(sorted(signals))
+
+
+def _overridden(rules: ScalingRules, written: v1alpha1.ScalingRules | None) -> ScalingRules:
+    """`rules` with every field replaced that a person wrote."""
+    if written is None:
+        return rules
+    window_s, tolerance = written.stabilization_window_seconds, written.tolerance
+    limits = tuple(
+        RateLimit(value=one.value, percent=one.type == "Percent", period_s=float(one.period_seconds))
+        for one in written.policies or ()
+    )
+    return ScalingRules(
+        stabilization_s=rules.stabilization_s if window_s is None else float(window_s),
+        select=written.select_policy or rules.select,
+        limits=limits or rules.limits,
+        tolerance=rules.tolerance if tolerance is None else float(tolerance),
+    )

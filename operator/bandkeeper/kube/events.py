@@ -81,6 +81,7 @@ class EventRecorder:
         instance: str,
         window_s: Callable[[], float] = lambda: WRITE_TIMEOUT_S,
         queue_size: int = 1000,
+        sweep_s: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -89,6 +90,7 @@ class EventRecorder:
         self._instance = instance[:WORD_BYTES]
         self._window_s = window_s
         self._queue_size = queue_size
+        self._sweep_s = sweep_s
         self._clock = clock
         self._wall = wall
         self._sleep = sleep
@@ -99,6 +101,7 @@ class EventRecorder:
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._refusal = ""
         self.dropped = 0
         """Events never posted: over a rate limit, over the queue, or refused by the server."""
 
@@ -109,31 +112,28 @@ class EventRecorder:
         """
         if self._window_s() <= 0.0:
             return
-        now = self._clock()
+        now, wall = self._clock(), self._wall()
         said = _Said(regarding, type, reason[:WORD_BYTES], action[:WORD_BYTES], _cut(note, NOTE_BYTES))
         series = self._series.get(said)
         if series is not None and now - series.last_at < SERIES_ENDS_S:
             series.count += 1
-            series.last, series.last_at = self._wall(), now
+            series.last, series.last_at = wall, now
             self._series.move_to_end(said)
-            if now - series.written_at < SERIES_EVERY_S:
-                return
-        else:
-            wall = self._wall()
-            series = _Series(said, _name(regarding.name), wall, wall, now)
-        if not series.queued and self._admit(regarding):
-            self._series[said] = series
+            self._write_if_due(series)
+        elif self._admit(regarding):
+            series = self._series[said] = _Series(said, _name(regarding.name), wall, wall, now)
             while len(self._series) > MOST_REMEMBERED:
                 self._series.popitem(last=False)
             self._enqueue(series)
+        else:
+            self.dropped += 1
 
     async def run(self) -> None:
         """Post until cancelled. Raises nothing else."""
         while True:
             while not self._queue:
-                self._work.clear()
                 self._idle.set()
-                await self._work.wait()
+                await self._wait()
             await self._budget.wait()
             series = self._queue.popleft()
             series.queued = False
@@ -149,11 +149,30 @@ class EventRecorder:
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until all that was recorded is posted, at most `timeout_s` seconds."""
+        for series in self._series.values():
+            if series.count > series.written_count and not series.queued:
+                self._enqueue(series)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
             log.warning("Events left unposted", extra={"events": len(self._queue)})
+
+    async def _wait(self) -> None:
+        """Wait for work; now and then see whether counts have been held back long enough."""
+        self._work.clear()
+        try:
+            async with asyncio.timeout(self._sweep_s):
+                await self._work.wait()
+        except TimeoutError:
+            for series in list(self._series.values()):
+                self._write_if_due(series)
+
+    def _write_if_due(self, series: _Series) -> None:
+        """Write a series' new count, at most once a minute."""
+        stale = series.written_count < series.count and self._clock() - series.written_at >= SERIES_EVERY_S
+        if stale and not series.queued and self._admit(series.said.regarding):
+            self._enqueue(series)
 
     def _admit(self, regarding: ObjectRef) -> bool:
         budget = self._budgets.get(regarding.uid)
@@ -162,10 +181,7 @@ class EventRecorder:
             while len(self._budgets) > MOST_REMEMBERED:
                 self._budgets.popitem(last=False)
         self._budgets.move_to_end(regarding.uid)
-        if len(self._queue) < self._queue_size and budget.take():
-            return True
-        self.dropped += 1
-        return False
+        return len(self._queue) < self._queue_size and budget.take()
 
     def _enqueue(self, series: _Series) -> None:
         series.queued = True
@@ -230,7 +246,9 @@ class EventRecorder:
         self._forget(series)
         said = series.said
         about = f"{said.regarding.kind}/{said.regarding.namespace}/{said.regarding.name}"
-        log.warning("Event not posted", extra={"about": about, "reason": said.reason, "error": str(error)})
+        level = logging.DEBUG if str(error) == self._refusal else logging.WARNING
+        self._refusal = str(error)
+        log.log(level, "Event not posted", extra={"about": about, "reason": said.reason, "error": str(error)})
 
     def _forget(self, series: _Series) -> None:
         if self._series.get(series.said) is series:

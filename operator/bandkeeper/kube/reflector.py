@@ -229,9 +229,23 @@ class Reflector(Generic[T]):
                 # Only a watch that lasts ends the back-off: a list that works before a watch that fails must not.
                 if part.failures and self._clock() - begun_at > HEALTHY_WATCH_S:
                     self._recovered(part)
-        if not events and self._clock() - begun_at < SHORT_WATCH_S:
-            raise Unavailable(0, "ShortWatch", "the API server ended the watch at once")
+        if not events:
+            if self._clock() - begun_at < SHORT_WATCH_S:
+                raise Unavailable(0, "ShortWatch", "the API server ended the watch at once")
+            await self._verify(part, version)
         self._recovered(part)
+
+    async def _verify(self, part: _Part, version: str) -> None:
+        """After a watch without even a bookmark, make sure that nothing is missed.
+
+        A server that saw no event of this kind since it started sends no bookmarks. One restored from a backup waits
+        for a place in the history that lies in its future: then only a list helps.
+        """
+        page = await self._client.get(self._path(part), params={"limit": "1"}, timeout_s=LIST_TIMEOUT_S)
+        if int(page["metadata"]["resourceVersion"]) < int(version):
+            part.version = None
+        else:
+            self._heard(part)
 
     def _apply(self, part: _Part, event: Mapping[str, Any]) -> None:
         kind, raw = event["type"], event["object"]

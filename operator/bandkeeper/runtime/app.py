@@ -89,9 +89,7 @@ async def _run(client: KubeClient, settings: Settings, kubeconfig: str | None, s
         kubeconfig=kubeconfig,
         wake=_threadsafe(asyncio.get_running_loop(), loop.wake),
     )
-    logger.info(
-        "started", extra={"version": __version__, "identity": name, "port": port, "period_s": settings.period}
-    )
+    logger.info("started", extra={"version": __version__, "identity": name, "port": port, "period_s": settings.period})
     try:
         async with _running(*(reflector.run() for reflector in stores.reflectors), collect=stop):
             front.start()
@@ -156,7 +154,9 @@ async def _running(*jobs: Coroutine[Any, Any, None], collect: asyncio.Event) -> 
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled():
-            logger.error("a part of the operator ended", extra={"part": task.get_name(), "error": str(task.exception())})
+            logger.error(
+                "a part of the operator ended", extra={"part": task.get_name(), "error": str(task.exception())}
+            )
             collect.set()
 
     for task in tasks:
@@ -168,5 +168,3 @@ async def _running(*jobs: Coroutine[Any, Any, None], collect: asyncio.Event) -> 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)
-
-

@@ -52,12 +52,14 @@ def conflict_of(managed: Managed, owner_of: Mapping[TargetKey, Managed], scalers
         other = next((scaler for scaler in others if scaler.kind == "ScaledObject"), others[0])
         reason = ConflictedReason.SCALED_OBJECT if other.kind == "ScaledObject" else ConflictedReason.HPA
         return Conflict(
-            reason, f"{target} is already scaled by {other.kind} {other.name}: delete one of the two, or set mode: Recommend"
+            reason,
+            f"{target} is already scaled by {other.kind} {other.name}: delete one of the two, or set mode: Recommend",
         )
     owner = owner_of.get(key)
     if owner is not None and owner.ref.uid != managed.ref.uid:
         return Conflict(
             ConflictedReason.OLDER_POLICY,
-            f"{target} is already scaled by the older policy {owner.ref.name}: delete one of the two, or set mode: Recommend",
+            f"{target} is already scaled by the older policy {owner.ref.name}: "
+            "delete one of the two, or set mode: Recommend",
         )
     return None

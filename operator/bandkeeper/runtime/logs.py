@@ -10,7 +10,14 @@ from typing import Any
 
 from bandkeeper.runtime.settings import LogFormat
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "settings", "k8s_skip", "k8s_ref"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "settings",
+    "k8s_skip",
+    "k8s_ref",
+}
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:

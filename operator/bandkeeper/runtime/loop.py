@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from bandkeeper.runtime.announce import Announcer
 from bandkeeper.runtime.conflicts import conflict_of, owners
 from bandkeeper.runtime.metrics import Metrics
 from bandkeeper.runtime.policies import Interpreter, Managed
-from bandkeeper.runtime.report import Report
+from bandkeeper.runtime.report import status_of
 from bandkeeper.runtime.settings import Settings
 from bandkeeper.runtime.tracked import Tracked
 from bandkeeper.signals.collector import Collector
@@ -54,7 +54,9 @@ class Stores:
     @property
     def unsynced(self) -> list[str]:
         """What still keeps the first tick back, as sentences."""
-        return [reflector.problem or "the first list is not in" for reflector in self.reflectors if not reflector.synced]
+        return [
+            reflector.problem or "the first list is not in" for reflector in self.reflectors if not reflector.synced
+        ]
 
 
 class ControlLoop:
@@ -162,15 +164,15 @@ class ControlLoop:
         wanted = {want.key for want in wants}
         for tracked in looks:
             if "/".join(tracked.managed.key) not in wanted:
-                await self._guarded(tracked, self._report(tracked, Report.of(tracked)))
+                tracked.decision = tracked.snapshot = None
+                self._report(tracked)
         by_key = {"/".join(tracked.managed.key): tracked for tracked in looks}
-        before = self._collector.last.queries if wants else 0
         async with asyncio.TaskGroup() as group:
             async for key, observations in self._collector.stream(wants, wall_s):
                 tracked = by_key[key]
                 group.create_task(self._guarded(tracked, self._conclude(tracked, observations)))
         if wants:
-            self._metrics.queries.inc(max(0, self._collector.last.queries) or before)
+            self._metrics.queries.inc(self._collector.last.queries)
 
     def _track(self, managed: Managed, owner_of: Mapping[Any, Managed], now_s: float) -> Tracked:
         tracked = self._tracked.get(managed.key)
@@ -180,7 +182,7 @@ class ControlLoop:
         tracked.conflict = conflict_of(managed, owner_of, self._stores.scalers)
         return tracked
 
-    async def _guarded(self, tracked: Tracked, job: Any) -> None:
+    async def _guarded(self, tracked: Tracked, job: Coroutine[Any, Any, None]) -> None:
         """One policy's trouble stays its own."""
         async with self._turns:
             try:
@@ -231,19 +233,17 @@ class ControlLoop:
         policy = replace(managed.policy, acts=managed.enforcing and tracked.conflict is None)
         with self._metrics.decide_seconds.time():
             decision, tracked.state = decide(policy, snapshot, tracked.state, now_s)
-        tracked.decided(decision, snapshot, now_s)
+        tracked.decision, tracked.snapshot = decision, snapshot
         if self._elector.held:
             await self._actor.act(tracked)
-        await self._report(tracked, Report.of(tracked))
+        self._report(tracked)
 
-    async def _report(self, tracked: Tracked, report: Report) -> None:
-        status, news = report.status(self._wall(), tracked, self._settings.period)
+    def _report(self, tracked: Tracked) -> None:
+        status = status_of(tracked, wall_s=self._wall(), period_s=self._settings.period)
         self._announcer.measure(tracked, status)
         if not self._elector.held:
             return
-        self._announcer.tell(tracked, news)
-        self._statuses.submit(tracked.managed.ref, status, observed=tracked.observed_status)
-        tracked.told(status)
-
-
-def _unused(_: Iterable[Any]) -> None: ...
+        self._announcer.tell(tracked, status)
+        self._statuses.submit(tracked.managed.ref, status, observed=tracked.managed.observed_status)
+        tracked.status = status
+        tracked.changes.clear()

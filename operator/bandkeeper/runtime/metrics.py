@@ -21,14 +21,13 @@ class Metrics:
         self.utilization = self._gauge("utilization_ratio", "Offered work over the capacity of the ready replicas.")
         self.band_low = self._gauge("band_low_ratio", "Lower edge of the utilisation band in force.")
         self.band_high = self._gauge("band_high_ratio", "Upper edge of the utilisation band in force.")
-        self.slo_measured = self._gauge(
-            "slo_measured_seconds", "Measured latency percentile.", "signal", "percentile"
-        )
-        self.slo_threshold = self._gauge(
-            "slo_threshold_seconds", "Threshold of the objective.", "signal", "percentile"
-        )
+        self.slo_measured = self._gauge("slo_measured_seconds", "Measured latency percentile.", "signal", "percentile")
+        self.slo_threshold = self._gauge("slo_threshold_seconds", "Threshold of the objective.", "signal", "percentile")
         self.slo_attainment = self._gauge(
-            "slo_attainment_ratio", "Share inside the threshold over the SLO window (lower bound).", "signal", "percentile"
+            "slo_attainment_ratio",
+            "Share inside the threshold over the SLO window (lower bound).",
+            "signal",
+            "percentile",
         )
         self.condition = self._gauge("policy_condition", "1 True, 0 False, -1 Unknown.", "type")
         self.scalings = Counter(

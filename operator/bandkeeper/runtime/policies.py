@@ -18,8 +18,9 @@ from bandkeeper.kube.objects import Key, ObjectRef, key_of, ref_of
 from bandkeeper.kube.pods import PodSettings
 from bandkeeper.runtime.settings import Settings
 from bandkeeper.signals.collector import CollectorSettings
-from bandkeeper.signals.presets import PRESETS, Preset
+from bandkeeper.signals.presets import PRESETS
 from bandkeeper.signals.problems import problems as source_problems
+from bandkeeper.signals.sources import Preset
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from bandkeeper.api.durations import parse_duration
+from bandkeeper.api import durations
 
 
 class SettingsError(Exception):
@@ -30,7 +30,7 @@ def _seconds(value: Any) -> float:
     """Read "15s" as 15.0; a bare number is refused because its unit would be a guess."""
     if not isinstance(value, str):
         raise ValueError(f"must be a duration such as 15s or 500ms, not {value!r}")
-    return parse_duration(value)
+    return durations.parse(value)
 
 
 def _positive(value: float) -> float:
@@ -169,7 +169,9 @@ def load(path: Path) -> Settings:
     try:
         document = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror}); give an existing file with --config") from error
+        raise SettingsError(
+            f"{path}: cannot be read ({error.strerror}); give an existing file with --config"
+        ) from error
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: is not YAML: {error}") from error
     return parse(document, str(path))

@@ -8,7 +8,7 @@ from typing import Any
 
 from bandkeeper.actuate.outcome import CapResult, ScaleResult
 from bandkeeper.actuate.replicas import Scale
-from bandkeeper.api.snapshot import Pod, Snapshot
+from bandkeeper.api.snapshot import Pod, PodState, Snapshot
 from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.state import State
 from bandkeeper.kube.discovery import TargetError
@@ -36,8 +36,8 @@ class Tracked:
         The status as last told, or as found on the object after a start.
     changes
         Moves since the last report.
-    cap_done
-        The cap that was last seen applied to every pod.
+    recommended
+        What was last recommended, so that it is said once.
     """
 
     managed: Managed
@@ -72,6 +72,11 @@ class Tracked:
         if managed.flaw is not None:
             self.decision = self.snapshot = None
         self.managed = managed
+
+    @property
+    def ready_pods(self) -> int:
+        """Pods of the target that are ready."""
+        return sum(pod.state is PodState.READY for pod in self.pods)
 
     @property
     def uses_rollout(self) -> bool:

@@ -14,7 +14,7 @@ _ENVELOPE_MOST_CHARS = 65_536
 
 
 class Sample(NamedTuple):
-    """One value with its labels; `value` may be NaN or infinite, `at_s` is the server's evaluation time (epoch seconds)."""
+    """One value with its labels; it may be NaN or infinite. `at_s` is the server's evaluation time, epoch seconds."""
 
     labels: Mapping[str, str]
     value: float

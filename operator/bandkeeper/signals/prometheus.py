@@ -73,7 +73,7 @@ class PrometheusServer:
     bearer_token_file: Path | None = None
     username: str | None = None
     password_file: Path | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
     insecure_skip_verify: bool = False
     timeout_s: float = 5.0
 
@@ -192,7 +192,7 @@ class _Reply(requests.Response):
 
 
 class _Session(requests.Session):
-    """Sends the query in the body, reads a bounded answer before a deadline, and turns every failure into a sentence."""
+    """Sends the query in the body, reads a bounded answer before a deadline, makes every failure a sentence."""
 
     def __init__(self, server: PrometheusServer) -> None:
         super().__init__()
@@ -265,12 +265,12 @@ class _Session(requests.Session):
             where = response.headers.get("Location", "elsewhere").split("?")[0]
             return self._error(
                 ErrorKind.MALFORMED,
-                f"redirects to {where[:100]}: write that URL if it is the Prometheus; if it is a login, give credentials",
+                f"redirects to {where[:100]}: write that URL if that is the Prometheus; else give credentials",
             )
         if status in (401, 403):
             return self._error(
                 ErrorKind.UNAUTHORIZED,
-                f"refuses the login ({status}{quoted}): give bearerTokenFile, or username and passwordFile, or certFile",
+                f"refuses the login ({status}{quoted}): check bearerTokenFile, username and passwordFile, or certFile",
             )
         if error_type == "timeout":
             return self._error(ErrorKind.TIMEOUT, f"gave up on the query{quoted}: raise timeout or make it cheaper")
@@ -280,7 +280,8 @@ class _Session(requests.Session):
             return self._error(ErrorKind.BAD_QUERY, f"rejects the query ({status}{quoted})")
         if status in (404, 405):
             return self._error(
-                ErrorKind.MALFORMED, f"has no query API there ({status}): check the URL and its path, such as /prometheus"
+                ErrorKind.MALFORMED,
+                f"has no query API there ({status}): check the URL and its path, such as /prometheus",
             )
         return self._error(ErrorKind.SERVER_ERROR, f"fails ({status}{quoted}): look at its own log")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bandkeeper.signals.sources import Clock, Labels, Read, Series, Source
 
@@ -31,8 +31,8 @@ class Scope:
     ----------
     namespaces
         Read only there.
-    workloads
-        Read only pods whose names begin with one of these; empty reads all pods of the namespaces.
+    pods
+        Pattern of the pods' names, "" for all pods of the namespaces.
     named_pods
         Pods that form rows of their own because their names do not tell their workload.
     workload_label
@@ -40,10 +40,10 @@ class Scope:
     """
 
     namespaces: tuple[str, ...]
-    workloads: tuple[str, ...] = ()
+    labels: Labels
+    pods: str = ""
     named_pods: tuple[str, ...] = ()
     workload_label: str = ""
-    labels: Labels = Labels()
 
 
 def rows_of(workload: str, pods: Sequence[str], workload_label: str) -> tuple[str, ...]:
@@ -58,6 +58,11 @@ def rows_of(workload: str, pods: Sequence[str], workload_label: str) -> tuple[st
     return tuple(f"pod/{pod}" for pod in pods)
 
 
+def pods_of(workloads: Iterable[str], named_pods: Iterable[str]) -> str:
+    """The pattern of all pods whose names begin with a workload's name, and of the named ones."""
+    return "|".join(filter(None, [f"(?:{_any_of(workloads)})-.+", _any_of(named_pods)]))
+
+
 def is_metric(name: str) -> bool:
     """Whether `name` can be a metric's name."""
     return _METRIC.fullmatch(name) is not None
@@ -66,26 +71,26 @@ def is_metric(name: str) -> bool:
 def values(source: Source, scope: Scope, window_s: float) -> str:
     """One value per pod: a level as it is, a rate over the window."""
     return " or ".join(
-        _per_pod(source, series, labels, _matchers(scope, habits, labels), window_s)
-        for habits in (_habits(source.clock, scope),)
-        for labels in habits
+        _per_pod(source, series, labels, _matchers(scope, ways, labels), window_s)
+        for ways in (habits(source.clock, scope.labels),)
+        for labels in ways
         for series in source.any_of
     )
 
 
 def ages(clock: Clock, scope: Scope) -> str:
     """The time of each pod's oldest sample: an instant vector's own time is the evaluation's and tells nothing."""
-    habits = _habits(clock, scope)
+    ways = habits(clock, scope.labels)
     return " or ".join(
-        f"min by ({labels.namespace}, {labels.pod}) (timestamp({_select(metric, _matchers(scope, habits, labels))}))"
-        for labels in habits
+        f"min by ({labels.namespace}, {labels.pod}) (timestamp({_select(metric, _matchers(scope, ways, labels))}))"
+        for labels in ways
         for metric in clock.metrics
     )
 
 
 def edges(metric: str, scope: Scope) -> str:
     """How many series each row has at each bucket edge."""
-    return _by_row(f"count by ({{}}, le) ({{}})", _select(f"{metric}_bucket", _matchers(scope, (), scope.labels)), scope)
+    return _by_row("count by ({}, le) ({})", _select(f"{metric}_bucket", _matchers(scope, (), scope.labels)), scope)
 
 
 def buckets(metric: str, edge_labels: Iterable[str], scope: Scope, window_s: float) -> str:
@@ -128,15 +133,20 @@ def duration(seconds: float) -> str:
     return f"{max(1, round(seconds))}s"
 
 
-def _habits(clock: Clock, scope: Scope) -> tuple[Labels, ...]:
+def habits(clock: Clock, plain: Labels) -> tuple[Labels, ...]:
     """The clock's ways of naming pods, the plain one spelled as this Prometheus spells it."""
-    return tuple(scope.labels if labels == Labels() else labels for labels in clock.labels)
+    return tuple(plain if labels == Labels() else labels for labels in clock.labels)
 
 
-def _matchers(scope: Scope, habits: tuple[Labels, ...], labels: Labels) -> tuple[str, ...]:
+def narrowed(scope: Scope, namespaces: tuple[str, ...]) -> Scope:
+    """The scope in these namespaces only."""
+    return replace(scope, namespaces=namespaces)
+
+
+def _matchers(scope: Scope, ways: tuple[Labels, ...], labels: Labels) -> tuple[str, ...]:
     """What a series must have: a pod of ours under these labels, and none under those that go before them."""
-    before = habits[: habits.index(labels)] if labels in habits else ()
-    pods = f'=~"(?:{_any_of(scope.workloads)})-.+"' if scope.workloads else '!=""'
+    before = ways[: ways.index(labels)] if labels in ways else ()
+    pods = f'=~"{scope.pods}"' if scope.pods else '!=""'
     return (
         *(f'{other.pod}=""' for other in before),
         f'{labels.namespace}=~"{_any_of(scope.namespaces)}"',

@@ -1,0 +1,297 @@
+"""Offered work from what the fleet shows, in replicas at the best cap: what clients ask for, not what is queued.
+
+A backlog is no demand. Work is measured by what arrives (finished + growth + rejected) times what one request costs, so an
+overload of 1.06 reads 1.06 however long the queue has grown, at a lowered cap as at the best one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bandkeeper.api.reasons import SLOState
+from bandkeeper.decide.decision import SLOVerdict
+from bandkeeper.decide.load import Load
+from bandkeeper.decide.policy import Batching, Objective, Policy
+from bandkeeper.decide.promises import WAIT_SIGNALS
+from bandkeeper.decide.state import SAMPLES_LIMIT, DemandMemory, Sample
+from bandkeeper.model.curve import LoadCurve
+
+SMOOTHING_S = 30.0
+PATIENT_SMOOTHING_S = 60.0  # ThroughputSensitive lets a queue be for a while
+OVERLOAD_SMOOTHING_S = 10.0
+NOISE = 3.0  # standard deviations of a Poisson count that are taken for a real change
+FEWEST_FINISHED = 20.0  # in one rate window, for a rate to mean anything
+LONGEST_MEMORY_S = 600.0
+SHORTEST_GROWTH_S = 10.0
+RECENT_S = 30.0
+GUESSED_SERVICE_S = 30.0  # of a request, where no rate tells
+FULL_KV = 0.9
+STEADY_SHARE = 0.2  # requests in the fleet may change by this share in a window that is learned from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Offered work now and recently.
+
+    Attributes
+    ----------
+    work, peak_work
+        Smoothed work, and the most of the scale-down window, in replicas at the best cap.
+    utilization
+        Requests in the fleet over what the ready replicas hold at the best cap, smoothed.
+    request_s
+        Replica-seconds of one request at the best cap; None without a usable rate.
+    saturated
+        Replicas cannot do more: work queues or is refused.
+    rising
+        Work rose over the last cold start.
+    """
+
+    curve: LoadCurve
+    best_cap: int
+    work: float
+    peak_work: float
+    utilization: float
+    saturated: bool
+    rising: bool
+    request_s: float | None = None
+    offered_per_s: float | None = None
+
+    def requests(self, work: float, ready: int) -> float:
+        """Requests in process together when `ready` replicas carry `work`."""
+        return self.curve.utilization(work / ready) * ready * self.best_cap if ready else 0.0
+
+
+def observe(
+    policy: Policy, load: Load, verdicts: Sequence[SLOVerdict], memory: DemandMemory, best_cap: int, now_s: float
+) -> tuple[Demand | None, DemandMemory]:
+    """Take in one look at the fleet; no demand where nothing was told. Missing pods count 0 and never lower it."""
+    memory = _rescaled(memory, best_cap)
+    if load.cold_start_measured:
+        memory = replace(memory, cold_start_s=load.cold_start_s)
+    if load.waiting_known and not memory.waiting_known:
+        memory = replace(memory, waiting_known=True)
+    if load.running is None or load.in_flight is None or not load.ready:
+        return None, memory
+
+    past = _Past.of(policy, load, memory.samples, now_s)
+    memory = _learned(policy, load, past, memory, best_cap, now_s)
+    look = _Look.of(policy, load, verdicts, past, memory, best_cap)
+    raw = look.work(memory.work)
+    work, in_flight = _smoothed(policy, load, memory, raw, look.saturated, now_s)
+    memory = replace(
+        memory,
+        work=work,
+        in_flight=in_flight,
+        updated_s=now_s,
+        peaks=memory.peaks.push(work, now_s, policy.scale_down.stabilization_s),
+    )
+    demand = Demand(
+        curve=look.curve,
+        best_cap=best_cap,
+        work=work,
+        peak_work=max(work, memory.peaks.highest() or 0.0),
+        utilization=in_flight / (load.ready * best_cap),
+        saturated=look.saturated,
+        rising=look.saturated or _rising(load, memory, work, best_cap, now_s),
+        request_s=look.request_s,
+        offered_per_s=look.offered_per_s,
+    )
+    return demand, _remembered(policy, load, memory, now_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """Averages over the rate window, and growth over it and over its latest part."""
+
+    running: float
+    ready: float
+    steady: bool
+    growth_per_s: float | None
+    recent_growth_per_s: float | None
+    drained: bool
+    queue_grew: bool
+
+    @classmethod
+    def of(cls, policy: Policy, load: Load, samples: tuple[Sample, ...], now_s: float) -> _Past:
+        in_flight, waiting = load.in_flight or 0.0, load.waiting or 0.0
+        begin_s = now_s - policy.rate_window_s
+        window = [sample for sample in samples if sample.at_s >= begin_s]
+        first = next(
+            (sample for sample in reversed(samples) if sample.at_s <= begin_s), samples[0] if samples else None
+        )
+        recent_s = now_s - min(RECENT_S, policy.rate_window_s / 2)
+        recent = next((sample for sample in reversed(samples) if sample.at_s <= recent_s), None)
+        if first is not None and now_s - first.at_s < SHORTEST_GROWTH_S:
+            first = None
+        steady = first is not None and all(sample.ready == load.ready for sample in (first, *window))
+        return cls(
+            running=(sum(sample.running for sample in window) + (load.running or 0.0)) / (len(window) + 1),
+            ready=(sum(sample.ready for sample in window) + load.ready) / (len(window) + 1),
+            steady=steady,
+            growth_per_s=None if first is None else (in_flight - first.in_flight) / (now_s - first.at_s),
+            recent_growth_per_s=None
+            if recent is None or not steady
+            else (in_flight - recent.in_flight) / (now_s - recent.at_s),
+            drained=first is not None and first.in_flight - in_flight > NOISE * math.sqrt(first.in_flight),
+            queue_grew=recent is not None and waiting - recent.waiting > max(1.0, math.sqrt(recent.waiting)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the fleet is doing at this moment, before smoothing."""
+
+    load: Load
+    past: _Past
+    curve: LoadCurve
+    best_cap: int
+    saturated: bool
+    binding: bool
+    request_s: float | None
+    offered_per_s: float | None
+    counts_kv: bool
+
+    @classmethod
+    def of(
+        cls,
+        policy: Policy,
+        load: Load,
+        verdicts: Sequence[SLOVerdict],
+        past: _Past,
+        memory: DemandMemory,
+        best_cap: int,
+    ) -> _Look:
+        curve = memory.service.curve()
+        cap = min(load.caps, default=best_cap)
+        binding = (load.running or 0.0) >= 0.9 * load.ready * cap
+        finished = load.finished_per_s
+        rejected = load.rejected_per_s or 0.0
+        refused = rejected > 0.01 * (finished or 0.0)
+        late = any(verdict.signal in WAIT_SIGNALS and verdict.state is SLOState.BREACHED for verdict in verdicts)
+        request_s = offered = None
+        if finished is not None and finished * policy.rate_window_s >= FEWEST_FINISHED:
+            relative = min(1.0, past.running / (past.ready * best_cap))
+            request_s = past.running / finished / best_cap * curve.stretch(1.0, relative)
+            growth = [g for g in (past.growth_per_s, past.recent_growth_per_s) if g is not None]
+            offered = max(0.0, finished + max(growth, default=0.0) + rejected)
+        return cls(
+            load=load,
+            past=past,
+            curve=curve,
+            best_cap=best_cap,
+            saturated=refused or (load.queueing and (binding or past.queue_grew or late)),
+            binding=binding,
+            request_s=request_s,
+            offered_per_s=offered,
+            counts_kv=policy.batching is not Batching.DYNAMIC,
+        )
+
+    def work(self, before: float | None) -> float:
+        """Offered work in replicas at the best cap."""
+        if self.saturated:
+            return self._overload()
+        load = self.load
+        present = load.ready * self.curve.load((load.in_flight or 0.0) / (load.ready * self.best_cap))
+        if self.past.drained:
+            arriving = before if self.request_s is None else (self.offered_per_s or 0.0) * self.request_s
+            return present if arriving is None else min(present, arriving)
+        if self.counts_kv and load.kv is not None:
+            return max(present, load.ready * min(1.0, load.kv) / FULL_KV)
+        return present
+
+    def _overload(self) -> float:
+        load, past = self.load, self.past
+        if self.request_s is None or self.offered_per_s is None:
+            return self._overload_without_rates()
+        work = self.offered_per_s * self.request_s
+        if not self.binding and load.finished_per_s:
+            # Something other than the cap limits the replicas, so what they finish now is all they can.
+            work = max(work, past.ready * self.offered_per_s / load.finished_per_s)
+        return work
+
+    def _overload_without_rates(self) -> float:
+        load = self.load
+        share = self.curve.load(min(1.0, (load.running or 0.0) / (load.ready * self.best_cap))) if self.binding else 1.0
+        growth = max(0.0, self.past.growth_per_s or 0.0) if self.past.queue_grew else 0.0
+        extra = min(growth * GUESSED_SERVICE_S, load.waiting or 0.0) / self.best_cap
+        return load.ready * share + extra
+
+
+def _smoothed(
+    policy: Policy, load: Load, memory: DemandMemory, raw: float, saturated: bool, now_s: float
+) -> tuple[float, float]:
+    """Work and requests without the noise of single scrapes. What cannot be noise counts at once."""
+    in_flight = load.in_flight or 0.0
+    if memory.work is None or memory.in_flight is None:
+        return raw, in_flight
+    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
+    span_s = PATIENT_SMOOTHING_S if patient else OVERLOAD_SMOOTHING_S if saturated else SMOOTHING_S
+    share = 1 - math.exp(-max(0.0, now_s - memory.updated_s) / span_s)
+    noise = NOISE / math.sqrt(max(1.0, in_flight, memory.in_flight))
+    work = _step(memory.work, raw, share, noise, jumps=not patient)
+    smooth = _step(memory.in_flight, in_flight, share, noise, jumps=True)
+    if not load.complete:
+        work, smooth = max(work, memory.work), max(smooth, memory.in_flight)
+    return work, smooth
+
+
+def _step(before: float, now: float, share: float, noise: float, *, jumps: bool) -> float:
+    if jumps and abs(now - before) > noise * max(now, before):
+        return now
+    return before + share * (now - before)
+
+
+def _learned(
+    policy: Policy, load: Load, past: _Past, memory: DemandMemory, best_cap: int, now_s: float
+) -> DemandMemory:
+    """Take one (batch, service time) pair from a window in which nothing changed."""
+    finished = load.finished_per_s
+    if finished is None or finished * policy.rate_window_s < FEWEST_FINISHED or past.running <= 0:
+        return memory
+    changed = abs(past.growth_per_s or 0.0) * policy.rate_window_s > STEADY_SHARE * (load.in_flight or 0.0)
+    if not load.complete or not past.steady or changed or now_s - memory.fitted_s < policy.rate_window_s / 4:
+        return memory
+    relative = min(1.0, past.running / (past.ready * best_cap))
+    return replace(memory, service=memory.service.seen(relative, past.running / finished), fitted_s=now_s)
+
+
+def _rising(load: Load, memory: DemandMemory, work: float, best_cap: int, now_s: float) -> bool:
+    begin_s = now_s - load.cold_start_s
+    samples = memory.samples
+    then = next((sample for sample in reversed(samples) if sample.at_s <= begin_s), samples[0] if samples else None)
+    if then is None:
+        return False
+    return work - then.work > max(0.05 * then.work, then.work / math.sqrt(max(1.0, then.work * best_cap)))
+
+
+def _remembered(policy: Policy, load: Load, memory: DemandMemory, now_s: float) -> DemandMemory:
+    """Keep a sample now and then, as far back as the longest comparison reaches. Partial looks are not compared with."""
+    horizon_s = min(LONGEST_MEMORY_S, max(policy.rate_window_s, load.cold_start_s))
+    samples = memory.samples
+    if not load.complete or (samples and now_s - samples[-1].at_s < horizon_s / (SAMPLES_LIMIT - 4)):
+        return memory
+    sample = Sample(
+        now_s, load.in_flight or 0.0, load.running or 0.0, load.waiting or 0.0, load.ready, memory.work or 0.0
+    )
+    begin_s = now_s - horizon_s
+    first = next((index for index in range(len(samples) - 1, -1, -1) if samples[index].at_s <= begin_s), 0)
+    return replace(memory, samples=(*samples[first:], sample)[-SAMPLES_LIMIT:])
+
+
+def _rescaled(memory: DemandMemory, best_cap: int) -> DemandMemory:
+    if memory.best_cap == best_cap:
+        return memory
+    if not memory.best_cap:
+        return replace(memory, best_cap=best_cap)
+    factor = memory.best_cap / best_cap
+    return replace(
+        memory,
+        best_cap=best_cap,
+        work=None if memory.work is None else memory.work * factor,
+        peaks=memory.peaks.scaled(factor),
+        samples=tuple(replace(sample, work=sample.work * factor) for sample in memory.samples),
+        service=type(memory.service)(),
+    )

@@ -1,0 +1,193 @@
+"""What the fleet does now: requests, rates and pods of one snapshot, and how complete that picture is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bandkeeper.api.signals import Signal
+from bandkeeper.api.snapshot import Pod, PodState, Reading, Snapshot
+from bandkeeper.decide.policy import Batching, Policy
+from bandkeeper.decide.state import DemandMemory
+
+STALE_S = 120.0  # the reader's own limit is lower and configurable; this one only guards against a reader without any
+WARMUP_S = 60.0  # a pod ready for less than this may not have been scraped yet
+UNMEASURED_COLD_START_S = 120.0
+UNMEASURED_CREDIT_S = 600.0
+LONGEST_COLD_START_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """One look at the fleet.
+
+    Attributes
+    ----------
+    running, waiting
+        Requests in process and queued in the ready pods that told; None where none did.
+    complete
+        Every ready pod told both, and the workload has at least one ready pod.
+    silent
+        Names of ready pods without data, those that became ready a moment ago left out.
+    finished_per_s, rejected_per_s, preemptions_per_s, produced_per_s
+        Rates of the whole workload; `produced` is tokens, samples or requests, whichever is finest. None: not known.
+    kv
+        Mean share of the KV cache in use.
+    capacity
+        Least batch size that a ready pod booted with; None where no pod tells.
+    caps
+        Batch caps that are in force in the ready pods.
+    youngest_s
+        Seconds since the last pod became ready.
+    pending
+        Pods that are credited: they will be ready soon.
+    lost
+        Pods that were ordered and are not expected any more.
+    """
+
+    ready: int
+    running: float | None
+    waiting: float | None
+    complete: bool
+    silent: tuple[str, ...] = ()
+    finished_per_s: float | None = None
+    rejected_per_s: float | None = None
+    preemptions_per_s: float | None = None
+    produced_per_s: float | None = None
+    kv: float | None = None
+    capacity: int | None = None
+    caps: frozenset[int] = frozenset()
+    queue_bounded: bool = False
+    youngest_s: float = 0.0
+    pending: int = 0
+    lost: tuple[Pod, ...] = ()
+    terminating: int = 0
+    cold_start_s: float = UNMEASURED_COLD_START_S
+    cold_start_measured: bool = False
+    quiet_queue: float = 0.0
+    waiting_known: bool = False
+
+    @property
+    def in_flight(self) -> float | None:
+        """Requests in the fleet, queued ones included."""
+        return None if self.running is None else self.running + (self.waiting or 0.0)
+
+    @property
+    def batch(self) -> float | None:
+        """Requests in process per ready replica."""
+        return None if self.running is None or not self.ready else self.running / self.ready
+
+    @property
+    def queueing(self) -> bool:
+        """More waits than comes and goes in a healthy fleet."""
+        return self.waiting is not None and self.waiting > self.quiet_queue
+
+    @property
+    def supply(self) -> int:
+        """Replicas that serve or soon will."""
+        return self.ready + self.pending
+
+
+def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
+    """Add up what the ready pods told."""
+    ready = snapshot.pods_in(PodState.READY)
+    cold_start_s = _cold_start_s(ready, memory.cold_start_s)
+    credit_s = UNMEASURED_CREDIT_S if cold_start_s is None else 2 * cold_start_s
+    pending = snapshot.pods_in(PodState.PENDING)
+    late = tuple(pod for pod in pending if pod.state_age_s > credit_s)
+
+    running = _total(snapshot, Signal.REQUESTS_RUNNING, ready)
+    waiting = _total(snapshot, Signal.REQUESTS_WAITING, ready)
+    waiting_known = memory.waiting_known or waiting.value is not None or _wanted(snapshot, Signal.REQUESTS_WAITING)
+    silent = running.silent | waiting.silent if waiting_known else running.silent
+    capacities = [pod.capacity for pod in ready if pod.capacity]
+    caps = frozenset(cap for pod in ready if (cap := pod.cap or pod.capacity))
+    rejected = _total(snapshot, Signal.REQUESTS_REJECTED, ready)
+    per_replica = max(caps, default=policy.default_capacity)
+    return Load(
+        ready=len(ready),
+        running=running.value,
+        waiting=waiting.value,
+        complete=bool(ready) and not silent and running.value is not None,
+        silent=tuple(sorted(pod.name for pod in ready if pod.name in silent and pod.state_age_s >= WARMUP_S)),
+        finished_per_s=_total(snapshot, Signal.REQUESTS_FINISHED, ready).value,
+        rejected_per_s=rejected.value,
+        preemptions_per_s=_total(snapshot, Signal.PREEMPTIONS, ready).value,
+        produced_per_s=_produced(snapshot, ready),
+        kv=_total(snapshot, Signal.KV_CACHE_UTILIZATION, ready).mean,
+        capacity=min(capacities, default=None),
+        caps=caps,
+        queue_bounded=rejected.value is not None or any(pod.queue_bound is not None for pod in ready),
+        youngest_s=min((pod.state_age_s for pod in ready), default=0.0),
+        pending=len(pending) - len(late),
+        lost=late + snapshot.pods_in(PodState.UNSCHEDULABLE, PodState.FAILED),
+        terminating=len(snapshot.pods_in(PodState.TERMINATING)),
+        cold_start_s=UNMEASURED_COLD_START_S if cold_start_s is None else cold_start_s,
+        cold_start_measured=cold_start_s is not None,
+        quiet_queue=len(ready) * _quiet_per_replica(policy.batching, per_replica),
+        waiting_known=waiting_known,
+    )
+
+
+def rate_of(snapshot: Snapshot, signal: Signal) -> float | None:
+    """One signal summed over the ready pods that told, None where none did."""
+    return _total(snapshot, signal, snapshot.pods_in(PodState.READY)).value
+
+
+def _quiet_per_replica(batching: Batching, cap: int) -> float:
+    """Waiting requests that are no queue yet: a dynamic batch is formed from those that wait."""
+    return float(cap) if batching is Batching.DYNAMIC else max(1.0, 0.05 * cap)
+
+
+@dataclass(frozen=True, slots=True)
+class _Total:
+    value: float | None
+    pods: int
+    silent: frozenset[str]
+
+    @property
+    def mean(self) -> float | None:
+        return None if self.value is None else self.value / max(1, self.pods)
+
+
+def _total(snapshot: Snapshot, signal: Signal, ready: Iterable[Pod]) -> _Total:
+    """The signal summed over the ready pods that told; a value for the whole workload speaks for all of them."""
+    readings = snapshot.by_pod.get(signal)
+    if not readings:
+        whole = snapshot.totals.get(signal)
+        if whole is not None and _usable(whole):
+            return _Total(whole.value, 1, frozenset())
+        return _Total(None, 0, frozenset(pod.name for pod in ready))
+    total, told, silent = 0.0, 0, []
+    for pod in ready:
+        reading = readings.get(pod.name)
+        if reading is None or not _usable(reading):
+            silent.append(pod.name)
+        else:
+            total += reading.value
+            told += 1
+    return _Total(total if told else None, told, frozenset(silent))
+
+
+def _usable(reading: Reading) -> bool:
+    return 0 <= reading.value < math.inf and reading.age_s <= STALE_S
+
+
+def _wanted(snapshot: Snapshot, signal: Signal) -> bool:
+    return any(gap.signal is signal for gap in snapshot.gaps)
+
+
+def _produced(snapshot: Snapshot, ready: tuple[Pod, ...]) -> float | None:
+    for signal in (Signal.GENERATION_TOKENS, Signal.SAMPLES, Signal.REQUESTS_FINISHED):
+        value = _total(snapshot, signal, ready).value
+        if value is not None:
+            return value
+    return None
+
+
+def _cold_start_s(ready: tuple[Pod, ...], remembered_s: float | None) -> float | None:
+    """Creation to readiness, the lower median of the ready pods: a pod that flapped since shows too much."""
+    measured = sorted(pod.age_s - pod.state_age_s for pod in ready)
+    measured = [span_s for span_s in measured if 0 < span_s <= LONGEST_COLD_START_S]
+    return measured[(len(measured) - 1) // 2] if measured else remembered_s

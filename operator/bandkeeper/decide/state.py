@@ -1,0 +1,235 @@
+"""What a policy remembers from tick to tick. Frozen, bounded, and meaningless to anyone but the decision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bandkeeper.api.signals import Signal
+from bandkeeper.model.curve import NO_FIT, ServiceFit
+from bandkeeper.model.peaks import NO_PEAKS, Peaks
+
+EVENTS_LIMIT = 64
+SAMPLES_LIMIT = 32
+UNDOS_LIMIT = 8
+REGRETS_LIMIT = 8
+RATES_LIMIT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Somebody took back what the operator wrote."""
+
+    at_s: float
+    manager: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """Who moves the replica count.
+
+    Attributes
+    ----------
+    expected
+        Replicas that the target should show: seen last, or written since.
+    before
+        Replicas before our last write, None before the first.
+    written_s
+        When we wrote last.
+    hold_until_s
+        A person's change is the new starting point until then.
+    person
+        Who made that change.
+    """
+
+    expected: int | None = None
+    before: int | None = None
+    written_s: float | None = None
+    hold_until_s: float = float("-inf")
+    person: str = ""
+    undos: tuple[Undo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleEvent:
+    """Replicas added (positive) or removed by the operator."""
+
+    at_s: float
+    change: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at the fleet: requests in it, of those in process, ready replicas, and work in replicas (smoothed)."""
+
+    at_s: float
+    in_flight: float
+    running: float
+    waiting: float
+    ready: int
+    work: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemandMemory:
+    """Offered work, in replicas at the best cap, and what led there.
+
+    Attributes
+    ----------
+    best_cap
+        Unit of everything below; a change of it rescales the memory.
+    work, in_flight
+        Smoothed, None before the first data.
+    """
+
+    best_cap: int = 0
+    work: float | None = None
+    in_flight: float | None = None
+    updated_s: float = 0.0
+    fitted_s: float = float("-inf")
+    samples: tuple[Sample, ...] = ()
+    peaks: Peaks = NO_PEAKS
+    service: ServiceFit = NO_FIT
+    cold_start_s: float | None = None
+    waiting_known: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Replicas ordered for a broken promise, and what was measured then, to see whether they help."""
+
+    signal: Signal
+    at_s: float
+    replicas: int
+    batch: float | None
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromiseMemory:
+    """Broken promises: when last, what was ordered, and which signals replicas were seen not to help (until when)."""
+
+    breached_s: float = float("-inf")
+    order: Order | None = None
+    futile: tuple[tuple[Signal, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """A scale-in of ours: the replicas kept, and the work and request rate that were thought to fit them."""
+
+    at_s: float
+    replicas: int
+    work: float
+    offered_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Regret:
+    """`replicas` proved too few for `work`."""
+
+    at_s: float
+    replicas: int
+    work: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleMemory:
+    """Past recommendations and changes of the replica count.
+
+    Attributes
+    ----------
+    needs
+        Replicas that were needed for a queue or a broken promise, over the scale-down window.
+    ups
+        Negated recommendations over the scale-up window: its maximum is the least of them.
+    """
+
+    needs: Peaks = NO_PEAKS
+    ups: Peaks = NO_PEAKS
+    events: tuple[ScaleEvent, ...] = ()
+    shrink: Shrink | None = None
+    regrets: tuple[Regret, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CapRate:
+    """Throughput of one replica, saturated at a cap."""
+
+    cap: int
+    rate: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapMemory:
+    """The batch knob.
+
+    Attributes
+    ----------
+    wanted, before
+        The cap that is wanted, and the one before it; None before the first look.
+    moved_s
+        When it was last changed.
+    rollout_s
+        When a rollout was last begun for it.
+    queued_at, queued_replicas, queued_s
+        A cap at which a queue formed, with how many replicas and when: not gone back to for a while.
+    confirmed
+        The wanted cap was read back from every pod.
+    """
+
+    wanted: int | None = None
+    before: int | None = None
+    moved_s: float = float("-inf")
+    rollout_s: float = float("-inf")
+    queued_at: int | None = None
+    queued_replicas: int = 0
+    queued_s: float = float("-inf")
+    confirmed: bool = False
+    rates: tuple[CapRate, ...] = ()
+    undos: tuple[Undo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What was seen, and since when.
+
+    Attributes
+    ----------
+    state
+        Value of the last metrics verdict, "" before the first.
+    usable_s
+        When metrics were last usable (the start, before they ever were).
+    complete_s
+        When every ready pod last had data.
+    watching_since_s
+        Since when the fleet was watched without a gap; None while it is not.
+    hold_s
+        How long it must be watched before anything is let go.
+    """
+
+    usable_s: float
+    state: str = ""
+    since_s: float = 0.0
+    complete_s: float = float("-inf")
+    watching_since_s: float | None = None
+    hold_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Everything that is remembered for one policy. Start with `State.initial`."""
+
+    started_s: float
+    target_uid: str = ""
+    sight: Sight
+    ownership: Ownership = Ownership()
+    demand: DemandMemory = DemandMemory()
+    promises: PromiseMemory = PromiseMemory()
+    scale: ScaleMemory = ScaleMemory()
+    cap: CapMemory = CapMemory()
+
+    @classmethod
+    def initial(cls, now_s: float) -> State:
+        """Nothing seen yet: scale-out is free at once, scale-in waits for the restart hold."""
+        return cls(started_s=now_s, sight=Sight(usable_s=now_s))

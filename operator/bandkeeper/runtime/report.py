@@ -1,0 +1,367 @@
+"""A policy's status from what is known of it: pure, so that status, event, log line and metrics say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from bandkeeper.actuate.outcome import Outcome
+from bandkeeper.api import conditions as api
+from bandkeeper.api import durations, v1alpha1
+from bandkeeper.api.conditions import ConditionType, Finding
+from bandkeeper.api.reasons import BandReason, LimitReason, SLOState
+from bandkeeper.api.snapshot import Gap, GapReason, PodState
+from bandkeeper.decide.decision import Decision, MetricsState, SLOVerdict
+from bandkeeper.decide.policy import Policy, RateLimit, ScalingRules
+from bandkeeper.kube.discovery import TargetProblem
+from bandkeeper.runtime.tracked import Change, Tracked
+from bandkeeper.signals.sources import Preset
+
+_TARGET_READY = {
+    TargetProblem.NOT_FOUND: api.ReadyReason.TARGET_NOT_FOUND,
+    TargetProblem.UNKNOWN_KIND: api.ReadyReason.TARGET_KIND_UNKNOWN,
+    TargetProblem.NOT_SCALABLE: api.ReadyReason.TARGET_NOT_SCALABLE,
+    TargetProblem.NO_SELECTOR: api.ReadyReason.TARGET_WITHOUT_SELECTOR,
+    TargetProblem.FORBIDDEN: api.ReadyReason.FORBIDDEN,
+    TargetProblem.UNAVAILABLE: api.ReadyReason.TARGET_UNAVAILABLE,
+}
+_GAPS = {  # the gravest first: it names the condition
+    GapReason.UNREACHABLE: api.MetricsAvailableReason.UNREACHABLE,
+    GapReason.UNAUTHORIZED: api.MetricsAvailableReason.UNAUTHORIZED,
+    GapReason.REFUSED: api.MetricsAvailableReason.QUERY_FAILED,
+    GapReason.INVALID: api.MetricsAvailableReason.INVALID_VALUES,
+    GapReason.ABSENT: api.MetricsAvailableReason.NO_DATA,
+    GapReason.STALE: api.MetricsAvailableReason.STALE,
+    GapReason.PARTIAL: api.MetricsAvailableReason.PARTIAL_DATA,
+}
+_SLO_GRAVITY = (
+    SLOState.BREACHED,
+    SLOState.UNREACHABLE,
+    SLOState.NO_DATA,
+    SLOState.BETWEEN_BUCKETS,
+    SLOState.TOO_FEW_REQUESTS,
+    SLOState.NO_TRAFFIC,
+    SLOState.MET,
+)
+
+
+def status_of(tracked: Tracked, *, wall_s: float, period_s: float) -> dict[str, Any]:
+    """The whole status as the API has it; `wall_s` in epoch seconds."""
+    managed, decision = tracked.managed, tracked.decision
+    old = previous(tracked.status)
+    merged = api.merge(old.conditions, findings(tracked), now_s=wall_s, generation=managed.generation)
+    status = v1alpha1.Status(
+        observed_generation=managed.generation,
+        conditions=merged,
+        replicas=_replicas(tracked),
+        batch=_batch(tracked),
+        utilization=_utilization(decision),
+        slos=[_slo(verdict) for verdict in decision.slos] if decision else [],
+        effective=_effective(managed.policy, managed.spec, period_s) if managed.policy and managed.spec else None,
+        last_decision=_last(decision, old.last_decision, wall_s) if decision else old.last_decision,
+        history=_history(tracked.changes, old.history, wall_s),
+        cold_start=_duration(decision.inputs.cold_start_s) if decision else old.cold_start,
+    )
+    dumped: dict[str, Any] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return dumped
+
+
+def previous(status: Mapping[str, Any]) -> v1alpha1.Status:
+    """The status as it stood; one that cannot be read, as of another version, counts as none."""
+    try:
+        return v1alpha1.Status.model_validate(status, strict=False)
+    except ValidationError:
+        return v1alpha1.Status()
+
+
+def findings(tracked: Tracked) -> list[Finding]:
+    """What is to be said about each condition."""
+    return [*_specific(tracked), _ready(tracked)]
+
+
+def _specific(tracked: Tracked) -> Iterator[Finding]:
+    yield _conflicted(tracked)
+    yield _paused(tracked)
+    if tracked.managed.flaw is None:
+        yield _target_resolved(tracked)
+        yield _batch_applied(tracked)
+    decision = tracked.decision
+    if decision is None:
+        why = "Not judged: see the condition Ready."
+        yield Finding(ConditionType.WITHIN_SLO, SLOState.NO_DATA, why)
+        yield Finding(ConditionType.WITHIN_BAND, BandReason.UNKNOWN, why)
+        return
+    yield _metrics_available(tracked, decision)
+    yield _within_slo(decision)
+    yield Finding(
+        ConditionType.WITHIN_BAND, decision.band.reason, decision.band.message or decision.band.reason.meaning
+    )
+    yield _scaling_limited(tracked, decision)
+
+
+def _ready(tracked: Tracked) -> Finding:
+    managed, decision = tracked.managed, tracked.decision
+    if managed.flaw is not None:
+        return Finding(ConditionType.READY, managed.flaw.reason, managed.flaw.message)
+    if tracked.target_problem is not None:
+        return Finding(ConditionType.READY, _TARGET_READY[tracked.target_problem.problem], str(tracked.target_problem))
+    if tracked.conflict is not None:
+        return Finding(ConditionType.READY, api.ReadyReason.CONFLICTED, tracked.conflict.message)
+    if _denied(tracked):
+        return Finding(ConditionType.READY, api.ReadyReason.FORBIDDEN, _denied(tracked))
+    if decision is not None and decision.metrics.state is MetricsState.NONE and tracked.ready_pods:
+        return Finding(ConditionType.READY, api.ReadyReason.METRICS_UNAVAILABLE, _metrics_message(tracked, decision))
+    return Finding(
+        ConditionType.READY, api.ReadyReason.OK, "The policy is valid, its target found, its metrics usable."
+    )
+
+
+def _denied(tracked: Tracked) -> str:
+    """Why the last write of replicas was refused, "" if it was not."""
+    result = tracked.scale_result
+    return result.message if result is not None and result.outcome in (Outcome.FORBIDDEN, Outcome.REFUSED) else ""
+
+
+def _target_resolved(tracked: Tracked) -> Finding:
+    if tracked.target_problem is not None:
+        return Finding(ConditionType.TARGET_RESOLVED, tracked.target_problem.problem, str(tracked.target_problem))
+    ref = tracked.managed.spec.target_ref if tracked.managed.spec else None
+    name = f"{ref.kind} {ref.name}" if ref else "the target"
+    if _denied(tracked):
+        return Finding(ConditionType.TARGET_RESOLVED, api.TargetResolvedReason.FORBIDDEN, _denied(tracked))
+    return Finding(ConditionType.TARGET_RESOLVED, api.TargetResolvedReason.RESOLVED, f"{name} is scalable.")
+
+
+def _conflicted(tracked: Tracked) -> Finding:
+    if tracked.conflict is not None:
+        return Finding(ConditionType.CONFLICTED, tracked.conflict.reason, tracked.conflict.message)
+    decision = tracked.decision
+    if decision is not None and decision.undone_by:
+        message = (
+            f"{decision.undone_by} set the replicas back three times in 30 minutes, so the operator stopped writing "
+            "them. Let it ignore spec.replicas (Argo CD: ignoreDifferences; Flux and Helm: leave replicas out), or "
+            "delete the policy."
+        )
+        return Finding(ConditionType.CONFLICTED, api.ConflictedReason.UNDONE_BY_MANAGER, message)
+    return Finding(ConditionType.CONFLICTED, api.ConflictedReason.NO_CONFLICT, "Nothing else drives the target.")
+
+
+def _paused(tracked: Tracked) -> Finding:
+    if tracked.managed.paused:
+        message = f"The annotation {v1alpha1.PAUSED_ANNOTATION} is set: nothing is written. Remove it to resume."
+        return Finding(ConditionType.PAUSED, api.PausedReason.ANNOTATION, message)
+    if tracked.decision is not None and tracked.decision.paused_by_zero:
+        message = "The target has 0 replicas, so it is left alone. Scale it to 1 or more to resume."
+        return Finding(ConditionType.PAUSED, api.PausedReason.SCALED_TO_ZERO, message)
+    return Finding(ConditionType.PAUSED, api.PausedReason.NOT_PAUSED, "Not paused.")
+
+
+def needed_gaps(gaps: tuple[Gap, ...], preset: Preset | None) -> list[Gap]:
+    """The gaps that matter: what a preset calls optional may be absent."""
+    sources = preset.sources if preset else {}
+    return [gap for gap in gaps if not (gap.signal in sources and sources[gap.signal].optional)]
+
+
+def _metrics_available(tracked: Tracked, decision: Decision) -> Finding:
+    if not tracked.ready_pods:
+        message = "No pod of the target is ready, so there is nothing to read."
+        return Finding(ConditionType.METRICS_AVAILABLE, api.MetricsAvailableReason.NO_READY_PODS, message)
+    if decision.metrics.state is MetricsState.USABLE:
+        message = "Every signal that is needed is fresh and complete."
+        return Finding(ConditionType.METRICS_AVAILABLE, api.MetricsAvailableReason.AVAILABLE, message)
+    gap = _gravest(tracked)
+    reason = _GAPS[gap.reason] if gap else api.MetricsAvailableReason.NO_DATA
+    return Finding(ConditionType.METRICS_AVAILABLE, reason, _metrics_message(tracked, decision))
+
+
+def _gravest(tracked: Tracked) -> Gap | None:
+    gaps = needed_gaps(tracked.snapshot.gaps, tracked.managed.preset) if tracked.snapshot else []
+    order = list(_GAPS)
+    return min(gaps, key=lambda gap: order.index(gap.reason), default=None)
+
+
+def _metrics_message(tracked: Tracked, decision: Decision) -> str:
+    gap = _gravest(tracked)
+    return (gap.detail if gap else "") or decision.metrics.message or "No usable metrics."
+
+
+def _within_slo(decision: Decision) -> Finding:
+    if not decision.slos:
+        return Finding(ConditionType.WITHIN_SLO, api.WithinSLOReason.NO_SLO, "The policy promises nothing.")
+    worst = min(decision.slos, key=lambda verdict: _SLO_GRAVITY.index(verdict.state))
+    return Finding(ConditionType.WITHIN_SLO, worst.state, worst.message or describe_slo(worst))
+
+
+def describe_slo(verdict: SLOVerdict) -> str:
+    """One promise in words, with what was measured."""
+    if verdict.percentile is None:
+        measured = "not known" if verdict.value is None else f"{verdict.value:.1f}/s"
+        return f"{verdict.signal} is {measured}, promised are {verdict.limit:g}/s. {verdict.state.meaning}"
+    measured = "not known" if verdict.value is None else durations.text(verdict.value)
+    promised = durations.text(verdict.limit)
+    return f"p{verdict.percentile} {verdict.signal} is {measured}, promised is {promised}. {verdict.state.meaning}"
+
+
+def _scaling_limited(tracked: Tracked, decision: Decision) -> Finding:
+    if decision.limit is not None:
+        return Finding(ConditionType.SCALING_LIMITED, decision.limit.reason, decision.limit.message)
+    if decision.undone_by:
+        return Finding(ConditionType.SCALING_LIMITED, LimitReason.TARGET_UNDONE, LimitReason.TARGET_UNDONE.meaning)
+    message = "Nothing stands between the replica count and what is wanted."
+    return Finding(ConditionType.SCALING_LIMITED, api.ScalingLimitedReason.DESIRED_WITHIN_RANGE, message)
+
+
+def _batch_applied(tracked: Tracked) -> Finding:
+    reason, message = _batch_verdict(tracked)
+    return Finding(ConditionType.BATCH_APPLIED, reason, message)
+
+
+def _batch_verdict(tracked: Tracked) -> tuple[api.BatchAppliedReason, str]:
+    managed, decision, result = tracked.managed, tracked.decision, tracked.cap_result
+    if managed.spec is None or managed.spec.batch is None:
+        return api.BatchAppliedReason.NOT_CONFIGURED, "The policy has no batch knob: only replicas are scaled."
+    if managed.adapter is None:
+        return api.BatchAppliedReason.ADAPTER_UNAVAILABLE, managed.adapter_problem
+    if decision is not None and decision.cap_undone_by:
+        return (
+            api.BatchAppliedReason.UNDONE_BY_MANAGER,
+            f"{decision.cap_undone_by} undid the cap three times in 30 minutes.",
+        )
+    if result is not None and result.outcome in (Outcome.FORBIDDEN, Outcome.REFUSED):
+        return api.BatchAppliedReason.FORBIDDEN, result.message
+    if result is not None and result.outcome is Outcome.PARTIAL:
+        return (
+            api.BatchAppliedReason.PARTIALLY_APPLIED,
+            result.message or "Some pods could not be written; they are tried again.",
+        )
+    if decision is not None and decision.rollback:
+        return api.BatchAppliedReason.ROLLED_BACK, "The cap's rollout missed its progress deadline and was taken back."
+    wanted = decision.cap if decision else None
+    if wanted is None:
+        return api.BatchAppliedReason.PENDING, "No batch cap is wanted yet."
+    behind = [pod.name for pod in tracked.pods if pod.state is PodState.READY and pod.cap != wanted]
+    if behind:
+        return api.BatchAppliedReason.PENDING, f"{len(behind)} pods do not read back the cap {wanted} yet."
+    return api.BatchAppliedReason.APPLIED, f"Every ready pod reads back the cap {wanted}."
+
+
+def _replicas(tracked: Tracked) -> v1alpha1.ReplicaStatus | None:
+    scale, decision = tracked.scale, tracked.decision
+    if scale is None:
+        return None
+    pending = sum(pod.state in (PodState.PENDING, PodState.UNSCHEDULABLE, PodState.FAILED) for pod in tracked.pods)
+    desired = decision.replicas if decision is not None else None
+    return v1alpha1.ReplicaStatus(
+        current=scale.target.replicas,
+        desired=scale.target.replicas if desired is None else desired,
+        ready=tracked.ready_pods,
+        pending=pending,
+    )
+
+
+def _batch(tracked: Tracked) -> v1alpha1.BatchStatus | None:
+    decision = tracked.decision
+    if decision is None or tracked.managed.spec is None or tracked.managed.spec.batch is None:
+        return None
+    ready = [pod for pod in tracked.pods if pod.state is PodState.READY]
+    caps = [pod.cap for pod in ready if pod.cap is not None]
+    capacities = [pod.capacity for pod in ready if pod.capacity is not None]
+    return v1alpha1.BatchStatus(
+        current=min(caps) if caps else decision.current_cap,
+        desired=decision.cap,
+        capacity=min(capacities, default=None),
+        source="ReadBack" if caps else "Assumed",
+    )
+
+
+def _utilization(decision: Decision | None) -> v1alpha1.UtilizationStatus | None:
+    if decision is None:
+        return None
+    percent = None if decision.utilization is None else round(decision.utilization * 100)
+    return v1alpha1.UtilizationStatus(percent=percent, source=decision.utilization_source)
+
+
+def _slo(verdict: SLOVerdict) -> v1alpha1.SLOStatus:
+    if verdict.percentile is None:
+        measured = None if verdict.value is None else f"{verdict.value:.1f}/s"
+        return v1alpha1.SLOStatus(
+            signal=verdict.signal, min_per_second=int(verdict.limit), measured=measured, state=verdict.state
+        )
+    return v1alpha1.SLOStatus(
+        signal=verdict.signal,
+        percentile=verdict.percentile,
+        threshold=durations.text(verdict.limit),
+        measured=_duration(verdict.value),
+        lower_bound=_duration(verdict.lower),
+        upper_bound="+Inf" if verdict.upper == float("inf") else _duration(verdict.upper),
+        attainment_low_percent=_percent(verdict.attainment_low),
+        attainment_high_percent=_percent(verdict.attainment_high),
+        state=verdict.state,
+    )
+
+
+def _effective(policy: Policy, spec: v1alpha1.Spec, period_s: float) -> v1alpha1.Effective:
+    return v1alpha1.Effective(
+        band=v1alpha1.Band(low_percent=round(policy.band.low * 100), high_percent=round(policy.band.high * 100)),
+        batch_rule=policy.batching if policy.batch else "ReplicasOnly",
+        scale_up=_rules(policy.scale_up),
+        scale_down=_rules(policy.scale_down),
+        fallback=spec.fallback,
+        period=durations.text(period_s),
+    )
+
+
+def _rules(rules: ScalingRules) -> v1alpha1.EffectiveScalingRules:
+    return v1alpha1.EffectiveScalingRules(
+        stabilization_window_seconds=round(rules.stabilization_s),
+        select_policy=rules.select,
+        limits=" or ".join(_limit(limit) for limit in rules.limits) or "none",
+        tolerance=f"{rules.tolerance:g}",
+    )
+
+
+def _limit(limit: RateLimit) -> str:
+    amount = f"{limit.value}%" if limit.percent else f"{limit.value} pods"
+    return f"{amount} in {limit.period_s:g}s"
+
+
+def _last(decision: Decision, old: v1alpha1.DecisionStatus | None, wall_s: float) -> v1alpha1.DecisionStatus:
+    """The decision; its time is when it last became another one."""
+    same = old is not None and (old.reason, old.replicas, old.batch_cap) == (
+        decision.reason.value,
+        decision.replicas,
+        decision.cap,
+    )
+    return v1alpha1.DecisionStatus(
+        time=old.time if old is not None and same else api.rfc3339(wall_s),
+        reason=decision.reason.value,
+        message=decision.message,
+        replicas=decision.replicas,
+        batch_cap=decision.cap,
+    )
+
+
+def _history(changes: list[Change], old: list[v1alpha1.HistoryEntry], wall_s: float) -> list[v1alpha1.HistoryEntry]:
+    new = [
+        v1alpha1.HistoryEntry(
+            time=api.rfc3339(wall_s),
+            reason=change.decision.reason.value,
+            message=change.decision.message,
+            replicas=change.decision.replicas if change.from_replicas is not None else None,
+            batch_cap=change.decision.cap if change.from_cap is not None else None,
+            from_replicas=change.from_replicas,
+            from_batch_cap=change.from_cap,
+        )
+        for change in reversed(changes)
+    ]
+    return [*new, *old][: v1alpha1.HISTORY_LIMIT]
+
+
+def _duration(seconds: float | None) -> str | None:
+    return None if seconds is None else durations.text(seconds)
+
+
+def _percent(ratio: float | None) -> int | None:
+    return None if ratio is None else min(100, int(ratio * 100))

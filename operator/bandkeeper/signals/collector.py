@@ -1,0 +1,445 @@
+"""One collection per tick for all policies: asks what the plan needs, all at once, and hands each policy its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bandkeeper.api.signals import Signal
+from bandkeeper.api.snapshot import GapReason
+from bandkeeper.signals import plan, promql
+from bandkeeper.signals.answer import Answer
+from bandkeeper.signals.observe import TOTAL, Ages, Builder, Trouble
+from bandkeeper.signals.plan import Cohort, Job, Shard
+from bandkeeper.signals.prometheus import ErrorKind, PrometheusError, PrometheusServer
+from bandkeeper.signals.promql import ROW, SUM_EDGE
+from bandkeeper.signals.servers import SelectionError, Servers
+from bandkeeper.signals.sources import Clock, Labels, Read, Source
+from bandkeeper.signals.want import LatencyWant, Observations, Want
+
+_log = logging.getLogger(__name__)
+
+SUMMARY_WINDOW_S = 60.0  # prometheus-cpp's sliding window, which Triton's summaries use
+_EDGES_ABOVE_THRESHOLD = 4.0
+_WANTS_PER_TURN = 64
+_REFUSED = frozenset({ErrorKind.UNAUTHORIZED, ErrorKind.BAD_QUERY, ErrorKind.TOO_LARGE})
+
+_Pods = dict[str, dict[str, float]]
+_RowKey = tuple[str, str]
+_Rows = dict[_RowKey, dict[float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectorSettings:
+    """How to collect.
+
+    Attributes
+    ----------
+    servers
+        The first one answers for policies that name none.
+    allowed_urls
+        Prefixes of URLs that a policy may give itself.
+    rate_window_s
+        Window of counter rates; at least two scrapes must fall into it. `rate` extrapolates to its whole length.
+    stale_after_s, gpu_stale_after_s
+        Age at which a sample is no data. GPU exporters collect every 30 s.
+    queries_per_policy
+        Most queries that one policy may cause by its own sources or its own server.
+    series_per_query
+        Above this the policies are read in several parts.
+    edges_ttl_s
+        How long the bucket edges of a histogram are remembered.
+    workload_label
+        Label that names the workload on all series, "" to tell it from the pods' names.
+    namespace_label, pod_label
+        What this cluster's scrape configuration calls them.
+    """
+
+    servers: tuple[PrometheusServer, ...]
+    allowed_urls: tuple[str, ...] = ()
+    rate_window_s: float = 60.0
+    stale_after_s: float = 60.0
+    gpu_stale_after_s: float = 90.0
+    queries_per_policy: int = 30
+    series_per_query: int = 20_000
+    edges_ttl_s: float = 300.0
+    workload_label: str = ""
+    namespace_label: str = "namespace"
+    pod_label: str = "pod"
+
+
+@dataclass(slots=True)
+class CollectStats:
+    """What one collection cost."""
+
+    queries: int = 0
+    failures: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Result:
+    """A job's answer, or why it is no data."""
+
+    trouble: Trouble | None = None
+    pods: _Pods = field(default_factory=dict)
+    rows: _Rows = field(default_factory=dict)
+    answer: Answer = field(default_factory=lambda: Answer(()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    """The bucket edges that all series of a row have, with their labels' spellings."""
+
+    at_s: float
+    labels: Mapping[float, frozenset[str]]
+
+
+class Collector:
+    """Reads all policies' signals. One `collect` or `stream` at a time."""
+
+    def __init__(self, settings: CollectorSettings) -> None:
+        self.settings = settings
+        self.last = CollectStats()
+        self._servers = Servers(settings.servers, settings.allowed_urls)
+        self._labels = Labels(settings.namespace_label, settings.pod_label)
+        self._edges: dict[tuple[PrometheusServer, str], dict[_RowKey, _Edges]] = defaultdict(dict)
+
+    async def collect(self, wants: Sequence[Want], now_s: float) -> dict[str, Observations]:
+        """Observations by the wants' keys. Never raises for a bad policy or a dead server: those give gaps.
+
+        `now_s` is any clock in seconds that only grows; ages are measured on Prometheus' own clock.
+        """
+        return {key: observations async for key, observations in self.stream(wants, now_s)}
+
+    async def stream(self, wants: Sequence[Want], now_s: float) -> AsyncIterator[tuple[str, Observations]]:
+        """Like `collect`, each policy as soon as its own answers are in: a server that hangs delays only its own."""
+        self.last = stats = CollectStats()
+        started_s = time.monotonic()
+        asked: list[tuple[PrometheusServer, Want]] = []
+        for want in wants:
+            try:
+                server = self._servers.select(want.prometheus)
+            except SelectionError as error:
+                yield want.key, _nothing(want, Trouble(GapReason.REFUSED, str(error)))
+                continue
+            if want.pods:
+                asked.append((server, want))
+            else:
+                yield want.key, _nothing(want, Trouble(GapReason.ABSENT, f"no pod of {want.workload} is ready"))
+        run = _Run(self, asked, stats, now_s)
+        try:
+            async for found in run.observations():
+                yield found
+        finally:
+            run.cancel()
+            self._servers.keep({server for server, _ in asked})
+            stats.seconds = time.monotonic() - started_s
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._servers.close()
+
+
+class _Run:
+    """One collection."""
+
+    def __init__(
+        self, collector: Collector, asked: Iterable[tuple[PrometheusServer, Want]], stats: CollectStats, now_s: float
+    ) -> None:
+        self._settings = settings = collector.settings
+        self._servers = collector._servers
+        self._known_edges = collector._edges
+        self._labels = collector._labels
+        self._stats = stats
+        self._now_s = now_s
+        self._shards: list[Shard] = plan.shards(
+            asked,
+            series_per_query=settings.series_per_query,
+            workload_label=settings.workload_label,
+            labels=self._labels,
+        )
+        self._cohorts = plan.cohorts(
+            self._shards,
+            rate_window_s=settings.rate_window_s,
+            queries_per_policy=settings.queries_per_policy,
+            is_named=set(settings.servers),
+        )
+        self._thresholds_s: dict[Job, float] = {}
+        self._rows: dict[Job, set[_RowKey]] = defaultdict(set)
+        self._tasks: dict[Job, asyncio.Task[_Result]] = {}
+
+    async def observations(self) -> AsyncIterator[tuple[str, Observations]]:
+        for cohort in self._cohorts:
+            self._note_histograms(cohort)
+        jobs = dict.fromkeys(job for cohort in self._cohorts for job in cohort.jobs())
+        for job in sorted(jobs, key=lambda job: job.own):  # what policies share goes first
+            self._tasks[job] = asyncio.create_task(self._do(job))
+        for ready in asyncio.as_completed([self._answered(cohort) for cohort in self._cohorts]):
+            cohort = await ready
+            fill = self._filling(cohort)
+            for number, (want, rows) in enumerate(cohort.wants, start=1):
+                if number % _WANTS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+                yield want.key, fill(want, rows)
+
+    def cancel(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def _answered(self, cohort: Cohort) -> Cohort:
+        await asyncio.gather(*{self._tasks[job] for job in cohort.jobs()})
+        return cohort
+
+    def _note_histograms(self, cohort: Cohort) -> None:
+        """Which rows a histogram is wanted for, and up to which threshold."""
+        rows = {(want.namespace, row) for want, own in cohort.wants for row in own}
+        for position, source, job, _ in cohort.latencies:
+            if source.read is Read.HISTOGRAM:
+                given = [want.latencies[position].threshold_s for want, _ in cohort.wants]
+                most_s = max(math.inf if threshold_s is None else threshold_s for threshold_s in given)
+                self._thresholds_s[job] = max(self._thresholds_s.get(job, 0.0), most_s)
+                self._rows[job] |= rows
+
+    # Asking.
+
+    async def _do(self, job: Job) -> _Result:
+        shard = self._shards[job.shard]
+        try:
+            if isinstance(job.what, str):
+                return _Result(answer=await self._ask(shard.server, job.what, own=True))
+            if isinstance(job.what, Clock):
+                answer = await self._ask(shard.server, promql.ages(job.what, shard.scope))
+                return _Result(pods=self._by_pod(answer, job.what, ages=True))
+            if job.what.read is Read.HISTOGRAM:
+                return await self._histogram(job, job.what, shard)
+            if job.what.read is Read.SUMMARY:
+                metric = job.what.any_of[0].metrics[0]
+                answer = await self._ask(shard.server, promql.quantiles(metric, shard.scope))
+                return _Result(rows=self._by_row(answer, "quantile", 100.0))
+            answer = await self._ask(shard.server, promql.values(job.what, shard.scope, job.window_s))
+            return _Result(pods=self._by_pod(answer, job.what.clock, ages=False))
+        except PrometheusError as error:
+            reason = GapReason.REFUSED if error.kind in _REFUSED else GapReason.UNREACHABLE
+            return _Result(trouble=Trouble(reason, str(error)))
+        except _PartialError as error:
+            return _Result(trouble=Trouble(GapReason.PARTIAL, str(error)))
+        except Exception as error:  # one policy's odd answer must not cost the others theirs
+            _log.exception("query failed in an unforeseen way")
+            return _Result(trouble=Trouble(GapReason.UNREACHABLE, f"{shard.server}: unforeseen {error!r}: see the log"))
+
+    async def _ask(self, server: PrometheusServer, query: str, *, own: bool = False) -> Answer:
+        self._stats.queries += 1
+        own = own or not self._servers.is_named(server)
+        try:
+            answer = await self._servers.reader(server, own=own).query(query)
+        except PrometheusError:
+            self._stats.failures += 1
+            raise
+        self._stats.samples += len(answer.samples)
+        if answer.warnings:
+            self._stats.failures += 1
+            raise _PartialError(
+                f"{server} warns that its answer may be partial ({answer.warnings[0][:120]}): it is not used"
+            )
+        return answer
+
+    async def _histogram(self, job: Job, source: Source, shard: Shard) -> _Result:
+        """Buckets of each row, under the first of the source's names that the row has."""
+        result = _Result()
+        missing = set(self._rows[job])
+        for series in source.any_of:
+            metric = series.metrics[0]
+            known = await self._edges_of(metric, shard, missing)
+            here = {row: known[row] for row in missing if row in known}
+            if here:
+                bound = self._thresholds_s[job] / series.scale
+                wanted = {row: _in_use(edges.labels, bound) for row, edges in here.items()}
+                spelled = {label for row, kept in wanted.items() for edge in kept for label in here[row].labels[edge]}
+                answer = await self._ask(shard.server, promql.buckets(metric, spelled, shard.scope, job.window_s))
+                for row, counts in self._by_row(answer, "le", 1.0).items():
+                    if row in here:
+                        result.rows[row] = _in_seconds(counts, wanted[row], series.scale)
+                missing -= here.keys()
+            if not missing:
+                break
+        return result
+
+    async def _edges_of(self, metric: str, shard: Shard, rows: set[_RowKey]) -> Mapping[_RowKey, _Edges]:
+        """The rows' edges, asked for where they are unknown or old. A row without the metric is asked for each time."""
+        known = self._known_edges[shard.server, metric]
+        oldest_s = self._now_s - self._settings.edges_ttl_s
+        asked = {row for row in rows if row not in known or known[row].at_s < oldest_s}
+        if asked:
+            namespaces = tuple(sorted({namespace for namespace, _ in asked}))
+            scope = promql.narrowed(shard.scope, namespaces)
+            answer = await self._ask(shard.server, promql.edges(metric, scope))
+            for row in [row for row in known if known[row].at_s < oldest_s]:
+                del known[row]
+            known.update({row: edges for row, edges in self._edge_table(answer).items() if row in asked})
+        return known
+
+    # Tables of answers.
+
+    def _by_pod(self, answer: Answer, clock: Clock, *, ages: bool) -> _Pods:
+        table: _Pods = defaultdict(dict)
+        habits = promql.habits(clock, self._labels)
+        for sample in answer.samples:
+            for labels in habits:
+                if pod := sample.labels.get(labels.pod):
+                    value = sample.at_s - sample.value if ages else sample.value
+                    table[sample.labels.get(labels.namespace, "")][pod] = value
+                    break
+        return table
+
+    def _by_row(self, answer: Answer, label: str, scale: float) -> _Rows:
+        """Rows by the number in `label`; several spellings of one number are added up."""
+        table: _Rows = defaultdict(dict)
+        for sample in answer.samples:
+            key = (sample.labels.get(self._labels.namespace, ""), sample.labels.get(ROW, ""))
+            text = sample.labels.get(label, "")
+            place = TOTAL if text == SUM_EDGE else _number(text) * scale
+            place = round(place, 6) if scale != 1.0 else place
+            if key[1] and not math.isnan(place):
+                table[key][place] = table[key].get(place, 0.0) + sample.value
+        return table
+
+    def _edge_table(self, answer: Answer) -> dict[_RowKey, _Edges]:
+        spelled: dict[_RowKey, dict[float, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for sample in answer.samples:
+            key = (sample.labels.get(self._labels.namespace, ""), sample.labels.get(ROW, ""))
+            label = sample.labels.get("le", "")
+            if key[1] and not math.isnan(edge := _number(label)):
+                spelled[key][edge].add(label)
+        series = self._by_row(answer, "le", 1.0)
+        return {
+            key: _Edges(
+                self._now_s,
+                {
+                    edge: frozenset(labels)
+                    for edge, labels in edges.items()
+                    if series[key][edge] >= series[key].get(math.inf, 0.0)  # some pods lack the others
+                },
+            )
+            for key, edges in spelled.items()
+        }
+
+    # One policy's part.
+
+    def _filling(self, cohort: Cohort) -> Callable[[Want, tuple[str, ...]], Observations]:
+        """What turns one want of an answered cohort into its observations."""
+        results = {job: self._tasks[job].result() for job in cohort.jobs()}
+        levels = [
+            (signal, source, results[job], self._ages(source, results[clock]), job.window_s)
+            for signal, source, job, clock in cohort.levels
+        ]
+        latencies = [
+            (position, source, results[job], self._ages(source, results[clock]))
+            for position, source, job, clock in cohort.latencies
+        ]
+        own_latencies = [
+            (position, {percentile: results[job] for percentile, job in jobs.items()})
+            for position, jobs in cohort.own_latencies
+        ]
+
+        def fill(want: Want, rows: tuple[str, ...]) -> Observations:
+            builder = Builder(want)
+            for signal, trouble in cohort.troubles:
+                builder.trouble(signal, trouble)
+            for signal, source, result, ages, window_s in levels:
+                if failed := result.trouble or ages.trouble:
+                    builder.trouble(signal, failed)
+                else:
+                    builder.level(signal, source, result.pods, ages, window_s)
+            for position, source, result, ages in latencies:
+                latency = want.latencies[position]
+                if failed := result.trouble or ages.trouble:
+                    builder.trouble(latency.signal, failed)
+                elif source.read is Read.SUMMARY:
+                    builder.summary(latency, source, rows, result.rows, ages, SUMMARY_WINDOW_S)
+                elif not builder.histogram(latency, source, rows, result.rows, ages):
+                    self._forget_edges(cohort.shard, source, want, rows)
+            for signal, job in cohort.own_levels:
+                _fill_own_level(builder, signal, results[job])
+            for position, by_percentile in own_latencies:
+                _fill_own_latency(builder, want.latencies[position], by_percentile)
+            return _observations(builder)
+
+        return fill
+
+    def _ages(self, source: Source, timed: _Result) -> Ages:
+        limit_s = self._settings.gpu_stale_after_s if source.clock.gpu else self._settings.stale_after_s
+        return Ages(source.clock, timed.pods, limit_s, timed.trouble)
+
+    def _forget_edges(self, shard: int, source: Source, want: Want, rows: tuple[str, ...]) -> None:
+        for series in source.any_of:
+            known = self._known_edges[self._shards[shard].server, series.metrics[0]]
+            for row in rows:
+                known.pop((want.namespace, row), None)
+
+
+class _PartialError(Exception):
+    """The server warned; the text says so."""
+
+
+def _in_use(edges: Iterable[float], threshold: float) -> set[float]:
+    """The edges up to four times the threshold, at least one at or above it, and the infinite one."""
+    ordered = sorted(edges)
+    above = next((edge for edge in ordered if edge >= threshold), math.inf)
+    bound = max(_EDGES_ABOVE_THRESHOLD * threshold, above)
+    return {edge for edge in ordered if edge <= bound or math.isinf(edge)}
+
+
+def _in_seconds(counts: Mapping[float, float], kept: set[float], scale: float) -> dict[float, float]:
+    """The kept edges, and the sum, in the signal's unit."""
+    table = {round(edge * scale, 9): counts[edge] for edge in kept if edge in counts}
+    if TOTAL in counts:
+        table[TOTAL] = counts[TOTAL] * scale
+    return table
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _nothing(want: Want, trouble: Trouble) -> Observations:
+    builder = Builder(want)
+    for signal in sorted(want.signals | {latency.signal for latency in want.latencies}):
+        builder.trouble(signal, trouble)
+    return _observations(builder)
+
+
+def _fill_own_level(builder: Builder, signal: Signal, result: _Result) -> None:
+    if result.trouble:
+        builder.trouble(signal, _of_query(signal, result.trouble))
+    else:
+        builder.own_level(signal, result.answer)
+
+
+def _fill_own_latency(builder: Builder, latency: LatencyWant, results: Mapping[int, _Result]) -> None:
+    if failed := next((result.trouble for result in results.values() if result.trouble), None):
+        builder.trouble(latency.signal, _of_query(latency.signal, failed))
+    else:
+        builder.own_latency(latency, {percentile: result.answer for percentile, result in results.items()})
+
+
+def _of_query(signal: str, trouble: Trouble) -> Trouble:
+    return Trouble(trouble.reason, f"the query for {signal}: {trouble.sentence}")
+
+
+def _observations(builder: Builder) -> Observations:
+    return Observations(
+        by_pod=builder.by_pod,
+        totals=builder.totals,
+        distributions=builder.distributions,
+        gaps=tuple(builder.gaps),
+    )

@@ -1,0 +1,351 @@
+"""From tables of answers to one policy's observations: joined on its ready pods, every doubt a gap with a sentence.
+
+Pure. Missing data stays missing: nothing here turns it into a number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bandkeeper.api.signals import CATALOGUE, Signal
+from bandkeeper.api.snapshot import Distribution, Gap, GapReason, Reading
+from bandkeeper.signals.answer import Answer
+from bandkeeper.signals.sources import Clock, Read, Source
+from bandkeeper.signals.want import LatencyWant, Want
+
+ABSURD = 1e15
+TOTAL = -math.inf  # the edge at which a row of buckets holds the sum of what was observed
+_RATIO_MOST = 1.5  # counters of hardware overshoot a little; a percentage overshoots a lot
+_PODS_NAMED = 3
+_DIP = 1e-6  # relative: extrapolation rounds each edge by itself
+
+PodTable = Mapping[str, Mapping[str, float]]  # namespace -> pod -> value
+RowTable = Mapping[tuple[str, str], Mapping[float, float]]  # (namespace, row) -> edge -> count, or percentile -> value
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a query's whole answer is no data."""
+
+    reason: GapReason
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """Age of each pod's samples of one exporter in seconds, and the age that is too old."""
+
+    clock: Clock
+    by_pod: PodTable
+    limit_s: float
+    trouble: Trouble | None = None
+
+    def of(self, want: Want) -> Mapping[str, float]:
+        return self.by_pod.get(want.namespace, {})
+
+
+@dataclass(slots=True)
+class Builder:
+    """Collects one policy's observations signal by signal."""
+
+    want: Want
+    by_pod: dict[Signal, Mapping[str, Reading]] = field(default_factory=dict)
+    totals: dict[Signal, Reading] = field(default_factory=dict)
+    distributions: dict[tuple[Signal, int], Distribution] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+
+    def gap(self, signal: Signal, reason: GapReason, detail: str, pods: Sequence[str] = ()) -> None:
+        self.gaps.append(Gap(signal=signal, reason=reason, detail=detail, pods=tuple(pods[:_PODS_NAMED])))
+
+    def trouble(self, signal: Signal, trouble: Trouble) -> None:
+        self.gap(signal, trouble.reason, trouble.sentence)
+
+    def level(self, signal: Signal, source: Source, values: PodTable, ages: Ages, window_s: float) -> None:
+        """A gauge or a rate of each ready pod."""
+        of_pod, age_of_pod = values.get(self.want.namespace, {}), ages.of(self.want)
+        readings: dict[str, Reading] = {}
+        absent: list[str] = []
+        stale: list[str] = []
+        invalid: dict[str, str] = {}
+        for pod in self.want.pods:
+            value, age_s = of_pod.get(pod), age_of_pod.get(pod)
+            if value is None or age_s is None:
+                absent.append(pod)
+            elif age_s > ages.limit_s:
+                stale.append(pod)
+            elif wrong := impossible(signal, value):
+                invalid[pod] = wrong
+            else:
+                readings[pod] = Reading(value, age_s)
+        if readings:
+            self.by_pod[signal] = readings
+        if absent:
+            self._absent(signal, source, absent, age_of_pod, window_s)
+        if stale:
+            self._stale(signal, source.name, stale, age_of_pod, ages)
+        if invalid:
+            what = next(iter(invalid.values()))
+            self.gap(
+                signal,
+                GapReason.INVALID,
+                f"{source.name} of {_named(list(invalid))} is {what}: it is not used",
+                [*invalid],
+            )
+
+    def histogram(self, latency: LatencyWant, source: Source, rows: Sequence[str], table: RowTable, ages: Ages) -> bool:
+        """The buckets of the workload's rows added up. False where they contradict each other: their edges changed."""
+        age_s = self._youngest(latency.signal, source, ages)
+        if age_s is None:
+            return True
+        own = [table[key] for row in rows if (key := (self.want.namespace, row)) in table]
+        counts = _added(own)
+        total = counts.pop(TOTAL, None)
+        if math.inf not in counts:
+            self._no_histogram(latency, source)
+            return True
+        if any(not math.isfinite(count) or count < 0 or count > ABSURD for count in counts.values()):
+            self.gap(latency.signal, GapReason.INVALID, f"{source.name} has impossible bucket counts: it is not used")
+            return True
+        edges, rising, sound = _rising(counts)
+        self.distributions[latency.signal, round(latency.window_s)] = Distribution(
+            window_s=latency.window_s,
+            edges=tuple(edges),
+            counts=rising,
+            total_s=total if total is not None and 0 <= total <= ABSURD else None,
+            age_s=age_s,
+        )
+        return sound
+
+    def summary(
+        self, latency: LatencyWant, source: Source, rows: Sequence[str], table: RowTable, ages: Ages, window_s: float
+    ) -> None:
+        """The worst quantiles of the workload's rows. A quantile that is NaN had nothing to observe."""
+        age_s = self._youngest(latency.signal, source, ages)
+        if age_s is None:
+            return
+        scale = source.any_of[0].scale
+        worst: dict[int, float] = {}
+        for row in rows:
+            for percentile, value in table.get((self.want.namespace, row), {}).items():
+                if percentile == int(percentile):
+                    known = worst.get(int(percentile), math.nan)
+                    worst[int(percentile)] = value * scale if math.isnan(known) else max(known, value * scale)
+        if not worst:
+            self._no_histogram(latency, source)
+            return
+        quantiles = {percentile: value for percentile, value in worst.items() if not math.isnan(value)}
+        for percentile, value in list(quantiles.items()):
+            if wrong := impossible(latency.signal, value):
+                del quantiles[percentile]
+                self.gap(latency.signal, GapReason.INVALID, f"{source.name} p{percentile} is {wrong}: it is not used")
+        if lacking := [percentile for percentile in latency.percentiles if percentile not in worst]:
+            has = ", ".join(map(str, sorted(worst)))
+            self.gap(
+                latency.signal,
+                GapReason.ABSENT,
+                f"{source.name} has the percentiles {has}, not {lacking[0]}: ask for one of these"
+                + (f"; {source.hint}" if source.hint else ""),
+            )
+        self.distributions[latency.signal, round(latency.window_s)] = Distribution(
+            window_s=window_s, quantiles=quantiles, age_s=age_s
+        )
+
+    def own_level(self, signal: Signal, answer: Answer) -> None:
+        """A policy's own query: one value per ready pod, or one for the workload. Its age cannot be known."""
+        per_pod, whole = self._split(answer)
+        if per_pod:
+            readings: dict[str, Reading] = {}
+            invalid: dict[str, str] = {}
+            for pod in self.want.pods:
+                if pod in per_pod:
+                    if wrong := impossible(signal, per_pod[pod]):
+                        invalid[pod] = wrong
+                    else:
+                        readings[pod] = Reading(per_pod[pod], 0.0)
+            if readings:
+                self.by_pod[signal] = readings
+            if invalid:
+                what = next(iter(invalid.values()))
+                self.gap(
+                    signal,
+                    GapReason.INVALID,
+                    f"the query for {signal} gives {what} for {_named([*invalid])}",
+                    [*invalid],
+                )
+            if absent := [pod for pod in self.want.pods if pod not in per_pod]:
+                self._lacks_pods(signal, f"the query for {signal} gives", absent)
+        elif len(whole) == 1:
+            if wrong := impossible(signal, whole[0]):
+                self.gap(signal, GapReason.INVALID, f"the query for {signal} gives {wrong}: it is not used")
+            else:
+                self.totals[signal] = Reading(whole[0], 0.0)
+        else:
+            self._unclear(signal, whole)
+
+    def own_latency(self, latency: LatencyWant, answers: Mapping[int, Answer]) -> None:
+        """A policy's own query for each percentile, in seconds; of several pods the worst counts."""
+        quantiles: dict[int, float] = {}
+        for percentile, answer in answers.items():
+            per_pod, whole = self._split(answer)
+            values = [per_pod[pod] for pod in self.want.pods if pod in per_pod] if per_pod else whole
+            if not values or (not per_pod and len(values) > 1):
+                self._unclear(latency.signal, values)
+            elif wrong := next(filter(None, (impossible(latency.signal, value) for value in values)), ""):
+                idle = " (without traffic a quantile is NaN: a histogram given as metric does not have that)"
+                self.gap(
+                    latency.signal,
+                    GapReason.INVALID,
+                    f"the query for {latency.signal} gives {wrong}{idle if wrong == 'NaN' else ''}: it is not used",
+                )
+            else:
+                quantiles[percentile] = max(values)
+        if quantiles:
+            self.distributions[latency.signal, round(latency.window_s)] = Distribution(
+                window_s=latency.window_s, quantiles=quantiles
+            )
+
+    def _split(self, answer: Answer) -> tuple[dict[str, float], list[float]]:
+        """Values by pod, those of other namespaces left out, and values without a pod."""
+        per_pod: dict[str, float] = {}
+        whole: list[float] = []
+        for sample in answer.samples:
+            if sample.labels.get("namespace", self.want.namespace) != self.want.namespace:
+                continue
+            if pod := sample.labels.get("pod"):
+                per_pod[pod] = sample.value
+            else:
+                whole.append(sample.value)
+        return per_pod, whole
+
+    def _unclear(self, signal: Signal, values: Sequence[float]) -> None:
+        if values:
+            detail = f"gives {len(values)} series without a pod label: wrap it in sum(), max() or sum by (pod) ()"
+            self.gap(signal, GapReason.INVALID, f"the query for {signal} {detail}")
+        else:
+            self.gap(
+                signal,
+                GapReason.ABSENT,
+                f"the query for {signal} gives nothing for {self.want.workload}: try it by hand",
+            )
+
+    def _youngest(self, signal: Signal, source: Source, ages: Ages) -> float | None:
+        """Age of the youngest sample of the ready pods; None, with a gap, where none is fresh."""
+        age_of_pod = ages.of(self.want)
+        fresh = [age for pod in self.want.pods if (age := age_of_pod.get(pod)) is not None and age <= ages.limit_s]
+        absent = [pod for pod in self.want.pods if pod not in age_of_pod]
+        stale = [pod for pod in self.want.pods if age_of_pod.get(pod, 0.0) > ages.limit_s]
+        if absent:
+            self._absent(signal, source, absent, age_of_pod, 0.0)
+        if stale:
+            self._stale(signal, source.name, stale, age_of_pod, ages)
+        return min(fresh) if fresh else None
+
+    def _no_histogram(self, latency: LatencyWant, source: Source) -> None:
+        wanting = source.hint or (
+            f"it needs two scrapes in {latency.window_s:.0f} s" if source.read is Read.HISTOGRAM else "check its name"
+        )
+        self.gap(
+            latency.signal,
+            GapReason.ABSENT,
+            f"{source.name} has no data for {self.want.workload} although {source.clock.exporter} is scraped: "
+            f"{wanting}",
+        )
+
+    def _absent(
+        self, signal: Signal, source: Source, pods: list[str], age_of_pod: Mapping[str, float], window_s: float
+    ) -> None:
+        exporter = source.clock.exporter
+        if len(pods) < len(self.want.pods):
+            self._lacks_pods(signal, f"{source.name} has", pods)
+        elif not any(pod in age_of_pod for pod in pods):
+            remedy = (
+                source.hint
+                if source.clock.gpu
+                else "check that Prometheus scrapes them with the labels namespace and pod"
+            )
+            self.gap(
+                signal,
+                GapReason.ABSENT,
+                f"no series of {exporter} ({source.name}) for {_named(pods)}: {remedy}",
+                pods,
+            )
+        elif source.read is Read.RATE:
+            self.gap(
+                signal,
+                GapReason.ABSENT,
+                f"{source.name} has no rate over {window_s:.0f} s although {exporter} is scraped: it needs two scrapes "
+                f"in that time, or {source.hint or 'this version does not export it'}",
+                pods,
+            )
+        else:
+            remedy = source.hint or "this version may not export it; give the signal a source in spec.signals"
+            self.gap(
+                signal, GapReason.ABSENT, f"{source.name} is missing although {exporter} is scraped: {remedy}", pods
+            )
+
+    def _lacks_pods(self, signal: Signal, begin: str, pods: list[str]) -> None:
+        self.gap(
+            signal,
+            GapReason.PARTIAL,
+            f"{begin} no value for {len(pods)} of {len(self.want.pods)} ready pods: {_named(pods)}",
+            pods,
+        )
+
+    def _stale(self, signal: Signal, name: str, pods: list[str], age_of_pod: Mapping[str, float], ages: Ages) -> None:
+        oldest_s = max(age_of_pod[pod] for pod in pods)
+        self.gap(
+            signal,
+            GapReason.STALE,
+            f"{name} of {_named(pods)} is {oldest_s:.0f} s old, more than {ages.limit_s:.0f} s: "
+            f"{ages.clock.exporter} or its scrape has stopped",
+            pods,
+        )
+
+
+def impossible(signal: Signal, value: float) -> str:
+    """What makes a value unusable, "" where nothing does."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "infinite"
+    if value < 0:
+        return f"negative ({value:g})"
+    if value > ABSURD:
+        return f"absurd ({value:.3g})"
+    if value > _RATIO_MOST and CATALOGUE[signal].unit == "ratio":
+        return f"{value:g}, but {signal} is a ratio from 0 to 1 (divide a percentage by 100)"
+    return ""
+
+
+def _added(rows: Iterable[Mapping[float, float]]) -> dict[float, float]:
+    """The rows added up at the edges that all of them have."""
+    rows = list(rows)
+    if not rows:
+        return {}
+    common = set(rows[0]).intersection(*rows[1:])
+    return {edge: math.fsum(row[edge] for row in rows) for edge in common}
+
+
+def _rising(counts: Mapping[float, float]) -> tuple[list[float], tuple[float, ...], bool]:
+    """Edges, ascending, with cumulative counts. An edge that dips lacks some pods' series: it is left out."""
+    edges: list[float] = []
+    rising: list[float] = []
+    sound = True
+    for edge in sorted(counts):
+        below = rising[-1] if rising else 0.0
+        count = counts[edge]
+        if count < below * (1 - _DIP):
+            sound = False
+            if not math.isinf(edge):
+                continue
+        edges.append(edge)
+        rising.append(max(count, below))
+    return edges, tuple(rising), sound
+
+
+def _named(pods: Sequence[str]) -> str:
+    shown = ", ".join(pods[:_PODS_NAMED])
+    more = len(pods) - _PODS_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,117 @@
+"""What is wrong with the signals that a policy names, before anything is asked: sentences for its conditions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from bandkeeper.api.signals import LATENCY_SIGNALS, THROUGHPUT_SIGNALS, Signal
+from bandkeeper.api.v1alpha1 import SLO, Spec
+from bandkeeper.signals.collector import CollectorSettings
+from bandkeeper.signals.presets import PRESETS
+from bandkeeper.signals.promql import is_metric
+from bandkeeper.signals.servers import SelectionError, Servers
+
+
+class ProblemReason(StrEnum):
+    """Reasons of conditions."""
+
+    UNKNOWN_RUNTIME = "UnknownRuntime"
+    UNKNOWN_SIGNAL = "UnknownSignal"
+    INVALID_SLO = "InvalidSLO"
+    SLO_WITHOUT_SOURCE = "SLOWithoutSource"
+    INVALID_SOURCE = "InvalidSource"
+    PROMETHEUS_NOT_ALLOWED = "PrometheusNotAllowed"
+
+
+@dataclass(frozen=True, slots=True)
+class SpecProblem:
+    """One thing that is wrong; the message says what to write instead."""
+
+    reason: ProblemReason
+    message: str
+
+
+def problems(spec: Spec, settings: CollectorSettings) -> tuple[SpecProblem, ...]:
+    """Everything that keeps the policy's signals from being read, the gravest first; empty when nothing does."""
+    return (*_runtime(spec), *_prometheus(spec, settings), *_sources(spec), *_slos(spec))
+
+
+def _runtime(spec: Spec) -> Iterator[SpecProblem]:
+    if spec.runtime not in PRESETS:
+        yield SpecProblem(
+            ProblemReason.UNKNOWN_RUNTIME,
+            f"runtime {spec.runtime!r} is unknown: write {_choice(spec.runtime, PRESETS)}; Generic reads only what "
+            "spec.signals gives",
+        )
+
+
+def _prometheus(spec: Spec, settings: CollectorSettings) -> Iterator[SpecProblem]:
+    try:
+        Servers(settings.servers, settings.allowed_urls).select(spec.prometheus)
+    except SelectionError as error:
+        yield SpecProblem(ProblemReason.PROMETHEUS_NOT_ALLOWED, str(error))
+
+
+def _sources(spec: Spec) -> Iterator[SpecProblem]:
+    for source in spec.signals:
+        if source.signal not in set(Signal):
+            yield _unknown_signal("signals", source.signal, Signal)
+        elif source.metric is not None and not is_metric(source.metric):
+            yield SpecProblem(
+                ProblemReason.INVALID_SOURCE,
+                f"the metric of {source.signal} is {source.metric!r}, which is no metric's name: write the bare name, "
+                "or query instead of metric for PromQL",
+            )
+
+
+def _slos(spec: Spec) -> Iterator[SpecProblem]:
+    preset = PRESETS.get(spec.runtime)
+    has = {*(preset.sources if preset else ()), *(source.signal for source in spec.signals)}
+    for slo in spec.slos:
+        fitting = LATENCY_SIGNALS if slo.threshold is not None else THROUGHPUT_SIGNALS
+        if slo.signal not in set(Signal):
+            yield _unknown_signal("slos", slo.signal, fitting)
+        elif slo.signal not in fitting:
+            yield _unfit(slo)
+        elif slo.signal not in has and preset:
+            sourced = ", ".join(sorted(fitting & has)) or "none"
+            yield SpecProblem(
+                ProblemReason.SLO_WITHOUT_SOURCE,
+                f"runtime {spec.runtime} has no source for the SLO on {slo.signal}: write one of {sourced}, or give "
+                f"{_slot(slo.signal)} in spec.signals",
+            )
+
+
+def _slot(signal: str) -> str:
+    """How a person gives a signal a source."""
+    return f"{{signal: {signal}, metric: NAME}}"
+
+
+def _unfit(slo: SLO) -> SpecProblem:
+    if slo.threshold is not None:
+        advice = f"has no latency to hold under a threshold: write one of {', '.join(sorted(LATENCY_SIGNALS))}"
+        if slo.signal in THROUGHPUT_SIGNALS:
+            advice += ", or minPerSecond instead of threshold"
+    else:
+        advice = f"is not a rate of work done: write one of {', '.join(sorted(THROUGHPUT_SIGNALS))}"
+        if slo.signal in LATENCY_SIGNALS:
+            advice += ", or threshold instead of minPerSecond"
+    return SpecProblem(ProblemReason.INVALID_SLO, f"the SLO's signal {slo.signal} {advice}")
+
+
+def _unknown_signal(where: str, name: str, known: Iterable[str]) -> SpecProblem:
+    return SpecProblem(
+        ProblemReason.UNKNOWN_SIGNAL, f"signal {name!r} in spec.{where} is unknown: write {_choice(name, known)}"
+    )
+
+
+def _choice(given: str, known: Iterable[str]) -> str:
+    """One of the known names, the likeliest first where one is like what was given."""
+    names = sorted(known)
+    like = difflib.get_close_matches(given.lower(), [name.lower() for name in names], n=1)
+    nearest = next((name for name in names if like and name.lower() == like[0]), None)
+    others = ", ".join(names)
+    return f"{nearest}, or another of {others}" if nearest else f"one of {others}"

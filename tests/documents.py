@@ -1,0 +1,359 @@
+"""Good and bad policy documents, judged by the models and by a real API server: both must say the same of each."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+Document = dict[str, Any]
+
+TTFT: Document = {"signal": "TimeToFirstToken", "percentile": 95, "threshold": "500ms"}
+DEPLOYMENT: Document = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"}
+SPEC: Document = {
+    "targetRef": DEPLOYMENT,
+    "objective": "LatencySensitive",
+    "runtime": "VLLM",
+    "slos": [TTFT],
+    "replicas": {"min": 1, "max": 16},
+}
+LEFT_OUT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A document and the verdict: good without `path`, else bad at `path` with a message that holds `message`."""
+
+    name: str
+    document: Document
+    path: str = ""
+    message: str = ""
+
+    @property
+    def good(self) -> bool:
+        """True where the document must be taken."""
+        return not self.path
+
+
+def a_policy(spec: Document | None = None, *, root: Document | None = None, **changed: Any) -> Document:
+    """The ten-line policy, with fields of its spec or root `changed`, or `LEFT_OUT`."""
+    document: Document = {
+        "apiVersion": "bandkeeper.dev/v1alpha1",
+        "kind": "GPUScalingPolicy",
+        "metadata": {"name": "chat"},
+        "spec": _changed(SPEC if spec is None else spec, changed),
+    }
+    return _changed(document, root or {})
+
+
+def _changed(base: Document, changes: Document) -> Document:
+    return {key: value for key, value in (copy.deepcopy(base) | changes).items() if value is not LEFT_OUT}
+
+
+def _slo(**changed: Any) -> list[Document]:
+    return [_changed(TTFT, changed)]
+
+
+def _rate(**changed: Any) -> list[Document]:
+    return [_changed({"signal": "GenerationTokens", "minPerSecond": 100}, changed)]
+
+
+def _batch(adapter: Document | None = None, **changed: Any) -> Document:
+    return _changed({"min": 8, "max": 256, "adapter": adapter or {"type": "Annotation"}}, changed)
+
+
+def _template(**changed: Any) -> Document:
+    member = _changed({"container": "server", "argument": "--max-num-seqs"}, changed)
+    return {"type": "PodTemplate", "podTemplate": member}
+
+
+def _annotation(key: str) -> Document:
+    return {"type": "Annotation", "annotation": {"key": key}}
+
+
+def _scale_down(**rules: Any) -> Document:
+    return {"scaleDown": rules}
+
+
+def _limits(count: int = 1, **changed: Any) -> Document:
+    limits = [
+        _changed({"type": "Pods", "value": number, "periodSeconds": 60}, changed) for number in range(1, count + 1)
+    ]
+    return _scale_down(policies=limits)
+
+
+GOOD = [
+    ("ten lines", a_policy()),
+    ("two promises on one signal", a_policy(slos=[TTFT, TTFT | {"percentile": 50}])),
+    ("percentile left out", a_policy(slos=_slo(percentile=LEFT_OUT))),
+    ("same signal, other percentile", a_policy(slos=[*_slo(percentile=LEFT_OUT), TTFT | {"percentile": 99}])),
+    ("throughput without promises", a_policy(objective="ThroughputSensitive", slos=LEFT_OUT)),
+    ("throughput with an empty list of promises", a_policy(objective="ThroughputSensitive", slos=[])),
+    ("throughput with a rate", a_policy(objective="ThroughputSensitive", slos=_rate())),
+    ("balanced", a_policy(objective="Balanced")),
+    ("unknown runtime: a condition, not a rejection", a_policy(runtime="HomeMade")),
+    ("unknown signal: a condition, not a rejection", a_policy(slos=_slo(signal="HowItFeels"))),
+    ("microseconds", a_policy(slos=_slo(threshold="7500us"))),
+    ("micro sign", a_policy(slos=_slo(threshold="900µs"))),
+    ("Greek mu", a_policy(slos=_slo(threshold="900μs"))),
+    ("broken hours", a_policy(slos=_slo(window="0.5h"))),
+    ("compound duration", a_policy(slos=_slo(window="1m30s"))),
+    ("signed duration", a_policy(slos=_slo(threshold="+5s"))),
+    ("duration without leading digit", a_policy(slos=_slo(threshold=".5s"))),
+    ("duration without trailing digit", a_policy(slos=_slo(threshold="1.s"))),
+    ("longest threshold", a_policy(slos=_slo(threshold="24h"))),
+    ("shortest window", a_policy(slos=_slo(window="5s"))),
+    ("4.0 where 4 belongs", a_policy(replicas={"min": 1.0, "max": 4.0})),
+    ("null where a default is", a_policy(mode=None)),
+    ("null in an object with a default", a_policy(fallback={"after": None, "behavior": None})),
+    ("null for an optional object", a_policy(batch=None, band=None, behavior=None, prometheus=None)),
+    ("null for an optional list", a_policy(signals=None)),
+    ("null for the key of a list that has a default", a_policy(slos=_slo(percentile=None))),
+    ("min left out", a_policy(replicas={"max": 4})),
+    ("min equals max", a_policy(replicas={"min": 4, "max": 4})),
+    ("StatefulSet", a_policy(targetRef=DEPLOYMENT | {"kind": "StatefulSet"})),
+    ("kind of the core group", a_policy(targetRef=DEPLOYMENT | {"apiVersion": "v1", "kind": "ReplicationController"})),
+    ("custom kind", a_policy(targetRef={"apiVersion": "example.x-k8s.io/v1beta1", "kind": "Fleet2", "name": "a.b"})),
+    ("recommend", a_policy(mode="Recommend")),
+    ("band", a_policy(band={"lowPercent": 60, "highPercent": 70})),
+    ("band of one percent", a_policy(band={"lowPercent": 99, "highPercent": 100})),
+    ("batch by annotation", a_policy(batch=_batch())),
+    ("batch by an annotation of a chosen key", a_policy(batch=_batch(_annotation("bandkeeper.dev/cap")))),
+    ("batch by an annotation, member empty", a_policy(batch=_batch({"type": "Annotation", "annotation": {}}))),
+    ("batch by argument", a_policy(batch=_batch(_template()))),
+    ("batch by variable", a_policy(batch=_batch(_template(argument=LEFT_OUT, env="MAX_NUM_SEQS")))),
+    ("batch with candidates", a_policy(batch=_batch(candidates=[8, 64, 256]))),
+    ("batch min left out", a_policy(batch=_batch(min=LEFT_OUT))),
+    ("HPA's behavior", a_policy(behavior={
+        "scaleUp": {"stabilizationWindowSeconds": 0, "selectPolicy": "Max", "tolerance": "0", "policies": [
+            {"type": "Percent", "value": 100, "periodSeconds": 15}, {"type": "Pods", "value": 4, "periodSeconds": 15}]},
+        "scaleDown": {"stabilizationWindowSeconds": 3600, "selectPolicy": "Disabled", "tolerance": "0.05"}})),
+    ("empty behavior", a_policy(behavior={})),
+    ("hold", a_policy(fallback={"after": "5m", "behavior": "Hold"})),
+    ("fallback replicas", a_policy(fallback={"behavior": "Replicas", "replicas": 16})),
+    ("fallback if higher", a_policy(fallback={"after": "30s", "behavior": "ReplicasIfHigher", "replicas": 1})),
+    ("signal by metric", a_policy(signals=[{"signal": "RequestsWaiting", "metric": "my:queue_size"}])),
+    ("signal by query", a_policy(signals=[{"signal": "RequestsWaiting", "query": 'sum by (pod) (q{a="b"})'}])),
+    ("Prometheus by name", a_policy(prometheus={"name": "default"})),
+    ("Prometheus by address", a_policy(prometheus={"url": "https://prometheus.monitoring.svc:9090/prom"})),
+    ("Prometheus by IPv6 address", a_policy(prometheus={"url": "http://[::1]:9090"})),
+    ("name of 63 characters", a_policy(root={"metadata": {"name": "a" * 63}})),
+    ("paused", a_policy(root={"metadata": {"name": "chat", "annotations": {"bandkeeper.dev/paused": "true"}}})),
+    ("status is not taken from a document", a_policy(root={"status": {"coldStart": 5}})),
+    ("eight promises", a_policy(slos=[TTFT | {"percentile": 90 + n} for n in range(8)])),
+    ("query of the greatest length", a_policy(signals=[{"signal": "Power", "query": "é" * 2048}])),
+]  # fmt: skip
+
+BAD = [
+    ("no spec", a_policy(root={"spec": LEFT_OUT}), "spec", "must be set"),
+    ("spec is null", a_policy(root={"spec": None}), "spec", "must be set"),
+    ("spec is a list", a_policy(root={"spec": []}), "spec", "must be an object with the fields targetRef, objective"),
+    ("other version", a_policy(root={"apiVersion": "bandkeeper.dev/v9"}),
+     "apiVersion", "must be bandkeeper.dev/v1alpha1"),
+    ("other kind", a_policy(root={"kind": "GPUScalingPolice"}), "kind", "must be GPUScalingPolicy"),
+    ("unknown field of the root", a_policy(root={"specs": {}}), "specs", "write spec"),
+    ("unknown field of metadata", a_policy(root={"metadata": {"name": "a", "label": {}}}),
+     "metadata.label", "must be left out"),
+    ("unknown field of the status", a_policy(root={"status": {"phase": "Fine"}}), "status.phase", "must be left out"),
+    ("name of 64 characters", a_policy(root={"metadata": {"name": "a" * 64}}),
+     "metadata.name", "must have at most 63 characters"),
+    ("name in upper case", a_policy(root={"metadata": {"name": "Chat"}}),
+     "metadata.name", "must be lower case letters"),
+    ("unknown field", a_policy(replica={"max": 4}), "spec.replica", "write replicas"),
+    ("unknown field, null", a_policy(foo=None), "spec.foo", "must be left out"),
+    ("field of the Python models", a_policy(target_ref=DEPLOYMENT), "spec.target_ref", "write targetRef"),
+    ("unknown field of an entry", a_policy(slos=_slo(treshold="5s")), "spec.slos[0].treshold", "write threshold"),
+    ("unknown field deep down", a_policy(behavior=_limits(x=1)),
+     "spec.behavior.scaleDown.policies[0].x", "the fields are type, value or periodSeconds"),
+    ("no target", a_policy(targetRef=LEFT_OUT),
+     "spec.targetRef", "must be set, such as targetRef: {apiVersion: apps/v1"),
+    ("target without a kind", a_policy(targetRef=_changed(DEPLOYMENT, {"kind": LEFT_OUT})), "spec.targetRef.kind",
+     "must be set, such as kind: Deployment"),
+    ("target without a name", a_policy(targetRef=DEPLOYMENT | {"name": ""}),
+     "spec.targetRef.name", "must not be empty"),
+    ("target in another namespace", a_policy(targetRef=DEPLOYMENT | {"namespace": "other"}), "spec.targetRef.namespace",
+     "must be left out"),
+    ("target name with a slash", a_policy(targetRef=DEPLOYMENT | {"name": "../chat"}), "spec.targetRef.name",
+     "must be an object's name"),
+    ("target name with a line end", a_policy(targetRef=DEPLOYMENT | {"name": "chat\n"}), "spec.targetRef.name",
+     "must be an object's name"),
+    ("target name too long", a_policy(targetRef=DEPLOYMENT | {"name": "a" * 254}), "spec.targetRef.name",
+     "must have at most 253 characters"),
+    ("target group without a version", a_policy(targetRef=DEPLOYMENT | {"apiVersion": "apps"}),
+     "spec.targetRef.apiVersion", "must be group/version, such as apps/v1"),
+    ("target kind in lower case", a_policy(targetRef=DEPLOYMENT | {"kind": "deployments"}), "spec.targetRef.kind",
+     "must be a kind in CamelCase"),
+    ("no objective", a_policy(objective=LEFT_OUT), "spec.objective",
+     "must be set to one of LatencySensitive, ThroughputSensitive or Balanced"),
+    ("objective in lower case", a_policy(objective="balanced"),
+     "spec.objective", "must be one of LatencySensitive, Through"),
+    ("no runtime", a_policy(runtime=LEFT_OUT), "spec.runtime", "must be set, such as runtime: VLLM"),
+    ("empty runtime", a_policy(runtime=""), "spec.runtime", "must not be empty"),
+    ("runtime is null", a_policy(runtime=None), "spec.runtime", "must be set"),
+    ("runtime of two words", a_policy(runtime="v LLM"), "spec.runtime", "must be one word in CamelCase"),
+    ("runtime too long", a_policy(runtime="A" * 64), "spec.runtime", "must have at most 63 characters"),
+    ("no promises", a_policy(slos=LEFT_OUT),
+     "spec.slos", "must have at least one entry when objective is LatencySensitive"),
+    ("promises are null", a_policy(slos=None),
+     "spec.slos", "must have at least one entry when objective is LatencySensitive"),
+    ("balanced without promises", a_policy(objective="Balanced", slos=[]), "spec.slos", "must have at least one entry"),
+    ("promises are an object", a_policy(slos=TTFT), "spec.slos", "must be a list, not an object"),
+    ("a promise is null", a_policy(slos=[None]), "spec.slos[0]", "must be an object"),
+    ("nine promises", a_policy(slos=[TTFT | {"percentile": 90 + n} for n in range(9)]),
+     "spec.slos", "must have at most 8 entries"),
+    ("a promise twice", a_policy(slos=[TTFT, TTFT | {"threshold": "1s"}]), "spec.slos[1]",
+     "must not repeat the signal and percentile"),
+    ("a promise twice, once by default", a_policy(slos=[TTFT, *_slo(percentile=LEFT_OUT)]),
+     "spec.slos[1]", "must not repeat"),
+    ("threshold and rate", a_policy(slos=_slo(minPerSecond=5)), "spec.slos[0]", "must have exactly one of threshold"),
+    ("neither threshold nor rate", a_policy(slos=_slo(threshold=LEFT_OUT)),
+     "spec.slos[0]", "must have exactly one of threshold"),
+    ("threshold is null", a_policy(slos=_slo(threshold=None)), "spec.slos[0]", "must have exactly one of threshold"),
+    ("percentile 100", a_policy(slos=_slo(percentile=100)), "spec.slos[0].percentile", "must be at most 99"),
+    ("percentile 0", a_policy(slos=_slo(percentile=0)), "spec.slos[0].percentile", "must be at least 1"),
+    ("percentile as a share", a_policy(slos=_slo(percentile=0.95)),
+     "spec.slos[0].percentile", "must be a whole number, not 0.95"),
+    ("rate of 0", a_policy(slos=_rate(minPerSecond=0)), "spec.slos[0].minPerSecond", "must be at least 1"),
+    ("rate beyond 64 bits", a_policy(slos=_rate(minPerSecond=10**30)),
+     "spec.slos[0].minPerSecond", "must be at most 1000000000"),
+    ("days", a_policy(slos=_slo(threshold="1d")),
+     "spec.slos[0].threshold", "must be a duration, more than 0s and at most 24h"),
+    ("number without a unit", a_policy(slos=_slo(threshold="5")), "spec.slos[0].threshold", "must be a duration"),
+    ("bare number", a_policy(slos=_slo(threshold=5)),
+     "spec.slos[0].threshold", 'must be a string: write it in quotes, "5"'),
+    ("negative duration", a_policy(slos=_slo(threshold="-5s")),
+     "spec.slos[0].threshold", "must be a duration, more than 0s"),
+    ("zero duration", a_policy(slos=_slo(threshold="0")), "spec.slos[0].threshold", "must be a duration, more than 0s"),
+    ("duration that rounds to zero", a_policy(slos=_slo(threshold="0.1ns")),
+     "spec.slos[0].threshold", "must be a duration"),
+    ("empty duration", a_policy(slos=_slo(threshold="")), "spec.slos[0].threshold", "must be a duration"),
+    ("unit without a number", a_policy(slos=_slo(threshold=".s")), "spec.slos[0].threshold", "must be a duration"),
+    ("duration with a space", a_policy(slos=_slo(threshold="500 ms")), "spec.slos[0].threshold", "must be a duration"),
+    ("duration with a line end", a_policy(slos=_slo(threshold="5s\n")), "spec.slos[0].threshold", "must be a duration"),
+    ("duration in other digits", a_policy(slos=_slo(threshold="٥s")), "spec.slos[0].threshold", "must be a duration"),
+    ("duration in words", a_policy(slos=_slo(threshold="fast")), "spec.slos[0].threshold", "must be a duration"),
+    ("duration too long", a_policy(slos=_slo(threshold="24h1ns")), "spec.slos[0].threshold", "at most 24h"),
+    ("duration beyond 64 bits", a_policy(slos=_slo(threshold="9223372036854775808ns")),
+     "spec.slos[0].threshold", "at most 24h"),
+    ("duration of too many characters", a_policy(slos=_slo(threshold="1s" * 13)), "spec.slos[0].threshold",
+     "must have at most 24 characters"),
+    ("window too short", a_policy(slos=_slo(window="4999ms")),
+     "spec.slos[0].window", "must be a duration, from 5s to 1h"),
+    ("window too long", a_policy(slos=_slo(window="1.01h")),
+     "spec.slos[0].window", "must be a duration, from 5s to 1h"),
+    ("number in quotes", a_policy(replicas={"min": "1", "max": 4}), "spec.replicas.min",
+     "must be a whole number without quotes: write 1"),
+    ("boolean for a number", a_policy(replicas={"max": True}), "spec.replicas.max", "must be a whole number, not true"),
+    ("broken number", a_policy(replicas={"max": 4.5}), "spec.replicas.max", "must be a whole number, not 4.5"),
+    ("no max", a_policy(replicas={"min": 1}), "spec.replicas.max", "must be set, such as max: 16"),
+    ("max is null", a_policy(replicas={"max": None}), "spec.replicas.max", "must be set, such as max: 16"),
+    ("scale to zero", a_policy(replicas={"min": 0, "max": 4}), "spec.replicas.min",
+     "must be at least 1: scale to zero needs an activation source and is planned"),
+    ("negative min", a_policy(replicas={"min": -1, "max": 4}), "spec.replicas.min", "must be at least 0"),
+    ("min above max", a_policy(replicas={"min": 5, "max": 4}), "spec.replicas.max", "must be at least replicas.min"),
+    ("too many replicas", a_policy(replicas={"max": 10_001}), "spec.replicas.max", "must be at most 10000"),
+    ("band inverted", a_policy(band={"lowPercent": 70, "highPercent": 60}),
+     "spec.band.lowPercent", "must be less than highPercent"),
+    ("band empty", a_policy(band={"lowPercent": 70, "highPercent": 70}),
+     "spec.band.lowPercent", "must be less than highPercent"),
+    ("half a band", a_policy(band={"lowPercent": 70}), "spec.band.highPercent", "must be set, such as highPercent: 70"),
+    ("band from 0", a_policy(band={"lowPercent": 0, "highPercent": 60}), "spec.band.lowPercent", "must be at least 1"),
+    ("band above 100", a_policy(band={"lowPercent": 60, "highPercent": 101}),
+     "spec.band.highPercent", "must be at most 100"),
+    ("band in percent signs", a_policy(band={"lowPercent": "60%", "highPercent": 70}), "spec.band.lowPercent",
+     'must be a whole number, not "60%"'),
+    ("unknown mode", a_policy(mode="DryRun"), "spec.mode", "must be one of Enforce or Recommend"),
+    ("batch min above max", a_policy(batch=_batch(min=512)), "spec.batch.max", "must be at least batch.min"),
+    ("batch without max", a_policy(batch=_batch(max=LEFT_OUT)), "spec.batch.max", "must be set, such as max: 256"),
+    ("batch of 0", a_policy(batch=_batch(min=0)), "spec.batch.min", "must be at least 1"),
+    ("batch without adapter", a_policy(batch=_batch(adapter=LEFT_OUT) | {"adapter": None}), "spec.batch.adapter",
+     "must be set, such as adapter: {type: Annotation}"),
+    ("candidate outside", a_policy(batch=_batch(candidates=[4, 8])),
+     "spec.batch.candidates", "must all lie between batch.min"),
+    ("candidate twice", a_policy(batch=_batch(candidates=[8, 8])),
+     "spec.batch.candidates[1]", "must not repeat the value"),
+    ("no candidates", a_policy(batch=_batch(candidates=[])), "spec.batch.candidates", "must have at least one entry"),
+    ("too many candidates", a_policy(batch=_batch(candidates=list(range(8, 41)))), "spec.batch.candidates",
+     "must have at most 32 entries"),
+    ("candidate in quotes", a_policy(batch=_batch(candidates=["8"])),
+     "spec.batch.candidates[0]", "without quotes: write 8"),
+    ("adapter without type", a_policy(batch=_batch({"annotation": {}})), "spec.batch.adapter.type",
+     "must be set to one of Annotation or PodTemplate"),
+    ("unknown adapter", a_policy(batch=_batch({"type": "HTTP"})), "spec.batch.adapter.type",
+     'must be one of Annotation or PodTemplate, not "HTTP"'),
+    ("adapter without its member", a_policy(batch=_batch({"type": "PodTemplate"})), "spec.batch.adapter.podTemplate",
+     "must be set when type is PodTemplate"),
+    ("adapter with the other's member", a_policy(batch=_batch({"type": "PodTemplate", "annotation": {}} | _template())),
+     "spec.batch.adapter.annotation", "must be left out unless type is Annotation"),
+    ("annotation adapter with a pod template", a_policy(batch=_batch(_template() | {"type": "Annotation"})),
+     "spec.batch.adapter.podTemplate", "must be left out unless type is PodTemplate"),
+    ("annotation of someone else", a_policy(batch=_batch(_annotation("kubernetes.io/x"))),
+     "spec.batch.adapter.annotation.key", "must be an annotation key that is the operator's to write"),
+    ("variable and argument", a_policy(batch=_batch(_template(env="A"))), "spec.batch.adapter.podTemplate",
+     "must have exactly one of env"),
+    ("neither variable nor argument", a_policy(batch=_batch(_template(argument=LEFT_OUT))),
+     "spec.batch.adapter.podTemplate", "must have exactly one of env"),
+    ("argument with its value", a_policy(batch=_batch(_template(argument="--max-num-seqs=64"))),
+     "spec.batch.adapter.podTemplate.argument", "must be a flag without its value"),
+    ("variable with its value", a_policy(batch=_batch(_template(argument=LEFT_OUT, env="A=64"))),
+     "spec.batch.adapter.podTemplate.env", "must be the name of an environment variable"),
+    ("no container", a_policy(batch=_batch(_template(container=LEFT_OUT))), "spec.batch.adapter.podTemplate.container",
+     "must be set, such as container: server"),
+    ("stabilisation too long", a_policy(behavior=_scale_down(stabilizationWindowSeconds=3601)),
+     "spec.behavior.scaleDown.stabilizationWindowSeconds", "must be at most 3600"),
+    ("stabilisation as a duration", a_policy(behavior=_scale_down(stabilizationWindowSeconds="5m")),
+     "spec.behavior.scaleDown.stabilizationWindowSeconds", 'must be a whole number, not "5m"'),
+    ("unknown selection", a_policy(behavior=_scale_down(selectPolicy="Avg")), "spec.behavior.scaleDown.selectPolicy",
+     "must be one of Max, Min or Disabled"),
+    ("no policies", a_policy(behavior=_scale_down(policies=[])),
+     "spec.behavior.scaleDown.policies", "must have at least one entry"),
+    ("too many policies", a_policy(behavior=_limits(11)),
+     "spec.behavior.scaleDown.policies", "must have at most 10 entries"),
+    ("policy of 0 pods", a_policy(behavior=_limits(value=0)),
+     "spec.behavior.scaleDown.policies[0].value", "must be at least 1"),
+    ("policy with a long period", a_policy(behavior=_limits(periodSeconds=1801)),
+     "spec.behavior.scaleDown.policies[0].periodSeconds", "must be at most 1800"),
+    ("policy of an unknown type", a_policy(behavior=_limits(type="GPUs")),
+     "spec.behavior.scaleDown.policies[0].type", "must be one of Pods or Percent"),
+    ("tolerance as a number", a_policy(behavior=_scale_down(tolerance=0.05)), "spec.behavior.scaleDown.tolerance",
+     'must be a string: write it in quotes, "0.05"'),
+    ("tolerance above 1", a_policy(behavior=_scale_down(tolerance="1.5")), "spec.behavior.scaleDown.tolerance",
+     "must be a share from 0 to 1"),
+    ("tolerance in percent", a_policy(behavior=_scale_down(tolerance="5%")), "spec.behavior.scaleDown.tolerance",
+     "must be a share from 0 to 1"),
+    ("fallback without replicas", a_policy(fallback={"behavior": "Replicas"}), "spec.fallback.replicas",
+     "must be set when behavior is Replicas or ReplicasIfHigher"),
+    ("fallback that needs no replicas", a_policy(fallback={"replicas": 4}), "spec.fallback.replicas",
+     "must be left out when behavior is Hold"),
+    ("fallback above max", a_policy(fallback={"behavior": "Replicas", "replicas": 17}), "spec.fallback.replicas",
+     "must lie between replicas.min and replicas.max"),
+    ("fallback below min", a_policy(replicas={"min": 2, "max": 4}, fallback={"behavior": "Replicas", "replicas": 1}),
+     "spec.fallback.replicas", "must lie between replicas.min and replicas.max"),
+    ("fallback at once", a_policy(fallback={"after": "0s"}), "spec.fallback.after", "must be a duration, more than 0s"),
+    ("unknown fallback", a_policy(fallback={"behavior": "Zero"}), "spec.fallback.behavior",
+     "must be one of Hold, ReplicasIfHigher or Replicas"),
+    ("signal without a source", a_policy(signals=[{"signal": "Power"}]),
+     "spec.signals[0]", "must have exactly one of metric"),
+    ("signal with two sources", a_policy(signals=[{"signal": "Power", "metric": "a", "query": "a"}]), "spec.signals[0]",
+     "must have exactly one of metric"),
+    ("signal twice", a_policy(signals=[{"signal": "Power", "metric": "a"}, {"signal": "Power", "query": "a"}]),
+     "spec.signals[1]", "must not repeat the signal"),
+    ("metric with a selector", a_policy(signals=[{"signal": "Power", "metric": 'a{b="c"}'}]), "spec.signals[0].metric",
+     "for PromQL write query"),
+    ("empty query", a_policy(signals=[{"signal": "Power", "query": ""}]), "spec.signals[0].query", "must not be empty"),
+    ("query too long", a_policy(signals=[{"signal": "Power", "query": "a" * 2049}]), "spec.signals[0].query",
+     "must have at most 2048 characters"),
+    ("too many signals", a_policy(signals=[{"signal": f"S{n}", "metric": "a"} for n in range(21)]), "spec.signals",
+     "must have at most 20 entries"),
+    ("Prometheus without an address", a_policy(prometheus={}), "spec.prometheus", "must have exactly one of name"),
+    ("Prometheus twice", a_policy(prometheus={"name": "a", "url": "http://a"}),
+     "spec.prometheus", "must have exactly one of name"),
+    ("Prometheus by a bare host", a_policy(prometheus={"url": "prometheus:9090"}),
+     "spec.prometheus.url", "must be http:// or https://"),
+    ("Prometheus with credentials", a_policy(prometheus={"url": "http://me:secret@prometheus:9090"}),
+     "spec.prometheus.url", "credentials belong in the operator's configuration"),
+    ("Prometheus as a string", a_policy(prometheus="http://prometheus:9090"), "spec.prometheus",
+     "must be an object with the fields name, url"),
+]  # fmt: skip
+
+CASES = [*(Case(*row) for row in GOOD), *(Case(*row) for row in BAD)]
