@@ -6,6 +6,9 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from bandkeeper.api import v1alpha1
+from bandkeeper.api.conditions import ConditionType
+
 Document = dict[str, Any]
 
 TTFT: Document = {"signal": "TimeToFirstToken", "percentile": 95, "threshold": "500ms"}
@@ -213,6 +216,8 @@ BAD = [
     ("percentile 0", a_policy(slos=_slo(percentile=0)), "spec.slos[0].percentile", "must be at least 1"),
     ("percentile as a share", a_policy(slos=_slo(percentile=0.95)),
      "spec.slos[0].percentile", "must be a whole number, not 0.95"),
+    ("rate with a percentile", a_policy(slos=_rate(percentile=50)),
+     "spec.slos[0].percentile", "must be left out beside"),
     ("rate of 0", a_policy(slos=_rate(minPerSecond=0)), "spec.slos[0].minPerSecond", "must be at least 1"),
     ("rate beyond 64 bits", a_policy(slos=_rate(minPerSecond=10**30)),
      "spec.slos[0].minPerSecond", "must be at most 1000000000"),
@@ -266,7 +271,7 @@ BAD = [
     ("batch min above max", a_policy(batch=_batch(min=512)), "spec.batch.max", "must be at least batch.min"),
     ("batch without max", a_policy(batch=_batch(max=LEFT_OUT)), "spec.batch.max", "must be set, such as max: 256"),
     ("batch of 0", a_policy(batch=_batch(min=0)), "spec.batch.min", "must be at least 1"),
-    ("batch without adapter", a_policy(batch=_batch(adapter=LEFT_OUT) | {"adapter": None}), "spec.batch.adapter",
+    ("batch without adapter", a_policy(batch=_batch() | {"adapter": None}), "spec.batch.adapter",
      "must be set, such as adapter: {type: Annotation}"),
     ("candidate outside", a_policy(batch=_batch(candidates=[4, 8])),
      "spec.batch.candidates", "must all lie between batch.min"),
@@ -299,6 +304,8 @@ BAD = [
      "spec.batch.adapter.podTemplate.env", "must be the name of an environment variable"),
     ("no container", a_policy(batch=_batch(_template(container=LEFT_OUT))), "spec.batch.adapter.podTemplate.container",
      "must be set, such as container: server"),
+    ("container in upper case", a_policy(batch=_batch(_template(container="Server"))),
+     "spec.batch.adapter.podTemplate.container", "must be a container's name"),
     ("stabilisation too long", a_policy(behavior=_scale_down(stabilizationWindowSeconds=3601)),
      "spec.behavior.scaleDown.stabilizationWindowSeconds", "must be at most 3600"),
     ("stabilisation as a duration", a_policy(behavior=_scale_down(stabilizationWindowSeconds="5m")),
@@ -348,6 +355,8 @@ BAD = [
     ("Prometheus without an address", a_policy(prometheus={}), "spec.prometheus", "must have exactly one of name"),
     ("Prometheus twice", a_policy(prometheus={"name": "a", "url": "http://a"}),
      "spec.prometheus", "must have exactly one of name"),
+    ("Prometheus with a name of two words", a_policy(prometheus={"name": "my prometheus"}),
+     "spec.prometheus.name", "must be the name of a Prometheus"),
     ("Prometheus by a bare host", a_policy(prometheus={"url": "prometheus:9090"}),
      "spec.prometheus.url", "must be http:// or https://"),
     ("Prometheus with credentials", a_policy(prometheus={"url": "http://me:secret@prometheus:9090"}),
@@ -357,3 +366,58 @@ BAD = [
 ]  # fmt: skip
 
 CASES = [*(Case(*row) for row in GOOD), *(Case(*row) for row in BAD)]
+
+
+def a_full_status(letter: str = "m") -> v1alpha1.Status:
+    """A status with every field and list as full as it may be; messages are all of `letter`."""
+    message, reason, count = letter * v1alpha1.MESSAGE_LIMIT, "R" * 32, 1_000_000
+    time, length = "2026-01-01T00:00:00Z", "123h59m59.999s"
+    limits = v1alpha1.EffectiveScalingRules(
+        stabilization_window_seconds=3600,
+        select_policy=v1alpha1.SelectPolicy.DISABLED,
+        limits=message,
+        tolerance="0.0001",
+    )
+    decision: Document = {"time": time, "reason": reason, "message": message, "replicas": count, "batch_cap": count}
+    return v1alpha1.Status(
+        observed_generation=2**53,
+        conditions=[
+            v1alpha1.Condition(
+                type=kind.value,
+                status=v1alpha1.ConditionStatus.UNKNOWN,
+                reason=reason,
+                message=message,
+                last_transition_time=time,
+                observed_generation=2**53,
+            )
+            for kind in ConditionType
+        ],
+        replicas=v1alpha1.ReplicaStatus(current=count, desired=count, ready=count, pending=count),
+        batch=v1alpha1.BatchStatus(current=count, desired=count, capacity=count, source="ReadBack"),
+        utilization=v1alpha1.UtilizationStatus(percent=count, source="RequestsOverCap", message=message),
+        slos=[
+            v1alpha1.SLOStatus(
+                signal="KVCacheUtilization",
+                percentile=90 + number,
+                threshold=length,
+                measured=length,
+                lower_bound=length,
+                upper_bound=length,
+                attainment_low_percent=100,
+                attainment_high_percent=100,
+                state="TooFewRequests",
+            )
+            for number in range(8)
+        ],
+        effective=v1alpha1.Effective(
+            band=v1alpha1.Band(low_percent=60, high_percent=70),
+            batch_rule="Continuous",
+            scale_up=limits,
+            scale_down=limits,
+            fallback=v1alpha1.Fallback(behavior=v1alpha1.FallbackBehavior.REPLICAS, replicas=10_000),
+            period=length,
+        ),
+        last_decision=v1alpha1.DecisionStatus(**decision),
+        history=[v1alpha1.HistoryEntry(**decision, from_replicas=count, from_batch_cap=count)] * v1alpha1.HISTORY_LIMIT,
+        cold_start=length,
+    )

@@ -94,7 +94,7 @@ def _figure(courses: Sequence[Course]) -> Figure:
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     figure.text(0.055, 0.978, TITLE, fontsize=15, fontweight="bold", va="top")
     figure.text(0.055, 0.956, SUBTITLE, fontsize=10, color=MUTED, va="top")
-    figure.subplots_adjust(left=0.085, right=0.985, top=0.885, bottom=0.05, hspace=0.16, wspace=0.07)
+    figure.subplots_adjust(left=0.085, right=0.985, top=0.885, bottom=0.05, hspace=0.24, wspace=0.07)
     figure.align_ylabels(grid[:, 0])
     return figure
 
@@ -131,7 +131,7 @@ def _replicas(axes: Axes, course: Course, colour: str) -> None:
     axes.fill_between(times, [one.ready for one in course.samples], step="post", color=colour, alpha=0.30, linewidth=0)
     told = [(one.at_s, one.wanted) for one in course.samples if one.wanted is not None]
     axes.step(*_columns(told), where="post", color=colour, linewidth=1.4)
-    _note(axes, "line: wanted, area: ready", 0.95)
+    _note(axes, "line: wanted, area: ready")
 
 
 def _cap(axes: Axes, course: Course, colour: str) -> None:
@@ -147,7 +147,7 @@ def _utilization(axes: Axes, course: Course, colour: str) -> None:
     for counts, face in ((True, colour), (False, "white")):
         chosen = [(at_s, value) for at_s, value, does in told if does is counts]
         axes.scatter(*_columns(chosen), s=15, facecolor=face, edgecolor=colour, linewidth=0.9, zorder=3)
-    _note(axes, f"band {low:.0f}-{high:.0f} %; hollow: no replica count puts the load inside", 0.95)
+    _note(axes, f"band {low:.0f}-{high:.0f} %; hollow: no replica count puts the load inside")
 
 
 def _latency(axes: Axes, course: Course, colour: str, signal: Signal) -> None:
@@ -168,8 +168,8 @@ def _latency(axes: Axes, course: Course, colour: str, signal: Signal) -> None:
         axes.axvspan(0, warm_s, color=MUTED, alpha=0.10, linewidth=0)
 
 
-def _note(axes: Axes, text: str, height: float) -> None:
-    axes.text(0.985, height, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=MUTED)
+def _note(axes: Axes, text: str) -> None:
+    axes.text(1, 1.02, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color=MUTED)
 
 
 def _middle(interval: Interval) -> float:

@@ -63,7 +63,7 @@ class Recorder:
 
     def look(self) -> None:
         """One sample of every workload. Raises OSError when the operator or the emulator do not answer."""
-        metrics = _operator_metrics(self._operator.get("/metrics")[1])
+        metrics = operator_metrics(self._operator.get("/metrics")[1])
         decided = self._last_decisions()
         for name, series in self.samples.items():
             mine = metrics.get(name, {})
@@ -108,7 +108,7 @@ def _glance(metrics: Mapping[tuple[str, str], float], decision: Mapping[str, str
     )
 
 
-def _operator_metrics(text: str) -> dict[str, dict[tuple[str, str], float]]:
+def operator_metrics(text: str) -> dict[str, dict[tuple[str, str], float]]:
     """By policy, then by metric (without its prefix) and signal."""
     found: dict[str, dict[tuple[str, str], float]] = {}
     for family in text_string_to_metric_families(text):

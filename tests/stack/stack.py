@@ -21,13 +21,12 @@ from tests.cluster import Children, ControlPlane, Prometheus, eventually, free_p
 from tests.cluster.loopback import fetch
 from tests.emulator.scrape import scrape_configs
 
+from .install import REPOSITORY, Installed, install_chart, install_crds, remove_chart
 from .manifests import deployment
 from .operator import OperatorProcess
 
-REPOSITORY = Path(__file__).parents[2]
-CRDS = REPOSITORY / "crds"
-CHART = REPOSITORY / "charts" / "bandkeeper"
 READY_TIMEOUT_S = 30.0
+GRANTED = {"adapters": {"annotation": {"enabled": True}, "podTemplate": {"enabled": True}}}
 Json = dict[str, Any]
 
 
@@ -60,9 +59,9 @@ class Stack:
     rights
         As whom the operator acts.
     chart_values
-        Values of the chart over `operator.replicas=0` and all batch adapters granted.
+        Values of the chart, over all batch adapters granted.
     settings
-        The operator's settings (camelCase, as in its file) over a period of 1 s and this stack's Prometheus.
+        The operator's settings (camelCase, as in its file) over the chart's, a period of 1 s and our Prometheus.
     prometheus_args
         More command line arguments of Prometheus.
 
@@ -107,7 +106,7 @@ class Stack:
         self._prometheus_args = prometheus_args
         self._keep_run_dir = keep_run_dir
         self._children: Children
-        self._operator_kubeconfig: Path
+        self._installed: Installed
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -212,8 +211,8 @@ class Stack:
             self._children,
             name,
             config=self.run_dir / f"{name}.yaml",
-            kubeconfig=self._operator_kubeconfig,
-            settings=merged(self._base_settings(port), self._settings, settings),
+            kubeconfig=self._installed.kubeconfig,
+            settings=merged(self._installed.settings, self._base_settings(port), self._settings, settings),
             env={**os.environ, "POD_NAME": name, "POD_NAMESPACE": self.operator_namespace, **(env or {})},
         )
         self.operators[name] = process
@@ -234,7 +233,7 @@ class Stack:
         if self._emulator_config is not None:
             self._start_emulator(self._emulator_config)
         self.prometheus = undo.enter_context(self._start_prometheus())
-        self._install()
+        self._install(undo)
 
     def _start_emulator(self, config: Mapping[str, Any]) -> None:
         config_file, port_file = self.run_dir / "emulator.yaml", self.run_dir / "emulator.port"
@@ -272,28 +271,31 @@ class Stack:
         fresh.write_text(json.dumps(targets), encoding="utf-8")
         fresh.replace(self._operator_targets)
 
-    def _install(self) -> None:
-        """CRDs, namespaces, and the service account with the chart's rights."""
+    def _install(self, undo: contextlib.ExitStack) -> None:
+        """Namespaces and CRDs, and the service account with the chart's rights. A cluster of others is cleaned up."""
         for name in (self.namespace, self.operator_namespace):
-            if not self.cluster.kubectl("get", "namespace", name, "--ignore-not-found"):
-                self.cluster.create_namespace(name)
-        self.cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
-        self.cluster.kubectl("wait", "--for=condition=Established", "-f", str(CRDS), "--timeout=30s")
+            self._need_namespace(name, undo)
         if self._rights is Rights.ADMIN:
-            self._operator_kubeconfig = self.cluster.kubeconfig
-        else:
-            self._operator_kubeconfig = self._install_chart()
+            install_crds(self.cluster)
+            self._installed = Installed(self.cluster.kubeconfig, {"lease": {"namespace": self.operator_namespace}})
+            return
+        self._installed = install_chart(self.cluster, self.operator_namespace, merged(GRANTED, self._chart_values))
+        if self._given_cluster is not None:
+            undo.callback(remove_chart, self.cluster, self.operator_namespace)
 
-    def _install_chart(self) -> Path:
-        raise NotImplementedError
+    def _need_namespace(self, name: str, undo: contextlib.ExitStack) -> None:
+        if self.cluster.kubectl("get", "namespace", name, "--ignore-not-found"):
+            return
+        self.cluster.create_namespace(name)
+        if self._given_cluster is not None:
+            undo.callback(self.cluster.delete_namespace, name)
 
     def _base_settings(self, port: int) -> Json:
         return {
             "period": "1s",
             "logFormat": "text",
             "listen": f"127.0.0.1:{port}",
-            "lease": {"namespace": self.operator_namespace},
-            "prometheus": {"servers": [{"name": "stack", "url": self.prometheus.url}], "rateWindow": "10s"},
+            "prometheus": {"servers": [{"name": "stack", "url": self.prometheus.url}]},
             "adapters": {"annotation": True, "podTemplate": True},
         }
 

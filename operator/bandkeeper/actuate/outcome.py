@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from bandkeeper.api.snapshot import Target
 
 FIELD_MANAGER = "bandkeeper"
 REQUEST_TIMEOUT_S = 10.0
+ATTEMPT_PAUSES_S = (0.0, 0.02, 0.1, 0.3)
+"""Pause before each attempt at a conditional write: a controller in mid-rollout writes status every few milliseconds."""
 
 
 class Outcome(StrEnum):
@@ -79,6 +82,12 @@ class Deadline:
     def timeout_s(self) -> float:
         """Seconds that the next request may take; 0 when it must not start."""
         return max(0.0, min(REQUEST_TIMEOUT_S, self._at - self._clock()))
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait, and tell whether another request may start."""
+        if seconds:
+            await asyncio.sleep(min(seconds, self.timeout_s()))
+        return self.timeout_s() > 0
 
 
 OUT_OF_TIME = "the time left under the lease ran out before the write; it will be decided again"

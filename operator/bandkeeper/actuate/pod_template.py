@@ -15,7 +15,14 @@ from typing import Any
 
 from bandkeeper.actuate.adapter import AdapterError, Workload
 from bandkeeper.actuate.managers import Manager, ignore_rule, last_manager
-from bandkeeper.actuate.outcome import FIELD_MANAGER, OUT_OF_TIME, CapResult, Deadline, Outcome
+from bandkeeper.actuate.outcome import (
+    ATTEMPT_PAUSES_S,
+    FIELD_MANAGER,
+    OUT_OF_TIME,
+    CapResult,
+    Deadline,
+    Outcome,
+)
 from bandkeeper.actuate.rights import Right
 from bandkeeper.actuate.rollout import (
     CAP_ANNOTATION,
@@ -28,7 +35,6 @@ from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import JSON_PATCH, ApiError, Conflict, Forbidden, KubeClient, NotFound
 from bandkeeper.kube.discovery import Resource
 
-ATTEMPTS = 4  # one write and three after a conflict
 Manifest = Mapping[str, Any]
 
 
@@ -114,8 +120,8 @@ class PodTemplate:
         path = workload.resource.path(workload.namespace, workload.name)
         seen: _Place | None = None
         try:
-            for _ in range(ATTEMPTS):
-                if not left.timeout_s():
+            for pause_s in ATTEMPT_PAUSES_S:
+                if not await left.pause(pause_s):
                     return CapResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
                 manifest = await self._client.get(path, timeout_s=left.timeout_s())
                 place, owner = self._find(manifest), self._owner(manifest)
@@ -153,7 +159,7 @@ class PodTemplate:
         except ApiError as error:
             message = f"the pod template of {label} could not be written: {error.message}; it will be tried again"
             return CapResult(outcome=Outcome.FAILED, message=message)
-        message = f"{label} was written by others {ATTEMPTS} times in a row; it will be tried again"
+        message = f"{label} was written by others {len(ATTEMPT_PAUSES_S)} times in a row; it will be tried again"
         return CapResult(outcome=Outcome.FAILED, message=message)
 
     def _patch(self, manifest: Manifest, place: _Place, change: _Change) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from bandkeeper.actuate.managers import replicas_manager
 from bandkeeper.actuate.outcome import (
+    ATTEMPT_PAUSES_S,
     FIELD_MANAGER,
     OUT_OF_TIME,
     REQUEST_TIMEOUT_S,
@@ -27,8 +28,6 @@ from bandkeeper.api.snapshot import Target
 from bandkeeper.api.v1alpha1 import TargetRef
 from bandkeeper.kube.client import ApiError, Conflict, Forbidden, KubeClient, NotFound
 from bandkeeper.kube.discovery import Discovery, Resource, TargetError, TargetProblem
-
-ATTEMPTS = 4  # one write and three after a conflict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +106,8 @@ class Replicas:
         path = resource.scale_path(namespace, ref.name)
         seen = decided_on
         try:
-            for _ in range(ATTEMPTS):
-                if not left.timeout_s():
+            for pause_s in ATTEMPT_PAUSES_S:
+                if not await left.pause(pause_s):
                     return ScaleResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
                 try:
                     answer = await self._patch(path, seen, wanted, left)
@@ -122,7 +121,7 @@ class Replicas:
                     return ScaleResult(outcome=Outcome.WRITTEN, target=_scale(answer).target)
         except ApiError as error:
             return _write_error(error, namespace, ref, resource)
-        message = f"{ref.kind} {ref.name} was written by others {ATTEMPTS} times in a row; it will be tried again"
+        message = f"{ref.kind} {ref.name} was written by others {len(ATTEMPT_PAUSES_S)} times in a row; it will be tried again"
         return ScaleResult(outcome=Outcome.FAILED, message=message, target=seen)
 
     async def _patch(self, path: str, seen: Target, wanted: int, left: Deadline) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From the pydantic models to the CustomResourceDefinition: `python -m bandkeeper.api.crdgen crds/`.
+"""From the pydantic models to the CustomResourceDefinition and what else is generated: `make generate`.
 
 JSON schema as pydantic writes it is not the structural schema that the API server wants: references are inlined, unions
 with null become the other member, and titles, examples, null defaults and `additionalProperties: false` go.
@@ -6,7 +6,6 @@ with null become the other member, and titles, examples, null defaults and `addi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from bandkeeper.api import reference
 from bandkeeper.api.v1alpha1 import GROUP, KIND, NAME_LIMIT, PLURAL, VERSION, Spec, Status
 
 Schema = dict[str, Any]
@@ -165,17 +165,28 @@ def root_schema(*, also: Sequence[str] = ()) -> Schema:
 
 
 def crd_yaml() -> str:
-    """The file under crds/, byte for byte."""
+    """The CustomResourceDefinition as it is checked in."""
     text: str = yaml.safe_dump(crd(), sort_keys=False, width=110, allow_unicode=True)
     return f"# Generated from operator/bandkeeper/api by `make generate`; do not edit.\n{text}"
 
 
-def main(folder: str) -> None:
-    """Write the CRD into `folder`."""
-    path = Path(folder) / f"{GROUP}_{PLURAL}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(crd_yaml(), encoding="utf-8")
+def generated() -> dict[str, str]:
+    """Path from the root of the repository to content, of every file made from the models."""
+    name = f"{GROUP}_{PLURAL}.yaml"
+    return {
+        f"crds/{name}": crd_yaml(),
+        f"charts/bandkeeper/files/crds/{name}": crd_yaml(),
+        "docs/reference/policy.md": reference.markdown(root_schema(also=["examples"]), PRINTER_COLUMNS),
+    }
+
+
+def main() -> None:
+    """Write them; called in the root of the repository."""
+    for name, content in generated().items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

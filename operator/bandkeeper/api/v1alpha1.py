@@ -6,6 +6,7 @@ changing the objective changes it; `status.effective` shows what is in force.
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
@@ -22,6 +23,7 @@ PAUSED_ANNOTATION = f"{GROUP}/paused"
 NAME_LIMIT = 63  # of a policy: its name can always be the value of a label
 MESSAGE_LIMIT = 256
 HISTORY_LIMIT = 10
+STATUS_LIMIT_BYTES = 8192
 
 
 class Objective(StrEnum):
@@ -159,6 +161,13 @@ class SLO(_Model):
             holds=lambda slo: (slo.threshold is None) != (slo.min_per_second is None),
             message="must have exactly one of threshold (for a latency, such as 500ms) "
             "and minPerSecond (for a rate, such as 100)",
+        ),
+        Rule(
+            cel="!has(self.minPerSecond) || self.percentile == 95",
+            holds=lambda slo: slo.min_per_second is None or slo.percentile == 95,
+            message="must be left out beside minPerSecond: a rate has no percentile",
+            path=".percentile",
+            reason="FieldValueForbidden",
         ),
     )
 
@@ -526,19 +535,24 @@ class Spec(_Model):
     )
 
 
-def _clip(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > MESSAGE_LIMIT:
-        return value[: MESSAGE_LIMIT - 1].rstrip() + "…"
-    return value
+def _clip(text: str, most: int = MESSAGE_LIMIT) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
-Message = Annotated[str, BeforeValidator(_clip), Field(max_length=MESSAGE_LIMIT)]
+def _capped(number: int) -> int:
+    return min(number, _LARGEST)
+
+
+_LARGEST = 1_000_000
+Message = Annotated[str, Field(max_length=MESSAGE_LIMIT), BeforeValidator(_clip)]
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 Word = Annotated[str, Field(max_length=63)]
 Reason = Annotated[str, Field(min_length=1, max_length=63, pattern="^[A-Za-z][A-Za-z0-9]*$")]
 Length = Annotated[str, Field(max_length=24)]
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
-Level = Annotated[int, Field(ge=0, le=1_000_000)]
+Count = Annotated[int, Field(ge=0, le=_LARGEST), BeforeValidator(_capped)]
+
+
+Generation = Annotated[int, Field(ge=0, le=2**53)]  # the API server compares bounds as floats
 
 
 class ConditionStatus(StrEnum):
@@ -555,12 +569,12 @@ class Condition(_Model):
     reason: Reason = Field(description="Why, as one word for programs.")
     message: Message = Field(description="Why, as a sentence for people, and what to do.")
     last_transition_time: Time = Field(description="When status last changed.")
-    observed_generation: Annotated[int, Field(ge=0, le=2**63 - 1)] = Field(
-        description="Generation of the policy that was judged."
-    )
+    observed_generation: Generation = Field(description="Generation of the policy that was judged.")
 
 
 class ReplicaStatus(_Model):
+    """Replica counts."""
+
     current: Count | None = Field(default=None, description="Replicas that the target's scale asks for.")
     desired: Count | None = Field(default=None, description="Replicas that the operator wants.")
     ready: Count | None = Field(default=None, description="Pods that are ready.")
@@ -568,6 +582,8 @@ class ReplicaStatus(_Model):
 
 
 class BatchStatus(_Model):
+    """Batch caps."""
+
     current: Count | None = Field(default=None, description="Batch cap read back from the pods, the smallest of them.")
     desired: Count | None = Field(default=None, description="Batch cap that the operator wants.")
     capacity: Count | None = Field(default=None, description="Batch size that the servers booted with.")
@@ -575,7 +591,9 @@ class BatchStatus(_Model):
 
 
 class UtilizationStatus(_Model):
-    percent: Level | None = Field(
+    """Utilisation of the ready replicas."""
+
+    percent: Count | None = Field(
         default=None, description="Offered work as percent of what the ready replicas can carry. Above 100 is overload."
     )
     source: Word = Field(description="How it was found, such as RequestsOverCap.")
@@ -608,11 +626,11 @@ class SLOStatus(_Model):
 
 
 class EffectiveScalingRules(_Model):
+    """One direction of the behavior in force."""
+
     stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(description="Window in force.")
     select_policy: SelectPolicy = Field(description="Selection in force.")
-    limits: Annotated[str, Field(max_length=128)] = Field(
-        description="Rates in force, in words, such as 100% or 4 pods in 15s."
-    )
+    limits: Message = Field(description="Rates in force, in words, such as 100% or 4 pods in 15s.")
     tolerance: Annotated[str, Field(max_length=8)] = Field(description="Tolerance in force.")
 
 
@@ -645,9 +663,9 @@ class HistoryEntry(DecisionStatus):
 
 
 class Status(_Model):
-    """What the operator sees and does. Bounded to 8 KB; live values are metrics."""
+    """What the operator sees and does; live values are metrics."""
 
-    observed_generation: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = Field(
+    observed_generation: Generation | None = Field(
         default=None, description="Generation of the policy that the status speaks of."
     )
     conditions: Annotated[list[Condition], Distinct(("type",)), Field(max_length=16)] = Field(
@@ -669,3 +687,25 @@ class Status(_Model):
     cold_start: Length | None = Field(
         default=None, description="Time from a pod's creation to its readiness, as measured."
     )
+
+    def stored(self) -> dict[str, Any]:
+        """The status as it is stored, in at most `STATUS_LIMIT_BYTES`: old history goes first, then long texts."""
+        status: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        while _size(status) > STATUS_LIMIT_BYTES and status["history"]:
+            status["history"].pop()
+        for most in (128, 64):
+            if _size(status) > STATUS_LIMIT_BYTES:
+                status = _clipped(status, most)
+        return status
+
+
+def _size(status: dict[str, Any]) -> int:
+    return len(json.dumps(status, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def _clipped(value: Any, most: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _clipped(part, most) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_clipped(part, most) for part in value]
+    return _clip(value, most) if isinstance(value, str) else value

@@ -1,7 +1,7 @@
 """Offered work from what the fleet shows, in replicas at the best cap: what clients ask for, not what is queued.
 
-A backlog is no demand. Work is measured by what arrives (finished + growth + rejected) times what one request costs, so an
-overload of 1.06 reads 1.06 however long the queue has grown, at a lowered cap as at the best one.
+A backlog is no demand. Work is what arrives (finished + growth + rejected) times what one request costs, so an overload
+of 1.06 reads 1.06 however long the queue has grown, at a lowered cap as at the best one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.load import Load
-from bandkeeper.decide.policy import Batching, Objective, Policy
+from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS
 from bandkeeper.decide.state import SAMPLES_LIMIT, DemandMemory, Sample
 from bandkeeper.model.curve import LoadCurve
@@ -268,7 +269,7 @@ def _rising(load: Load, memory: DemandMemory, work: float, best_cap: int, now_s:
 
 
 def _remembered(policy: Policy, load: Load, memory: DemandMemory, now_s: float) -> DemandMemory:
-    """Keep a sample now and then, as far back as the longest comparison reaches. Partial looks are not compared with."""
+    """Keep a sample now and then, as far back as comparisons reach; partial looks are not compared with."""
     horizon_s = min(LONGEST_MEMORY_S, max(policy.rate_window_s, load.cold_start_s))
     samples = memory.samples
     if not load.complete or (samples and now_s - samples[-1].at_s < horizon_s / (SAMPLES_LIMIT - 4)):

@@ -8,7 +8,7 @@ from bandkeeper.api.signals import Signal
 from bandkeeper.model.curve import NO_FIT, ServiceFit
 from bandkeeper.model.peaks import NO_PEAKS, Peaks
 
-EVENTS_LIMIT = 64
+EVENTS_LIMIT = 128
 SAMPLES_LIMIT = 32
 UNDOS_LIMIT = 8
 REGRETS_LIMIT = 8
@@ -174,8 +174,12 @@ class CapMemory:
         When a rollout was last begun for it.
     queued_at, queued_replicas, queued_s
         A cap at which a queue formed, with how many replicas and when: not gone back to for a while.
+    broke_at, broke_s
+        A cap at which a latency promise broke, and when.
     confirmed
         The wanted cap was read back from every pod.
+    acted
+        The wanted cap was written since it was chosen.
     """
 
     wanted: int | None = None
@@ -185,7 +189,10 @@ class CapMemory:
     queued_at: int | None = None
     queued_replicas: int = 0
     queued_s: float = float("-inf")
+    broke_at: int | None = None
+    broke_s: float = float("-inf")
     confirmed: bool = False
+    acted: bool = False
     rates: tuple[CapRate, ...] = ()
     undos: tuple[Undo, ...] = ()
 
@@ -204,8 +211,8 @@ class Sight:
         When every ready pod last had data.
     watching_since_s
         Since when the fleet was watched without a gap; None while it is not.
-    hold_s
-        How long it must be watched before anything is let go.
+    released
+        The hold after a start is over.
     """
 
     usable_s: float
@@ -213,7 +220,7 @@ class Sight:
     since_s: float = 0.0
     complete_s: float = float("-inf")
     watching_since_s: float | None = None
-    hold_s: float | None = None
+    released: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import aiohttp
 import kubernetes.aio.config
@@ -32,6 +32,7 @@ _config: Any = kubernetes.aio.config  # untyped
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RENEW_CREDENTIALS_TIMEOUT_S = 10.0
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
@@ -156,6 +157,8 @@ class KubeClient:
             where = f"the kubeconfig {path} cannot be used" if path else "there is no kubeconfig and no service account"
             advice = "name a kubeconfig, set KUBECONFIG, or run in a pod with a service account"
             raise Unavailable(0, "NoCredentials", f"{where} ({error}); {advice}") from error
+        if urlsplit(configuration.host).hostname in LOOPBACK:
+            configuration.client_session_kwargs = {"trust_env": False}  # as kubectl: no proxy to oneself
         return cls(ApiClient(configuration), bucket=TokenBucket(qps, burst), renew_credentials=renew)
 
     @property

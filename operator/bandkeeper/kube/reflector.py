@@ -36,6 +36,7 @@ T = TypeVar("T")
 LIST_TIMEOUT_S = 30.0
 WATCH_S = 30.0  # the server sends a bookmark 2 s before it ends a watch: silence stays well below a minute
 IDLE_GRACE_S = 10.0
+FIRST_WATCH_S = 5.0  # after a fault a short one, so that its bookmark soon says that all is well
 HEALTHY_WATCH_S = 5.0
 SHORT_WATCH_S = 1.0  # a watch that ends sooner, without an event, is a fault
 OPTIONAL_RETRY_S = 30.0
@@ -214,7 +215,8 @@ class Reflector(Generic[T]):
 
     async def _watch(self, part: _Part, version: str) -> None:
         """Apply events until the server ends the watch."""
-        watch_s = self._watch_s * random.uniform(0.85, 1.0)
+        longest_s = min(self._watch_s, FIRST_WATCH_S) if part.failures else self._watch_s
+        watch_s = longest_s * random.uniform(0.85, 1.0)
         params = {
             "resourceVersion": version,
             "allowWatchBookmarks": "true",

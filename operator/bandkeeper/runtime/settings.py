@@ -6,10 +6,10 @@ import os
 import socket
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from bandkeeper.api import durations
@@ -24,6 +24,15 @@ class LogFormat(StrEnum):
 
     JSON = "json"
     TEXT = "text"
+
+
+class LogLevel(StrEnum):
+    """The least grave line that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 def _seconds(value: Any) -> float:
@@ -55,12 +64,17 @@ class Lease(_Model):
         Empty: the namespace of the operator's own pod, else `default`.
     """
 
-    enabled: bool = True
     name: str = "bandkeeper"
     namespace: str = ""
     duration: Seconds = 15.0
     renew_deadline: Seconds = 10.0
     retry_period: Seconds = 2.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.retry_period < self.renew_deadline < self.duration:
+            raise ValueError("renewDeadline must be longer than retryPeriod and shorter than duration")
+        return self
 
 
 class Server(_Model):
@@ -77,6 +91,16 @@ class Server(_Model):
     headers: dict[str, str] = Field(default_factory=dict)
     insecure_skip_verify: bool = False
     timeout: Seconds = 5.0
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url must begin with http:// or https://, not {self.url!r}")
+        if (self.username is None) != (self.password_file is None):
+            raise ValueError("username and passwordFile go together: give both or neither")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("certFile and keyFile go together: give both or neither")
+        return self
 
 
 class Prometheus(_Model):
@@ -98,6 +122,13 @@ class Prometheus(_Model):
     rate_window: Seconds = 60.0
     stale_after: Seconds = 60.0
     gpu_stale_after: Seconds = 90.0
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [server.name for server in self.servers]
+        if len(set(names)) != len(names):
+            raise ValueError("two servers have the same name; policies choose by name, so give each its own")
+        return self
 
 
 class Adapters(_Model):
@@ -126,8 +157,8 @@ class Settings(_Model):
     period: Seconds = 15.0
     namespaces: list[str] = Field(default_factory=list)
     log_format: LogFormat = LogFormat.JSON
-    log_level: str = "info"
-    listen: str = "127.0.0.1:8080"
+    log_level: LogLevel = LogLevel.INFO
+    listen: Annotated[str, Field(pattern=r"^[^:]*:[0-9]{1,5}$")] = "127.0.0.1:8080"
     restart_hold: Seconds = 300.0
     lease: Lease = Field(default_factory=Lease)
     prometheus: Prometheus

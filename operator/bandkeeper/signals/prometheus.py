@@ -220,10 +220,14 @@ class _Session(requests.Session):
             raise self._error(
                 ErrorKind.UNREACHABLE, f"TLS fails ({_cause(error)}): check caFile, certFile, keyFile and the host name"
             ) from error
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
             raise self._error(
                 ErrorKind.UNREACHABLE,
                 f"cannot be reached ({_cause(error)}): check that it runs, its URL and network policies",
+            ) from error
+        except OSError as error:  # requests looks for the files itself
+            raise self._error(
+                ErrorKind.UNREACHABLE, f"{str(error)[:200]}: check caFile, certFile and keyFile"
             ) from error
         if response.status_code != 200:
             raise self._refusal(response, body)
@@ -306,11 +310,10 @@ def _own_words(body: bytes) -> tuple[str, str]:
 
 def _cause(error: BaseException) -> str:
     """The innermost reason of a connection failure, in few words."""
-    reason: Any = error
-    while True:
-        inner = getattr(reason, "reason", None) or next((a for a in reason.args if isinstance(a, BaseException)), None)
-        if not isinstance(inner, BaseException):
-            break
-        reason = inner
-    words = getattr(reason, "verify_message", None) or getattr(reason, "strerror", None) or str(reason)
-    return str(words).split(">: ")[-1][:120]
+    inner: BaseException | None = error
+    while inner is not None:
+        error = inner
+        given = (getattr(error, "reason", None), *error.args, error.__cause__)
+        inner = next((reason for reason in given if isinstance(reason, BaseException)), None)
+    words = getattr(error, "verify_message", None) or getattr(error, "strerror", None) or str(error)
+    return str(words)[:120]

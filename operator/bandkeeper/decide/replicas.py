@@ -1,0 +1,243 @@
+"""From what each rule asks for to one wanted count: bounds, behavior and the safety rules stand between."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
+from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.api.v1alpha1 import FallbackBehavior
+from bandkeeper.decide import behavior, explain, size
+from bandkeeper.decide.decision import Limitation, MetricsState, SLOVerdict
+from bandkeeper.decide.ownership import undone_by
+from bandkeeper.decide.promises import breached
+from bandkeeper.decide.scene import Scene
+from bandkeeper.decide.state import Shrink, State
+from bandkeeper.decide.vetoes import structural, veto
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The wanted count and why.
+
+    Attributes
+    ----------
+    replicas
+        None: write nothing.
+    kept_by
+        What keeps replicas that utilisation alone would let go.
+    band, queue, slo
+        What each rule asked for.
+    """
+
+    replicas: int | None
+    reason: Reason
+    message: str
+    limit: Limitation | None = None
+    kept_by: BandReason = BandReason.UNKNOWN
+    band: int | None = None
+    queue: int | None = None
+    slo: int | None = None
+    unreachable: SLOVerdict | None = None
+    undone_by: str = ""
+
+
+def choose(scene: Scene, state: State) -> tuple[Wanted, State]:
+    """The wanted count, level-triggered, and what to remember."""
+    policy, current = scene.policy, scene.current
+    manager = undone_by(state.ownership.undos, scene.now_s) if policy.acts else ""
+    if manager:
+        limit = Limitation(LimitReason.TARGET_UNDONE, explain.undone(manager))
+        return Wanted(replicas=None, reason=Reason.UNDONE, message=limit.message, limit=limit, undone_by=manager), state
+    if not policy.min_replicas <= current <= policy.max_replicas:
+        return _into_bounds(scene, state), state
+    if scene.metrics.in_fallback:
+        return _fallen_back(scene, state), state
+    if not scene.load.ready:
+        message = explain.no_ready_pods(scene)
+        return Wanted(replicas=current, reason=Reason.NO_READY_PODS, message=message, limit=_lost(scene)), state
+    return _by_need(scene, state)
+
+
+def _into_bounds(scene: Scene, state: State) -> Wanted:
+    policy, current = scene.policy, scene.current
+    goal = min(max(current, policy.min_replicas), policy.max_replicas)
+    wanted, limit = _limited(scene, state, goal)
+    message = explain.outside(scene, wanted)
+    return Wanted(replicas=wanted, reason=Reason.OUTSIDE_BOUNDS, message=message, limit=limit)
+
+
+def _fallen_back(scene: Scene, state: State) -> Wanted:
+    fallback, current = scene.policy.fallback, scene.current
+    goal = current
+    if fallback.replicas is not None and fallback.behavior is FallbackBehavior.REPLICAS:
+        goal = fallback.replicas
+    elif fallback.replicas is not None and fallback.behavior is FallbackBehavior.REPLICAS_IF_HIGHER:
+        goal = max(current, fallback.replicas)
+    wanted, limit = _limited(scene, state, goal)
+    message = explain.fallback(scene, wanted)
+    return Wanted(replicas=wanted, reason=Reason.FALLBACK, message=message, limit=limit or _lost(scene))
+
+
+def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
+    policy, demand, load, current, now_s = scene.policy, scene.demand, scene.load, scene.current, scene.now_s
+    broken = breached(scene.verdicts)
+    promises = replace(state.promises, breached_s=now_s) if broken else state.promises
+    promised, promises = size.for_promises(
+        [verdict for verdict in broken if verdict.signal not in scene.cap.handles],
+        demand,
+        load,
+        promises,
+        current=current,
+        written_s=state.ownership.written_s,
+        now_s=now_s,
+    )
+    band = size.for_band(policy, demand) if demand else None
+    queue = size.for_queue(policy, demand, load) if demand else None
+    over = demand is not None and band is not None and size.over_band(policy, demand, current)
+    needs = [need for need in (band if over else None, queue, promised.replicas) if need is not None]
+    need = max(needs, default=0)
+    scale = state.scale
+    scale = size.learn_regret(scale, demand, short=need > current or bool(broken), now_s=now_s)
+    held = max(queue or 0, promised.replicas or 0)
+    scale = replace(
+        scale,
+        needs=scale.needs.push(float(held), now_s, policy.scale_down.stabilization_s),
+        ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s),
+    )
+    state = replace(state, promises=promises, scale=scale)
+    if need > current:
+        wanted = _more(scene, state, need, band if over else None, queue, promised)
+    else:
+        wanted, state = _no_more(scene, state, promised)
+    return replace(wanted, band=band, queue=queue, slo=promised.replicas, unreachable=promised.unreachable), state
+
+
+def _more(
+    scene: Scene, state: State, need: int, band: int | None, queue: int | None, promised: size.PromiseSize
+) -> Wanted:
+    current, demand = scene.current, scene.demand
+    urgent = bool(queue) or promised.replicas is not None or demand is None or demand.utilization >= 1
+    if not urgent and state.ownership.hold_until_s > scene.now_s:
+        message = explain.person_holds(scene, state.ownership, need)
+        return Wanted(replicas=current, reason=Reason.HOLDING, message=message, limit=_lost(scene))
+    steady = -int(state.scale.ups.highest() or 0)
+    goal = max(current, min(need, steady))
+    wanted, limit = _limited(scene, state, goal if goal > current else current, asked=need)
+    if wanted == current:
+        limit = limit or Limitation(LimitReason.SCALE_UP_LIMIT, explain.stabilising(scene, need))
+        return Wanted(replicas=current, reason=Reason.LIMITED, message=limit.message, limit=_lost(scene) or limit)
+    if queue is not None and queue >= max(band or 0, promised.replicas or 0):
+        reason, message = Reason.QUEUE_GROWS, explain.queue_grows(scene, wanted)
+    elif band is not None and band >= (promised.replicas or 0):
+        saturated = demand is not None and demand.saturated
+        reason = Reason.QUEUE_GROWS if saturated else Reason.DEMAND_ROSE
+        message = explain.queue_grows(scene, wanted) if saturated else explain.demand_rose(scene, wanted)
+    else:
+        reason, message = Reason.SLO_BREACHED, explain.promise_broken(scene, wanted, promised.cause)
+    return Wanted(replicas=wanted, reason=reason, message=message, limit=limit or _lost(scene))
+
+
+def _no_more(scene: Scene, state: State, promised: size.PromiseSize) -> tuple[Wanted, State]:
+    policy, demand, current = scene.policy, scene.demand, scene.current
+    lost = _lost(scene)
+    if promised.unreachable is not None:
+        message = explain.unreachable(scene, promised.unreachable)
+        return Wanted(replicas=current, reason=Reason.SLO_UNREACHABLE, message=message, limit=lost), state
+    against = veto(scene, state)
+    if demand is None or against is not None:
+        return _held(scene, against.message if against else "", against.reason if against else None, lost), state
+    fewer = size.fewest(
+        policy, demand, scene.verdicts, state.scale, current=current, cap=scene.cap_in_force, now_s=scene.now_s
+    )
+    if fewer.replicas >= current:
+        return _kept(scene, fewer, lost), state
+    wanted, limit = _limited(scene, state, max(fewer.replicas, policy.min_replicas), asked=fewer.replicas)
+    if wanted >= current:
+        reason = BandReason.AT_BOUND if current <= policy.min_replicas else BandReason.HOLDING_PEAK
+        message = limit.message if limit else explain.in_band(scene)
+        reported = Reason.NO_CHANGE if reason is BandReason.AT_BOUND else Reason.LIMITED
+        return Wanted(replicas=current, reason=reported, message=message, limit=lost or limit, kept_by=reason), state
+    shrink = Shrink(scene.now_s, wanted, demand.peak_work, demand.offered_per_s)
+    state = replace(state, scale=replace(state.scale, shrink=shrink))
+    message = explain.demand_fell(scene, wanted)
+    return Wanted(
+        replicas=wanted, reason=Reason.DEMAND_FELL, message=message, limit=limit, kept_by=BandReason.BELOW_BAND
+    ), state
+
+
+def _held(scene: Scene, message: str, reason: BandReason | None, lost: Limitation | None) -> Wanted:
+    """Something argues against fewer replicas; it is worth telling only where fewer would do."""
+    demand, low = scene.demand, scene.policy.band.low
+    kept_by = reason or BandReason.UNKNOWN
+    if scene.metrics.state is not MetricsState.USABLE:
+        missing = scene.metrics.state is MetricsState.NONE
+        word = Reason.METRICS_MISSING if missing else Reason.METRICS_PARTIAL
+        text = explain.metrics(scene)
+        return Wanted(replicas=scene.current, reason=word, message=text, limit=lost, kept_by=kept_by)
+    if demand is None or demand.utilization >= low or scene.current <= scene.policy.min_replicas:
+        text = explain.in_band(scene)
+        inside = demand is not None and low <= demand.utilization <= scene.policy.band.high
+        word = Reason.IN_BAND if inside and not breached(scene.verdicts) else Reason.NO_CHANGE
+        return Wanted(replicas=scene.current, reason=word, message=text, limit=lost, kept_by=kept_by)
+    text = explain.holding(scene, message)
+    return Wanted(replicas=scene.current, reason=Reason.HOLDING, message=text, limit=lost, kept_by=kept_by)
+
+
+def _kept(scene: Scene, fewer: size.Fewer, lost: Limitation | None) -> Wanted:
+    reason = Reason.HOLDING if fewer.kept_by is BandReason.HOLDING_PEAK else Reason.NO_CHANGE
+    if fewer.kept_by is BandReason.IN_BAND:
+        reason = Reason.IN_BAND
+    message = explain.kept(scene, fewer.kept_by)
+    return Wanted(replicas=scene.current, reason=reason, message=message, limit=lost, kept_by=fewer.kept_by)
+
+
+def _limited(scene: Scene, state: State, goal: int, *, asked: int | None = None) -> tuple[int, Limitation | None]:
+    """`goal` as far as bounds, pods that still end, behavior and a rollout let it through now; `asked` is for the words."""
+    policy, current, now_s = scene.policy, scene.current, scene.now_s
+    asked = goal if asked is None else asked
+    events = state.scale.events
+    if goal >= current:
+        rate = behavior.highest(policy.scale_up, current, events, now_s)
+        surge = scene.target.rollout.surge if scene.target.rollout else 0
+        room = max(min(current, policy.max_replicas), policy.max_replicas - scene.load.terminating - surge)
+        wanted = min(goal, policy.max_replicas, room, rate)
+        if wanted >= asked:
+            return wanted, None
+        if asked > policy.max_replicas <= min(room, rate):
+            return wanted, Limitation(LimitReason.AT_MAX, explain.at_max(scene, asked))
+        if room < min(goal, rate):
+            return wanted, Limitation(LimitReason.TERMINATING_PODS, explain.no_room(scene, asked, room))
+        return wanted, Limitation(LimitReason.SCALE_UP_LIMIT, explain.rate_limit(scene, "scaleUp", asked, wanted))
+    against = structural(scene)
+    if against is not None:
+        text = explain.holding(scene, against.message)
+        return current, Limitation(LimitReason.SCALE_DOWN_LIMIT, text)
+    rate = behavior.lowest(policy.scale_down, current, events, now_s)
+    wanted = max(goal, rate)
+    if wanted > goal:
+        return wanted, Limitation(LimitReason.SCALE_DOWN_LIMIT, explain.rate_limit(scene, "scaleDown", asked, wanted))
+    if asked < policy.min_replicas:
+        return wanted, Limitation(LimitReason.AT_MIN, explain.at_min(scene, asked))
+    return wanted, None
+
+
+_WORDS = (("pull", LimitReason.IMAGE_PULL_FAILED), ("crash", LimitReason.CRASH_LOOP))
+
+
+def _lost(scene: Scene) -> Limitation | None:
+    """Pods that were ordered and do not come."""
+    if not scene.load.lost:
+        return None
+    pod = scene.load.lost[0]
+    return Limitation(_why_lost(pod), explain.lost(scene, pod))
+
+
+def _why_lost(pod: Pod) -> LimitReason:
+    if pod.state is PodState.UNSCHEDULABLE:
+        return LimitReason.UNSCHEDULABLE
+    if pod.state is PodState.PENDING:
+        return LimitReason.PENDING_TOO_LONG
+    text = pod.message.lower()
+    return next((reason for word, reason in _WORDS if word in text), LimitReason.PODS_FAILING)

@@ -1,0 +1,243 @@
+"""How many replicas: for the band, for a queue, for a broken promise, and how few would still do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bandkeeper.api.reasons import BandReason, SLOState
+from bandkeeper.api.signals import Signal
+from bandkeeper.api.v1alpha1 import Objective
+from bandkeeper.decide import behavior
+from bandkeeper.decide.decision import SLOVerdict
+from bandkeeper.decide.demand import Demand
+from bandkeeper.decide.load import Load
+from bandkeeper.decide.policy import Policy
+from bandkeeper.decide.promises import WAIT_SIGNALS, is_wait
+from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret, ScaleMemory
+
+DRAIN_S = 60.0  # a queue is to be gone in this time
+DOWN_MARGIN = 0.2  # of the band's width, below its high edge: what is left must fit with this to spare
+HALF_S = 60.0  # no more than half is let go in this time: predictions reach only so far
+LONE_BATCH = 1.5  # requests per replica below which neither knob changes a latency
+HELP_SHARE = 0.9  # a latency above this share of what it was says that more replicas did not help
+FUTILE_S = 1800.0
+SLO_MARGIN = 0.95
+WAIT_STEP = 1.25  # replicas for a broken promise about waiting where no queue shows how many
+REGRET_S = 300.0  # a scale-in that has to be taken back this soon was wrong
+REGRET_MEMORY_S = 3600.0
+REGRET_SHARE = 0.95
+
+
+def for_band(policy: Policy, demand: Demand) -> int:
+    """The fewest replicas whose utilisation stays below the band's high edge."""
+    return max(1, math.ceil(demand.work / demand.curve.load(policy.band.high) - 1e-9))
+
+
+def over_band(policy: Policy, demand: Demand, current: int) -> bool:
+    """Whether the offered work is above what `current` replicas carry inside the band, tolerance included."""
+    high = min(1.0, policy.band.high * (1 + policy.scale_up.tolerance))
+    return demand.work > current * demand.curve.load(high) * (1 + 1e-9)
+
+
+def for_queue(policy: Policy, demand: Demand, load: Load) -> int | None:
+    """Replicas that empty the queue in a minute, beside the margin; None where there is none, or where it may be.
+
+    Bounded by the offered work, not by the queue: at most twice the work and two.
+    """
+    if policy.objective is Objective.THROUGHPUT_SENSITIVE or not demand.saturated:
+        return None
+    work, waiting = demand.work, load.waiting or 0.0
+    queued_s = waiting * (demand.request_s if demand.request_s is not None else DRAIN_S / 2 / demand.best_cap)
+    growing_s = max(0.0, work - load.ready) * load.cold_start_s
+    return math.ceil(min(work + (queued_s + growing_s) / DRAIN_S, 2 * work + 2) - 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class PromiseSize:
+    """Replicas that a broken promise asks for, or the promise that nothing here can keep."""
+
+    replicas: int | None
+    cause: SLOVerdict | None
+    unreachable: SLOVerdict | None
+
+
+def for_promises(
+    broken: Sequence[SLOVerdict],
+    demand: Demand | None,
+    load: Load,
+    memory: PromiseMemory,
+    *,
+    current: int,
+    written_s: float | None,
+    now_s: float,
+) -> tuple[PromiseSize, PromiseMemory]:
+    """Answer broken promises with replicas: once, then not again before those are ready and a whole window passed.
+
+    `broken` are the promises that the batch cap does not take care of.
+    """
+    memory = replace(memory, futile=tuple(entry for entry in memory.futile if entry[1] > now_s))
+    memory = _without_old_order(memory, broken, load, now_s)
+    unreachable = None
+    for verdict in sorted(broken, key=lambda verdict: not is_wait(verdict, load)):
+        settled = _settled(verdict, load, current, written_s, now_s)
+        if settled and _did_not_help(verdict, load, memory.order):
+            memory = replace(memory, order=None, futile=(*memory.futile, (verdict.signal, now_s + FUTILE_S)))
+        if _is_futile(verdict, load, memory):
+            unreachable = unreachable or verdict
+            continue
+        if settled and (memory.order is None or memory.order.replicas <= current):
+            wanted = _enough_for(verdict, demand, load, current)
+            batch, value = load.batch, _figure(verdict)
+            order = Order(signal=verdict.signal, at_s=now_s, replicas=wanted, batch=batch, value=value)
+            return PromiseSize(wanted, verdict, unreachable), replace(memory, order=order)
+        return PromiseSize(memory.order.replicas if memory.order else None, verdict, unreachable), memory
+    return PromiseSize(memory.order.replicas if memory.order else None, None, unreachable), memory
+
+
+def _without_old_order(memory: PromiseMemory, broken: Sequence[SLOVerdict], load: Load, now_s: float) -> PromiseMemory:
+    order = memory.order
+    if order is None or any(verdict.signal is order.signal for verdict in broken):
+        return memory
+    return replace(memory, order=None) if now_s - order.at_s > load.cold_start_s else memory
+
+
+def _settled(verdict: SLOVerdict, load: Load, current: int, written_s: float | None, now_s: float) -> bool:
+    """What was ordered is there, and the promise was judged over a whole window since."""
+    if load.pending or load.ready + len(load.lost) < current or load.youngest_s < verdict.window_s:
+        return False
+    return written_s is None or now_s - written_s >= verdict.window_s
+
+
+def _did_not_help(verdict: SLOVerdict, load: Load, order: Order | None) -> bool:
+    """Replicas came, each has less to do, and the figure hardly moved."""
+    figure = _figure(verdict)
+    if order is None or order.signal is not verdict.signal or load.ready < order.replicas:
+        return False
+    if order.batch is None or load.batch is None or order.value is None or figure is None:
+        return False
+    return load.batch < HELP_SHARE * order.batch and figure > HELP_SHARE * order.value
+
+
+def _figure(verdict: SLOVerdict) -> float | None:
+    return verdict.mean if verdict.mean is not None else verdict.value
+
+
+def _is_futile(verdict: SLOVerdict, load: Load, memory: PromiseMemory) -> bool:
+    if any(signal is verdict.signal for signal, _ in memory.futile):
+        return True
+    return verdict.percentile is not None and not load.queueing and load.batch is not None and load.batch <= LONE_BATCH
+
+
+def _enough_for(verdict: SLOVerdict, demand: Demand | None, load: Load, current: int) -> int:
+    """Replicas in proportion to how badly the promise is broken, at most twice what there is."""
+    supply = max(load.supply, min(current, load.supply + 1))
+    wanted = math.ceil(supply * WAIT_STEP)
+    if verdict.percentile is None and verdict.value:
+        wanted = math.ceil(supply * verdict.limit / verdict.value)
+    elif not is_wait(verdict, load) and demand is not None and verdict.value:
+        now = min(1.0, demand.utilization)
+        goal = demand.curve.utilization_at(SLO_MARGIN * verdict.limit / verdict.value, now)
+        wanted = math.ceil(demand.work / demand.curve.load(goal)) if goal > 0 else 2 * supply
+    return min(2 * supply, max(supply + 1, wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class Fewer:
+    """The fewest replicas that will do, and what keeps the rest."""
+
+    replicas: int
+    kept_by: BandReason
+    message: str = ""
+
+
+def fewest(
+    policy: Policy,
+    demand: Demand,
+    verdicts: Sequence[SLOVerdict],
+    memory: ScaleMemory,
+    *,
+    current: int,
+    cap: int,
+    now_s: float,
+) -> Fewer:
+    """The fewest replicas that carry the held peak inside band and SLO with margin, `current` where fewer would not.
+
+    A lowered `cap` carries less: what is let go must not need a higher one.
+    """
+    band, curve = policy.band, demand.curve
+    low = band.low * (1 - policy.scale_down.tolerance)
+    high = band.high - DOWN_MARGIN * (band.high - band.low)
+    if curve.utilization(demand.peak_work / current) >= low:
+        recent = curve.utilization(demand.work / current) < low
+        return Fewer(current, BandReason.HOLDING_PEAK if recent else BandReason.IN_BAND)
+    share = curve.load(high) * min(1.0, curve.load(cap / demand.best_cap))
+    by_band = max(1, math.ceil(demand.peak_work / share - 1e-9))
+    by_peak = max(1, math.ceil(demand.work / share - 1e-9))
+    if by_band >= current:
+        return Fewer(current, BandReason.QUANTISED if by_peak >= current else BandReason.HOLDING_PEAK)
+    promised = curve.load(_promised_utilization(verdicts, demand))
+    by_slo = max(1, math.ceil(demand.peak_work / promised - 1e-9)) if promised > 0 else current
+    if by_slo >= current:
+        return Fewer(current, BandReason.SLO_BOUND)
+    by_memory = _remembered(memory, demand, now_s)
+    if by_memory >= current:
+        return Fewer(current, BandReason.HOLDING_PEAK)
+    half = behavior.period_start(current, memory.events, HALF_S, now_s) // 2
+    wanted = max(by_band, by_slo, by_memory, half)
+    return Fewer(min(current, wanted), BandReason.BELOW_BAND)
+
+
+def _promised_utilization(verdicts: Sequence[SLOVerdict], demand: Demand) -> float:
+    """The utilisation up to which every latency that grows with the batch is predicted to keep its promise."""
+    bound = 1.0
+    for verdict in verdicts:
+        known = [value for value in (verdict.mean, verdict.lower) if value is not None]
+        if (
+            verdict.state is not SLOState.MET
+            or verdict.percentile is None
+            or verdict.signal in WAIT_SIGNALS
+            or not known
+        ):
+            continue
+        if max(known) > 0:
+            stretch = SLO_MARGIN * verdict.limit / max(known)
+            bound = min(bound, demand.curve.utilization_at(stretch, min(1.0, demand.utilization)))
+    return max(0.0, bound)
+
+
+def _remembered(memory: ScaleMemory, demand: Demand, now_s: float) -> int:
+    """Replicas that a queue or a promise needed in the window, and one more than what proved too few."""
+    fewest_known = int(memory.needs.highest() or 0)
+    for regret in memory.regrets:
+        if now_s - regret.at_s <= REGRET_MEMORY_S and demand.peak_work >= REGRET_SHARE * regret.work:
+            fewest_known = max(fewest_known, regret.replicas + 1)
+    return fewest_known
+
+
+def learn_regret(memory: ScaleMemory, demand: Demand | None, *, short: bool, now_s: float) -> ScaleMemory:
+    """Remember a scale-in that has to be taken back although no more is asked for than when it was decided."""
+    shrink = memory.shrink
+    if shrink is None:
+        return memory
+    if now_s - shrink.at_s > REGRET_S:
+        return replace(memory, shrink=None)
+    if not short or demand is None:
+        return memory
+    if shrink.offered_per_s and demand.offered_per_s is not None:
+        grew = demand.offered_per_s > 1.1 * shrink.offered_per_s
+    else:
+        grew = demand.work > 1.25 * shrink.work
+    if grew:
+        return replace(memory, shrink=None)
+    regret = Regret(now_s, shrink.replicas, shrink.work)
+    kept = tuple(
+        one for one in memory.regrets if one.replicas != shrink.replicas and now_s - one.at_s <= REGRET_MEMORY_S
+    )
+    return replace(memory, shrink=None, regrets=(*kept, regret)[-REGRETS_LIMIT:])
+
+
+def decode_signals(verdicts: Sequence[SLOVerdict]) -> tuple[SLOVerdict, ...]:
+    """Verdicts about the time between tokens."""
+    return tuple(verdict for verdict in verdicts if verdict.signal is Signal.INTER_TOKEN_LATENCY)

@@ -1,0 +1,84 @@
+"""Why nothing may be let go now. One argument is enough; the first one is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bandkeeper.api import durations
+from bandkeeper.api.reasons import BandReason, SLOState
+from bandkeeper.decide.decision import SLOVerdict
+from bandkeeper.decide.policy import Policy
+from bandkeeper.decide.promises import agrees_to_less, describe
+from bandkeeper.decide.scene import Scene
+from bandkeeper.decide.sight import hold_left_s, waiting_sentence
+from bandkeeper.decide.state import State
+
+POD_STORE_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Veto:
+    """An argument against fewer replicas, as a clause for a person."""
+
+    reason: BandReason
+    message: str
+
+
+def structural(scene: Scene) -> Veto | None:
+    """What forbids every scale-in, one that brings the target back into its bounds and one that a fallback asks for too."""
+    if scene.pods_age_s > POD_STORE_LIMIT_S:
+        age = durations.text(scene.pods_age_s)
+        return Veto(BandReason.HOLDING_PEAK, f"the list of pods is {age} old; the API server's watch is broken")
+    rollout = scene.target.rollout
+    if scene.cap.busy or (rollout is not None and not rollout.deadline_exceeded):
+        return Veto(BandReason.HOLDING_PEAK, "a rollout is on its way")
+    return None
+
+
+def veto(scene: Scene, state: State) -> Veto | None:
+    """What forbids to let go of replicas that the load alone would not need."""
+    return structural(scene) or _unseen(scene, state) or _interfered(scene, state) or _argued(scene, state)
+
+
+def _unseen(scene: Scene, state: State) -> Veto | None:
+    if scene.demand is None or not scene.load.complete:
+        return Veto(BandReason.UNKNOWN, scene.metrics.message or "a pod that has just become ready has no data yet")
+    if hold_left_s(scene.policy, state.sight, scene.now_s) > 0:
+        return Veto(BandReason.HOLDING_PEAK, waiting_sentence(scene.policy, state.sight, scene.now_s))
+    return None
+
+
+def _interfered(scene: Scene, state: State) -> Veto | None:
+    left_s = state.ownership.hold_until_s - scene.now_s
+    if left_s <= 0:
+        return None
+    who = state.ownership.person or "somebody"
+    return Veto(
+        BandReason.HOLDING_PEAK, f"{who} set {scene.current} replicas, which stays for {durations.text(left_s)} more"
+    )
+
+
+def _argued(scene: Scene, state: State) -> Veto | None:
+    demand, load = scene.demand, scene.load
+    if demand is None or demand.saturated or load.queueing:
+        return Veto(BandReason.HOLDING_PEAK, f"{load.waiting or 0.0:.0f} requests wait")
+    against = next((verdict for verdict in scene.verdicts if not agrees_to_less(verdict)), None)
+    if against is not None:
+        return Veto(BandReason.SLO_BOUND, _objection(against))
+    since_s = scene.now_s - state.promises.breached_s
+    if since_s < breach_window_s(scene.policy):
+        return Veto(BandReason.SLO_BOUND, f"a promise was broken {durations.text(max(0.0, since_s))} ago")
+    if demand.rising:
+        return Veto(BandReason.HOLDING_PEAK, f"work rose over the last {durations.text(load.cold_start_s)}")
+    return None
+
+
+def breach_window_s(policy: Policy) -> float:
+    """A broken promise is remembered for the longest window that promises are judged over."""
+    return max((slo.window_s for slo in policy.slos), default=0.0)
+
+
+def _objection(verdict: SLOVerdict) -> str:
+    if verdict.state is SLOState.MET and verdict.attainment_low is not None:
+        return f"{verdict.signal} is kept for {100 * verdict.attainment_low:.1f}% only, with nothing to spare"
+    return verdict.message or describe(verdict)
