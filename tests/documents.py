@@ -142,7 +142,7 @@ GOOD = [
     ("Prometheus by IPv6 address", a_policy(prometheus={"url": "http://[::1]:9090"})),
     ("name of 63 characters", a_policy(root={"metadata": {"name": "a" * 63}})),
     ("paused", a_policy(root={"metadata": {"name": "chat", "annotations": {"bandkeeper.dev/paused": "true"}}})),
-    ("status is not taken from a document", a_policy(root={"status": {"coldStart": 5}})),
+    ("a status is not taken", a_policy(root={"status": {"coldStart": 5, "lastDecision": {"message": 5}}})),
     ("eight promises", a_policy(slos=[TTFT | {"percentile": 90 + n} for n in range(8)])),
     ("query of the greatest length", a_policy(signals=[{"signal": "Power", "query": "é" * 2048}])),
 ]  # fmt: skip
@@ -370,7 +370,7 @@ CASES = [*(Case(*row) for row in GOOD), *(Case(*row) for row in BAD)]
 
 def a_full_status(letter: str = "m") -> v1alpha1.Status:
     """A status with every field and list as full as it may be; messages are all of `letter`."""
-    message, reason, count = letter * v1alpha1.MESSAGE_LIMIT, "R" * 32, 1_000_000
+    message, reason, count = letter * v1alpha1.MESSAGE_LIMIT, "R" * 32, v1alpha1.COUNT_LIMIT
     time, length = "2026-01-01T00:00:00Z", "123h59m59.999s"
     limits = v1alpha1.EffectiveScalingRules(
         stabilization_window_seconds=3600,

@@ -93,7 +93,15 @@ def policy(**spec: Any) -> Manifest:
 def upgrade(cluster: ControlPlane, *options: str) -> None:
     """Install or upgrade the release, whoever made the CRDs before us."""
     cluster.helm(
-        "upgrade", "--install", RELEASE, str(CHART), f"--namespace={SYSTEM}", "--take-ownership", "--wait", *options
+        "upgrade",
+        RELEASE,
+        str(CHART),
+        f"--namespace={SYSTEM}",
+        "--install",
+        "--reset-values",
+        "--take-ownership",
+        "--wait",
+        *options,
     )
 
 
@@ -191,6 +199,7 @@ async def test_replicas_and_both_adapters_work_under_the_operators_identity(
     installed: ControlPlane, operator: KubeClient
 ) -> None:
     target = await seen(installed, operator)
+    before = installed.get("deployment", "chat", namespace=SERVING)["spec"]["template"]["spec"]
     deadline = time.monotonic() + 20
     annotated = await Annotation(operator, "bandkeeper.dev/batch-cap").apply(target, 32, deadline=deadline)
     assert (annotated.outcome, annotated.written, annotated.message) == (Outcome.WRITTEN, 2, "")
@@ -209,11 +218,9 @@ async def test_replicas_and_both_adapters_work_under_the_operators_identity(
     scale = await replicas.read(SERVING, REF)
     written = await replicas.write(SERVING, REF, 2, decided_on=scale.target, deadline=deadline)
     assert written.outcome is Outcome.WRITTEN
-    after = installed.get("deployment", "chat", namespace=SERVING)
-    was = workload()["spec"]["template"]["spec"]["containers"]
-    for container, before in zip(after["spec"]["template"]["spec"]["containers"], was, strict=True):
-        assert container["args"] == before["args"]
-        assert container.get("env") == before.get("env")
+    after = installed.get("deployment", "chat", namespace=SERVING)["spec"]
+    assert after["template"]["spec"] == before
+    assert after["replicas"] == 2
 
 
 async def test_where_the_adapter_was_not_granted_it_says_so(installed: ControlPlane, operator: KubeClient) -> None:
@@ -250,7 +257,9 @@ async def test_without_adapters_the_operator_can_only_scale(installed: ControlPl
 
         async def gone(*right: str) -> None:
             """The API server learns of a removed role a moment later."""
-            while await may(*right):
+            for _ in range(100):
+                if not await may(*right):
+                    return
                 await asyncio.sleep(0.1)
 
         assert await rights.missing(scale_right("patch", resource), SERVING) == ""
@@ -278,8 +287,8 @@ async def test_without_adapters_the_operator_can_only_scale(installed: ControlPl
             ("create", "coordination.k8s.io", "leases"),
             ("impersonate", "", "users"),
         ]
-        await asyncio.wait_for(gone("patch", "", "pods"), 10)
-        await asyncio.wait_for(gone("patch", "apps", "deployments"), 10)
+        await gone("patch", "", "pods")
+        await gone("patch", "apps", "deployments")
         assert [right for right in allowed if not await may(*right)] == []
         assert [right for right in denied if await may(*right)] == []
         assert await may("create", "coordination.k8s.io", "leases", SYSTEM)

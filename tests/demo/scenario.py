@@ -14,11 +14,11 @@ NODES = 5
 LOAD_S = 240
 INTERVAL_S = 5
 COLD_START_S = 5
-GPUS_PER_POD = 1
-CAPACITY = 128
+GPUS_PER_POD = 4
+CAPACITY = 64
 START_REPLICAS = 2
 REPLICAS = {"min": 1, "max": 12}
-BATCH = {"min": 32, "max": CAPACITY, "adapter": {"type": "Annotation"}}
+BATCH = {"min": 16, "max": CAPACITY, "adapter": {"type": "Annotation"}}
 # Seconds since the start, requests per second: a quiet start, a rise to four times as much, a plateau, and back.
 LOAD: dict[str, Any] = {
     "kind": "linear",
@@ -85,10 +85,10 @@ class Member:
             "namespace": NAMESPACE,
             "kind": "continuous",
             "selector": {"app": self.name},
-            "server": {"preset": "h100-llama3-8b", "capacity": CAPACITY, "cap_delay_s": 3},
+            "server": {"preset": "h100-llama3-70b-tp4", "capacity": CAPACITY, "cap_delay_s": 3, "max_queue": 200},
             "tokens": {
                 "prompt": {"kind": "fixed", "value": 64},
-                "output": {"kind": "lognormal", "median": 200, "sigma": 0.3, "min": 16, "max": 600},
+                "output": {"kind": "lognormal", "median": 100, "sigma": 0.3, "min": 16, "max": 600},
             },
             "buckets": BUCKETS,
             "load": {"kind": "constant", "rate_per_s": 0},
@@ -98,7 +98,7 @@ class Member:
 MEMBERS = (
     Member("chat-latency", Objective.LATENCY_SENSITIVE, ttft="300ms", itl="30ms"),
     Member("chat-balanced", Objective.BALANCED, ttft="500ms", itl="40ms"),
-    Member("chat-throughput", Objective.THROUGHPUT_SENSITIVE, ttft="2s", itl="60ms"),
+    Member("chat-throughput", Objective.THROUGHPUT_SENSITIVE, ttft="1s", itl="50ms"),
 )
 
 EMULATOR: dict[str, Any] = {"workloads": [member.server for member in MEMBERS], "dcgm": {"period_s": 5}}

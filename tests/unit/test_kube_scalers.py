@@ -9,8 +9,8 @@ from bandkeeper.kube.reflector import Change
 from bandkeeper.kube.scalers import Scaler, Scalers, trim_hpa, trim_scaled_object
 
 
-def raw(name: str, namespace: str = "serving", **target: str) -> dict[str, Any]:
-    return {"metadata": {"namespace": namespace, "name": name}, "spec": {"scaleTargetRef": target}}
+def raw(own_name: str, **target: str) -> dict[str, Any]:
+    return {"metadata": {"namespace": "serving", "name": own_name}, "spec": {"scaleTargetRef": target}}
 
 
 class Source:

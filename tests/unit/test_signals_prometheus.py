@@ -89,6 +89,9 @@ class Stub:
                 if reply.pieces is not None:
                     self.close_connection = True
 
+            def do_GET(self) -> None:
+                self.do_POST()
+
             def log_message(self, *_: object) -> None: ...
 
         class Server(ThreadingHTTPServer):

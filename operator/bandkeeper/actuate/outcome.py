@@ -13,7 +13,7 @@ from bandkeeper.api.snapshot import Target
 FIELD_MANAGER = "bandkeeper"
 REQUEST_TIMEOUT_S = 10.0
 ATTEMPT_PAUSES_S = (0.0, 0.02, 0.1, 0.3)
-"""Pause before each attempt at a conditional write: a controller in mid-rollout writes status every few milliseconds."""
+"""Pause before each attempt at a write that the API server, after attempts of its own, answers with a conflict."""
 
 
 class Outcome(StrEnum):

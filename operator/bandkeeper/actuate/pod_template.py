@@ -1,7 +1,8 @@
 """Batch cap as an environment variable or container argument of the pod template: each change is a rollout.
 
 The template remembers in annotations which cap it carries, which one it had before, and a fingerprint of itself, so
-that a rollout that never finishes can be told from somebody else's and taken back.
+that a rollout that never finishes can be told from somebody else's and taken back. The write is a JSON patch that tests
+the whole template: it happens only if nobody changed the template since it was read.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bandkeeper.actuate.rollout import (
     template_hash,
 )
 from bandkeeper.decide.policy import CostClass
-from bandkeeper.kube.client import JSON_PATCH, ApiError, Conflict, Forbidden, KubeClient, NotFound
+from bandkeeper.kube.client import JSON_PATCH, ApiError, Conflict, Forbidden, Invalid, KubeClient, NotFound
 from bandkeeper.kube.discovery import Resource
 
 Manifest = Mapping[str, Any]
@@ -119,6 +120,7 @@ class PodTemplate:
         label = f"{workload.resource.kind} {workload.name}"
         path = workload.resource.path(workload.namespace, workload.name)
         seen: _Place | None = None
+        invalid: Invalid | None = None
         try:
             for pause_s in ATTEMPT_PAUSES_S:
                 if not await left.pause(pause_s):
@@ -148,6 +150,11 @@ class PodTemplate:
                     )
                 except Conflict:
                     continue
+                except Invalid as error:
+                    if invalid is not None and invalid.message == error.message:
+                        raise
+                    invalid = error  # somebody else's change, or a fault of ours: the next attempt tells
+                    continue
                 return self._written(label, owner, place)
         except AdapterError as error:
             return CapResult(outcome=Outcome.REFUSED, message=str(error))
@@ -159,7 +166,7 @@ class PodTemplate:
         except ApiError as error:
             message = f"the pod template of {label} could not be written: {error.message}; it will be tried again"
             return CapResult(outcome=Outcome.FAILED, message=message)
-        message = f"{label} was written by others {len(ATTEMPT_PAUSES_S)} times in a row; it will be tried again"
+        message = f"{label} is written by others all the time; it will be tried again"
         return CapResult(outcome=Outcome.FAILED, message=message)
 
     def _patch(self, manifest: Manifest, place: _Place, change: _Change) -> list[dict[str, Any]]:
@@ -183,8 +190,7 @@ class PodTemplate:
         value = {"op": "add", "path": f"{at}/{place.field}", "value": items}
         return [
             {"op": "test", "path": "/metadata/uid", "value": manifest["metadata"]["uid"]},
-            {"op": "replace", "path": "/metadata/resourceVersion", "value": manifest["metadata"]["resourceVersion"]},
-            {"op": "test", "path": f"{at}/name", "value": self.container},
+            {"op": "test", "path": "/spec/template", "value": manifest["spec"]["template"]},
             value if items else {"op": "remove", "path": f"{at}/{place.field}"},
             {"op": "add", "path": "/spec/template/metadata/annotations", "value": annotations},
         ]

@@ -22,6 +22,7 @@ PLURAL = "gpuscalingpolicies"
 PAUSED_ANNOTATION = f"{GROUP}/paused"
 NAME_LIMIT = 63  # of a policy: its name can always be the value of a label
 MESSAGE_LIMIT = 256
+COUNT_LIMIT = 1_000_000
 HISTORY_LIMIT = 10
 STATUS_LIMIT_BYTES = 8192
 
@@ -535,24 +536,24 @@ class Spec(_Model):
     )
 
 
-def _clip(text: str, most: int = MESSAGE_LIMIT) -> str:
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+def _clip(value: Any, most: int = MESSAGE_LIMIT) -> Any:
+    """A string of at most `most` characters; anything else as it is."""
+    return value[: most - 1].rstrip() + "…" if isinstance(value, str) and len(value) > most else value
 
 
-def _capped(number: int) -> int:
-    return min(number, _LARGEST)
+def _capped(value: Any) -> Any:
+    return min(value, COUNT_LIMIT) if isinstance(value, int) else value
 
 
-_LARGEST = 1_000_000
 Message = Annotated[str, Field(max_length=MESSAGE_LIMIT), BeforeValidator(_clip)]
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 Word = Annotated[str, Field(max_length=63)]
-Reason = Annotated[str, Field(min_length=1, max_length=63, pattern="^[A-Za-z][A-Za-z0-9]*$")]
+CamelWord = Annotated[str, Field(min_length=1, max_length=63, pattern="^[A-Za-z][A-Za-z0-9]*$")]
 Length = Annotated[str, Field(max_length=24)]
-Count = Annotated[int, Field(ge=0, le=_LARGEST), BeforeValidator(_capped)]
-
-
-Generation = Annotated[int, Field(ge=0, le=2**53)]  # the API server compares bounds as floats
+Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT), BeforeValidator(_capped)]
+Generation = Annotated[
+    int, Field(ge=0, le=2**53)
+]  # the API server reads bounds as floats: 2**63 - 1 refuses everything
 
 
 class ConditionStatus(StrEnum):
@@ -564,9 +565,9 @@ class ConditionStatus(StrEnum):
 class Condition(_Model):
     """One aspect of the policy's state, as in every Kubernetes API."""
 
-    type: Reason = Field(description="Name of the aspect, such as Ready.")
+    type: CamelWord = Field(description="Name of the aspect, such as Ready.")
     status: ConditionStatus = Field(description="True, False or Unknown.")
-    reason: Reason = Field(description="Why, as one word for programs.")
+    reason: CamelWord = Field(description="Why, as one word for programs.")
     message: Message = Field(description="Why, as a sentence for people, and what to do.")
     last_transition_time: Time = Field(description="When status last changed.")
     observed_generation: Generation = Field(description="Generation of the policy that was judged.")
@@ -622,7 +623,7 @@ class SLOStatus(_Model):
     attainment_high_percent: Annotated[int, Field(ge=0, le=100)] | None = Field(
         default=None, description="The largest share of requests that can have been within the threshold."
     )
-    state: Reason = Field(description="A reason of the condition WithinSLO, for this promise alone.")
+    state: CamelWord = Field(description="A reason of the condition WithinSLO, for this promise alone.")
 
 
 class EffectiveScalingRules(_Model):
@@ -649,7 +650,7 @@ class DecisionStatus(_Model):
     """A decision: what was wanted and why."""
 
     time: Time = Field(description="When it was made.")
-    reason: Reason = Field(description="Why, as one word for programs.")
+    reason: CamelWord = Field(description="Why, as one word for programs.")
     message: Message = Field(description="Why, as a sentence for people.")
     replicas: Count | None = Field(default=None, description="Replicas that it wants.")
     batch_cap: Count | None = Field(default=None, description="Batch cap that it wants.")
@@ -708,4 +709,4 @@ def _clipped(value: Any, most: int) -> Any:
         return {key: _clipped(part, most) for key, part in value.items()}
     if isinstance(value, list):
         return [_clipped(part, most) for part in value]
-    return _clip(value, most) if isinstance(value, str) else value
+    return _clip(value, most)

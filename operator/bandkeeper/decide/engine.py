@@ -1,33 +1,23 @@
-"""The decision, one tick of one policy: look, judge, size, choose the knob, keep the rules."""
+"""The decision, one tick of one policy: look, judge, choose the cap, choose the count, say why."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
-from bandkeeper.api.snapshot import Pod, PodState, Snapshot, Target
-from bandkeeper.api.v1alpha1 import FallbackBehavior
-from bandkeeper.decide import behavior, explain, knob, size
-from bandkeeper.decide.decision import (
-    BandVerdict,
-    Decision,
-    Inputs,
-    Limitation,
-    MetricsState,
-    MetricsVerdict,
-    SLOVerdict,
-)
-from bandkeeper.decide.demand import Demand, observe
-from bandkeeper.decide.knob import CapChoice, best_cap, steer, wrote_cap
-from bandkeeper.decide.load import Load, assess
-from bandkeeper.decide.ownership import follow, undone_by, wrote_replicas
+from bandkeeper.api.snapshot import Snapshot, Target
+from bandkeeper.decide import explain
+from bandkeeper.decide.decision import BandVerdict, Decision, MetricsState, MetricsVerdict, SLOVerdict
+from bandkeeper.decide.demand import observe
+from bandkeeper.decide.knob import best_cap, steer, wrote_cap
+from bandkeeper.decide.load import assess
+from bandkeeper.decide.ownership import follow, wrote_replicas
 from bandkeeper.decide.policy import Policy
-from bandkeeper.decide.promises import breached, judge
+from bandkeeper.decide.promises import breached, is_wait, judge
+from bandkeeper.decide.replicas import Wanted, choose
+from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import watch
-from bandkeeper.decide.size import Fewer, PromiseSize
-from bandkeeper.decide.state import Shrink, State
-from bandkeeper.decide.vetoes import veto
+from bandkeeper.decide.state import State
 
 
 def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tuple[Decision, State]:
@@ -37,20 +27,135 @@ def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tu
     """
     target = snapshot.target
     if target is None:
-        return explain.no_target(state, now_s), state
-    if state.target_uid != target.uid:
-        state = replace(State.initial(now_s), target_uid=target.uid) if state.target_uid else replace(state, target_uid=target.uid)
-    state = follow(policy, target, state, now_s)
-    tick = _look(policy, snapshot, target, state, now_s)
-    if target.replicas == 0 and tick.current == 0:
-        return explain.at_zero(tick.facts), tick.state
-    return tick.decided()
+        return _no_target(state, now_s), state
+    state = follow(policy, target, _of_target(state, target, now_s), now_s)
+    scene, state = _look(policy, snapshot, target, state, now_s)
+    if scene.current == 0:
+        return _at_zero(scene), state
+    wanted, state = choose(scene, state)
+    return _decision(scene, wanted), state
 
 
 def written(state: State, *, replicas: int | None = None, cap: int | None = None, now_s: float) -> State:
-    """Tell how a write went: only what the API server took. Without it a write of ours looks like somebody else's."""
+    """Tell what the API server took of our writes; without it they look like somebody else's."""
     if replicas is not None:
         state = wrote_replicas(state, replicas, now_s)
     if cap is not None:
         state = replace(state, cap=wrote_cap(state.cap, cap, now_s))
     return state
+
+
+def _of_target(state: State, target: Target, now_s: float) -> State:
+    """The memory of this very object: one that was deleted and created again begins anew."""
+    if state.target_uid == target.uid:
+        return state
+    fresh = State.initial(now_s) if state.target_uid else state
+    return replace(fresh, target_uid=target.uid)
+
+
+def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_s: float) -> tuple[Scene, State]:
+    load = assess(policy, snapshot, state.demand)
+    verdicts = judge(policy, snapshot, load)
+    metrics, sight = watch(policy, snapshot, load, verdicts, state.sight, now_s)
+    best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s)
+    demand, memory = observe(policy, load, verdicts, state.demand, best, now_s)
+    current = state.ownership.expected if state.ownership.expected is not None else target.replicas
+    cap, cap_memory = steer(policy, load, demand, verdicts, state.cap, target.rollout, replicas=current, now_s=now_s)
+    scene = Scene(
+        policy=policy,
+        target=target,
+        pods_age_s=snapshot.pods_age_s,
+        load=load,
+        verdicts=verdicts,
+        metrics=metrics,
+        demand=demand,
+        cap=cap,
+        best_cap=best,
+        current=current,
+        now_s=now_s,
+    )
+    return scene, replace(state, sight=sight, demand=memory, cap=cap_memory)
+
+
+def _decision(scene: Scene, wanted: Wanted) -> Decision:
+    cap, current = scene.cap, scene.current
+    reason, message = wanted.reason, wanted.message
+    moves = wanted.replicas is not None and wanted.replicas != current
+    if cap.reason is not None:
+        if moves:
+            message = explain.joined(cap.message + ".", message)
+        else:
+            reason, message = cap.reason, cap.message + "."
+    elif cap.undone_by and not moves:
+        message = explain.joined(explain.cap_undone(cap.undone_by), message)
+    waits = any(is_wait(verdict, scene.load) for verdict in breached(scene.verdicts))
+    pressing = waits or (scene.demand is not None and scene.demand.saturated)
+    return Decision(
+        replicas=wanted.replicas,
+        cap=cap.cap,
+        reason=reason,
+        message=explain.clipped(message),
+        emergency=wanted.replicas is not None and wanted.replicas > current and pressing,
+        current_replicas=current,
+        current_cap=scene.cap_in_force if scene.load.caps or cap.cap else None,
+        rollback=cap.rollback,
+        utilization=scene.demand.utilization if scene.demand else None,
+        inputs=scene.inputs(wanted.band, wanted.queue, wanted.slo),
+        slos=_shown(scene, wanted),
+        band=_band(scene, wanted),
+        limit=wanted.limit,
+        metrics=scene.metrics,
+        undone_by=wanted.undone_by,
+        cap_undone_by=cap.undone_by,
+    )
+
+
+def _shown(scene: Scene, wanted: Wanted) -> tuple[SLOVerdict, ...]:
+    """The verdicts, a broken promise that nothing here can keep named as such."""
+    lost = wanted.unreachable
+    if lost is None:
+        return scene.verdicts
+    message = explain.clipped(explain.unreachable(scene, lost))
+    return tuple(
+        replace(verdict, state=SLOState.UNREACHABLE, message=message) if verdict is lost else verdict
+        for verdict in scene.verdicts
+    )
+
+
+def _band(scene: Scene, wanted: Wanted) -> BandVerdict:
+    demand, band, policy = scene.demand, scene.policy.band, scene.policy
+    if demand is None or not scene.load.complete:
+        return BandVerdict(None, BandReason.UNKNOWN, scene.metrics.message)
+    if band.low <= demand.utilization <= band.high:
+        return BandVerdict(True, BandReason.IN_BAND)
+    if demand.utilization > band.high:
+        at_max = wanted.limit is not None and wanted.limit.reason is LimitReason.AT_MAX
+        return BandVerdict(False, BandReason.AT_BOUND if at_max else BandReason.ABOVE_BAND, wanted.message)
+    if wanted.replicas is not None and wanted.replicas < scene.current:
+        return BandVerdict(False, BandReason.BELOW_BAND, wanted.message)
+    if scene.current <= policy.min_replicas:
+        return BandVerdict(False, BandReason.AT_BOUND, f"replicas.min keeps {policy.min_replicas}")
+    known = wanted.kept_by in (BandReason.QUANTISED, BandReason.SLO_BOUND)
+    return BandVerdict(False, wanted.kept_by if known else BandReason.HOLDING_PEAK, wanted.message)
+
+
+def _no_target(state: State, now_s: float) -> Decision:
+    sight = state.sight
+    metrics = MetricsVerdict(state=MetricsState.NONE, since_s=sight.since_s or now_s, message="the target was not read")
+    return Decision(
+        replicas=None, cap=None, reason=Reason.TARGET_MISSING, message=explain.TARGET_MISSING, metrics=metrics
+    )
+
+
+def _at_zero(scene: Scene) -> Decision:
+    return Decision(
+        replicas=None,
+        cap=None,
+        reason=Reason.TARGET_AT_ZERO,
+        message=explain.AT_ZERO,
+        current_replicas=0,
+        inputs=scene.inputs(None, None, None),
+        slos=scene.verdicts,
+        metrics=scene.metrics,
+        paused_by_zero=True,
+    )

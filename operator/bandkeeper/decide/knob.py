@@ -18,7 +18,7 @@ from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import FULL_KV, Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.ownership import undone_by
-from bandkeeper.decide.policy import Batching, BatchControl, CostClass, Policy
+from bandkeeper.decide.policy import BatchControl, Batching, CostClass, Policy
 from bandkeeper.decide.promises import breached, describe, is_total, is_wait
 from bandkeeper.decide.state import RATES_LIMIT, UNDOS_LIMIT, CapMemory, CapRate, Undo
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
-from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
+from bandkeeper.api.reasons import BandReason, LimitReason, Reason
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
 from bandkeeper.decide import behavior, explain, size
@@ -101,11 +100,9 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     scale = state.scale
     scale = size.learn_regret(scale, demand, short=need > current or bool(broken), now_s=now_s)
     held = max(queue or 0, promised.replicas or 0)
-    scale = replace(
-        scale,
-        needs=scale.needs.push(float(held), now_s, policy.scale_down.stabilization_s),
-        ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s),
-    )
+    scale = replace(scale, needs=scale.needs.push(float(held), now_s, policy.scale_down.stabilization_s))
+    if demand is not None or need:
+        scale = replace(scale, ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s))
     state = replace(state, promises=promises, scale=scale)
     if need > current:
         wanted = _more(scene, state, need, band if over else None, queue, promised)
@@ -194,7 +191,7 @@ def _kept(scene: Scene, fewer: size.Fewer, lost: Limitation | None) -> Wanted:
 
 
 def _limited(scene: Scene, state: State, goal: int, *, asked: int | None = None) -> tuple[int, Limitation | None]:
-    """`goal` as far as bounds, pods that still end, behavior and a rollout let it through now; `asked` is for the words."""
+    """`goal` as far as bounds, pods that still end, behavior and a rollout let it through; `asked` is for the words."""
     policy, current, now_s = scene.policy, scene.current, scene.now_s
     asked = goal if asked is None else asked
     events = state.scale.events

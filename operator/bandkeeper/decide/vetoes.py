@@ -25,7 +25,7 @@ class Veto:
 
 
 def structural(scene: Scene) -> Veto | None:
-    """What forbids every scale-in, one that brings the target back into its bounds and one that a fallback asks for too."""
+    """What forbids every scale-in, also one into the bounds and one that a fallback asks for."""
     if scene.pods_age_s > POD_STORE_LIMIT_S:
         age = durations.text(scene.pods_age_s)
         return Veto(BandReason.HOLDING_PEAK, f"the list of pods is {age} old; the API server's watch is broken")

@@ -266,10 +266,8 @@ def _fault(container: Mapping[str, Any]) -> str:
     ran_s = _seconds(ended["finishedAt"]) - _seconds(ended["startedAt"])
     if ran_s >= CRASH_LOOP_RUN_S:
         return ""
-    cause = ended.get("reason") or "ended"
-    return (
-        f"restarted {container['restartCount']} times, last after {ran_s:.0f} s ({cause}, exit {ended.get('exitCode')})"
-    )
+    times, cause = container["restartCount"], ended.get("reason") or "ended"
+    return f"restarted {times} times, the last time after {ran_s:.0f} s ({cause}, exit code {ended.get('exitCode')})"
 
 
 def _seconds(timestamp: str) -> float:
@@ -318,6 +316,7 @@ def _expand(word: str, env: Mapping[str, str]) -> str:
 def _split(word: str) -> list[str]:
     if not re.search(r"\s", word):
         return [word]
+    word = word.replace("\\\n", " ")  # a line that goes on
     try:
         return shlex.split(word, comments=True)
     except ValueError:

@@ -64,3 +64,4 @@ def configure(log_format: LogFormat, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("bandkeeper").setLevel(level.upper())
+    logging.getLogger("kopf").setLevel(logging.ERROR)  # it warns of its thread; what matters we notice ourselves

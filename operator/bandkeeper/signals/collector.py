@@ -174,6 +174,7 @@ class _Run:
         self._thresholds_s: dict[Job, float] = {}
         self._rows: dict[Job, set[_RowKey]] = defaultdict(set)
         self._tasks: dict[Job, asyncio.Task[_Result]] = {}
+        self._learning: dict[tuple[PrometheusServer, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def observations(self) -> AsyncIterator[tuple[str, Observations]]:
         for cohort in self._cohorts:
@@ -256,7 +257,8 @@ class _Run:
         missing = set(self._rows[job])
         for series in source.any_of:
             metric = series.metrics[0]
-            known = await self._edges_of(metric, shard, missing)
+            async with self._learning[shard.server, metric]:  # another window's query may just be learning them
+                known = await self._edges_of(metric, shard, missing)
             here = {row: known[row] for row in missing if row in known}
             if here:
                 bound = self._thresholds_s[job] / series.scale

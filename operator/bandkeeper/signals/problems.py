@@ -14,6 +14,9 @@ from bandkeeper.signals.presets import PRESETS
 from bandkeeper.signals.promql import is_metric
 from bandkeeper.signals.servers import SelectionError, Servers
 
+_NAMES_MOST = 8
+_ALIKE = 0.7
+
 
 class ProblemReason(StrEnum):
     """Reasons of conditions."""
@@ -77,17 +80,13 @@ def _slos(spec: Spec) -> Iterator[SpecProblem]:
         elif slo.signal not in fitting:
             yield _unfit(slo)
         elif slo.signal not in has and preset:
-            sourced = ", ".join(sorted(fitting & has)) or "none"
+            sourced = ", ".join(sorted(fitting & has))
             yield SpecProblem(
                 ProblemReason.SLO_WITHOUT_SOURCE,
-                f"runtime {spec.runtime} has no source for the SLO on {slo.signal}: write one of {sourced}, or give "
-                f"{_slot(slo.signal)} in spec.signals",
+                f"runtime {spec.runtime} has no source for the SLO on {slo.signal}: "
+                + (f"write one of {sourced}, or " if sourced else "")
+                + f"give it one in spec.signals, such as {{signal: {slo.signal}, metric: NAME}}",
             )
-
-
-def _slot(signal: str) -> str:
-    """How a person gives a signal a source."""
-    return f"{{signal: {signal}, metric: NAME}}"
 
 
 def _unfit(slo: SLO) -> SpecProblem:
@@ -109,9 +108,13 @@ def _unknown_signal(where: str, name: str, known: Iterable[str]) -> SpecProblem:
 
 
 def _choice(given: str, known: Iterable[str]) -> str:
-    """One of the known names, the likeliest first where one is like what was given."""
+    """The known names, the likeliest alone in front where one is like what was given, the least like left out."""
     names = sorted(known)
-    like = difflib.get_close_matches(given.lower(), [name.lower() for name in names], n=1)
-    nearest = next((name for name in names if like and name.lower() == like[0]), None)
-    others = ", ".join(names)
-    return f"{nearest}, or another of {others}" if nearest else f"one of {others}"
+    likeness = {name: difflib.SequenceMatcher(None, given.lower(), name.lower()).ratio() for name in names}
+    nearest = max(names, key=likeness.__getitem__)
+    if len(names) > _NAMES_MOST:
+        shown = sorted(names, key=likeness.__getitem__, reverse=True)[:_NAMES_MOST]
+        listed = f"{', '.join(sorted(shown))} and {len(names) - _NAMES_MOST} more"
+    else:
+        listed = ", ".join(names)
+    return f"{nearest} (known are {listed})" if likeness[nearest] >= _ALIKE else f"one of {listed}"

@@ -1,0 +1,186 @@
+"""The sentences of a decision: what happened, why, and what to do if anything. Nothing is decided here."""
+
+from __future__ import annotations
+
+from bandkeeper.api import durations
+from bandkeeper.api.reasons import BandReason
+from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.api.v1alpha1 import FallbackBehavior
+from bandkeeper.decide.decision import MESSAGE_LIMIT, SLOVerdict
+from bandkeeper.decide.promises import describe
+from bandkeeper.decide.scene import Scene
+from bandkeeper.decide.state import Ownership
+
+TARGET_MISSING = "The target does not exist or was not read yet; create it, or correct spec.targetRef."
+AT_ZERO = "The target was set to 0 replicas, so it is left alone; set 1 or more to hand it back."
+_SENTENCES_OF_BAND = {
+    BandReason.QUANTISED: "one replica fewer would be above the band",
+    BandReason.SLO_BOUND: "one replica fewer would break a promise",
+    BandReason.HOLDING_PEAK: "the peak of the scale-down window is still held",
+    BandReason.IN_BAND: "inside the band",
+}
+
+
+def clipped(message: str) -> str:
+    """At most 256 characters."""
+    return message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 1].rstrip() + "…"
+
+
+def joined(first: str, second: str) -> str:
+    """Two messages as one, the first one in full."""
+    return clipped(f"{first} {second}" if first and second else first or second)
+
+
+def _change(scene: Scene, wanted: int) -> str:
+    return f"Replicas {scene.current} -> {wanted}"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.0f}%"
+
+
+def _utilization(scene: Scene) -> str:
+    demand = scene.demand
+    return "not known" if demand is None else _percent(demand.utilization)
+
+
+def _band(scene: Scene) -> str:
+    band = scene.policy.band
+    return f"{100 * band.low:.0f}-{100 * band.high:.0f}%"
+
+
+def _cold_start(scene: Scene) -> str:
+    load = scene.load
+    return f"; a new pod takes {durations.text(load.cold_start_s)} to be ready" if load.cold_start_measured else ""
+
+
+def demand_rose(scene: Scene, wanted: int) -> str:
+    return (
+        f"{_change(scene, wanted)}: utilisation {_utilization(scene)} is above the band {_band(scene)} "
+        f"at batch {scene.best_cap}{_cold_start(scene)}."
+    )
+
+
+def queue_grows(scene: Scene, wanted: int) -> str:
+    demand, waiting = scene.demand, scene.load.waiting or 0.0
+    work = "" if demand is None else f", the work of {demand.work:.1f} replicas is offered to {scene.load.ready}"
+    refused = scene.load.rejected_per_s or 0.0
+    cause = f"{waiting:.0f} requests wait" + (f" and {refused:.1f}/s are refused" if refused >= 0.05 else "")
+    return f"{_change(scene, wanted)}: {cause}{work}{_cold_start(scene)}."
+
+
+def promise_broken(scene: Scene, wanted: int, cause: SLOVerdict | None) -> str:
+    why = describe(cause) if cause is not None else "the replicas ordered for a broken promise are on their way"
+    return f"{_change(scene, wanted)}: {why}{_cold_start(scene)}."
+
+
+def demand_fell(scene: Scene, wanted: int) -> str:
+    demand = scene.demand
+    fits = ""
+    if demand is not None:
+        fits = f"; {wanted} carry its peak at {_percent(demand.curve.utilization(demand.peak_work / wanted))}"
+    window = durations.text(scene.policy.scale_down.stabilization_s)
+    return f"{_change(scene, wanted)}: work stayed below the band {_band(scene)} for {window}{fits}."
+
+
+def unreachable(scene: Scene, verdict: SLOVerdict) -> str:
+    batch = scene.load.batch
+    lone = "" if batch is None else f" with {batch:.1f} requests per replica"
+    return (
+        f"{describe(verdict)}{lone}, and neither more replicas nor a smaller batch helps; "
+        "loosen the objective, or use a faster GPU, a smaller model or shorter prompts."
+    )
+
+
+def in_band(scene: Scene) -> str:
+    return f"{scene.current} replicas at {_utilization(scene)} (band {_band(scene)})."
+
+
+def kept(scene: Scene, reason: BandReason) -> str:
+    return f"{scene.current} replicas at {_utilization(scene)} (band {_band(scene)}): {_SENTENCES_OF_BAND[reason]}."
+
+
+def holding(scene: Scene, message: str) -> str:
+    return f"Holding {scene.current} replicas at {_utilization(scene)} (band {_band(scene)}): {message}."
+
+
+def metrics(scene: Scene) -> str:
+    return f"Holding {scene.current} replicas: {scene.metrics.message}. Nothing is lowered meanwhile."
+
+
+def no_ready_pods(scene: Scene) -> str:
+    return f"Holding {scene.current} replicas: no pod is ready, so there is nothing to judge by."
+
+
+def outside(scene: Scene, wanted: int) -> str:
+    policy = scene.policy
+    bounds = f"the policy allows {policy.min_replicas} to {policy.max_replicas}"
+    if wanted == scene.current:
+        return f"{scene.current} replicas are outside the bounds ({bounds}); behavior or a rollout holds them for now."
+    return f"{_change(scene, wanted)}: {bounds}."
+
+
+def fallback(scene: Scene, wanted: int) -> str:
+    missing = durations.text(scene.policy.fallback.after_s)
+    behavior = scene.policy.fallback.behavior
+    cause = f"no usable metrics for more than {missing} ({scene.metrics.message}); fallback {behavior}"
+    if behavior is FallbackBehavior.HOLD or wanted == scene.current:
+        return f"Holding {scene.current} replicas: {cause}."
+    return f"{_change(scene, wanted)}: {cause}."
+
+
+def undone(manager: str) -> str:
+    return (
+        f"{manager} undid the operator's replicas three times in 30 minutes, so it stopped writing them. Take spec.replicas "
+        "out of the manifest (Helm, Flux), or let Argo CD ignore /spec/replicas (ignoreDifferences)."
+    )
+
+
+def cap_undone(manager: str) -> str:
+    return (
+        f"{manager} undid the batch cap three times in 30 minutes, so the operator stopped setting it. "
+        "Leave the field out of the manifest, or tell Argo CD, Flux or Helm to ignore it."
+    )
+
+
+def person_holds(scene: Scene, owner: Ownership, need: int) -> str:
+    left = durations.text(owner.hold_until_s - scene.now_s)
+    who = owner.person or "Somebody"
+    return (
+        f"{who} set {scene.current} replicas, which stays for {left} more although the load asks for {need}; "
+        "a queue or a broken promise ends it sooner."
+    )
+
+
+def stabilising(scene: Scene, need: int) -> str:
+    window = durations.text(scene.policy.scale_up.stabilization_s)
+    return f"{need} replicas are wanted; behavior.scaleUp waits until that was so for {window}."
+
+
+def at_max(scene: Scene, asked: int) -> str:
+    return f"{asked} replicas are wanted, replicas.max allows {scene.policy.max_replicas}; raise it if GPUs are free."
+
+
+def at_min(scene: Scene, asked: int) -> str:
+    return f"{asked} replicas would do, replicas.min keeps {scene.policy.min_replicas}."
+
+
+def no_room(scene: Scene, asked: int, room: int) -> str:
+    return (
+        f"{asked} replicas are wanted; {scene.load.terminating} pods that still end count against replicas.max, "
+        f"which leaves {room}."
+    )
+
+
+def rate_limit(scene: Scene, direction: str, asked: int, wanted: int) -> str:
+    return f"{asked} replicas are wanted, behavior.{direction} allows {wanted} now."
+
+
+def lost(scene: Scene, pod: Pod) -> str:
+    count = len(scene.load.lost)
+    if pod.state is PodState.PENDING:
+        text = f"not ready after {durations.text(pod.state_age_s)}"
+    else:
+        text = "cannot be scheduled" if pod.state is PodState.UNSCHEDULABLE else "cannot start"
+    detail = f": {pod.message}" if pod.message else ""
+    return clipped(f"{count} of the ordered pods {'is' if count == 1 else 'are'} not coming; {pod.name} {text}{detail}")

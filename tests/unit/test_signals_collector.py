@@ -1,0 +1,531 @@
+"""The collector's plan and its manners, with readers that answer from memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from bandkeeper.api.signals import LATENCY_SIGNALS, Signal
+from bandkeeper.api.snapshot import Gap, GapReason
+from bandkeeper.api.v1alpha1 import PrometheusSelection, SignalSource, Spec
+from bandkeeper.signals.answer import Answer, Sample
+from bandkeeper.signals.collector import Collector, CollectorSettings
+from bandkeeper.signals.presets import PRESETS
+from bandkeeper.signals.prometheus import ErrorKind, PrometheusError, PrometheusServer
+from bandkeeper.signals.servers import Servers
+from bandkeeper.signals.want import LatencyWant, Observations, Want
+
+NOW_S = 1_700_000_000.0
+EDGES = ("0.1", "0.5", "1.0", "5.0", "+Inf")
+PODS = ("chat-7d9f8b6c5-x2k4p", "chat-7d9f8b6c5-z9v8w")
+
+Answers = Callable[[PrometheusServer, str], Awaitable[Answer]]
+
+
+class Reader:
+    """Stands in for a PrometheusReader."""
+
+    def __init__(self, server: PrometheusServer, answers: Answers, asked: list[tuple[str, str]]) -> None:
+        self.server, self._answers, self._asked = server, answers, asked
+        self.closed = False
+
+    async def query(self, promql: str, at_s: float | None = None) -> Answer:
+        self._asked.append((self.server.url, promql))
+        await asyncio.sleep(0)
+        return await self._answers(self.server, promql)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    """What the servers hold: pods with a value of every signal, and what was asked of whom."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pods = {"serving": list(PODS)}
+        self.age_s = 5.0
+        self.value = 1.0
+        self.warnings: tuple[str, ...] = ()
+        self.counts = {"0.1": 0.0, "0.5": 90.0, "1.0": 95.0, "5.0": 100.0, "+Inf": 100.0}
+        self.edge_series = dict.fromkeys(EDGES, 2.0)
+        self.asked: list[tuple[str, str]] = []
+        self.readers: list[Reader] = []
+        self.answers: Answers = self.answer
+
+        def reader(server: PrometheusServer, **_: Any) -> Reader:
+            made = Reader(server, lambda server, promql: self.answers(server, promql), self.asked)
+            self.readers.append(made)
+            return made
+
+        monkeypatch.setattr("bandkeeper.signals.servers.PrometheusReader", reader)
+
+    @property
+    def queries(self) -> list[str]:
+        return [query for _, query in self.asked]
+
+    async def answer(self, server: PrometheusServer, promql: str) -> Answer:
+        return Answer(tuple(self._samples(promql)), self.warnings)
+
+    def _samples(self, promql: str) -> list[Sample]:
+        if promql.startswith("count by"):
+            return [self._row(le, value) for le, value in self.edge_series.items()]
+        if " le) (label_replace" in promql:
+            wanted = re.findall(r'le=~"([^"]*)"', promql)[0].replace("[", "").replace("]", "").split("|")
+            return [self._row(le, self.counts[le]) for le in wanted] + [self._row("sum", 40.0)]
+        values = {"timestamp(": NOW_S - self.age_s}
+        value = next((given for marker, given in values.items() if marker in promql), self.value)
+        return [
+            Sample({"namespace": namespace, "pod": pod}, value, NOW_S)
+            for namespace, pods in self.pods.items()
+            for pod in pods
+        ]
+
+    @staticmethod
+    def _row(le: str, value: float) -> Sample:
+        return Sample({"namespace": "serving", "bandkeeper_row": "hash/chat", "le": le}, value, NOW_S)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def a_server(name: str = "default", url: str = "http://default:9090", **settings: Any) -> PrometheusServer:
+    return PrometheusServer(name=name, url=url, **settings)
+
+
+def a_collector(*servers: PrometheusServer, **settings: Any) -> Collector:
+    return Collector(CollectorSettings(servers=servers or (a_server(),), **settings))
+
+
+def ttft(threshold_s: float | None = 0.5, window_s: float = 60.0) -> LatencyWant:
+    return LatencyWant(signal=Signal.TIME_TO_FIRST_TOKEN, window_s=window_s, percentiles=(95,), threshold_s=threshold_s)
+
+
+def a_want(key: str = "chat", **changes: Any) -> Want:
+    values: dict[str, Any] = {
+        "key": key,
+        "namespace": "serving",
+        "workload": "chat",
+        "kind": "Deployment",
+        "pods": PODS,
+        "runtime": "VLLM",
+        "signals": frozenset({Signal.REQUESTS_RUNNING}),
+    }
+    return Want(**values | changes)
+
+
+async def collect(collector: Collector, *wants: Want, now_s: float = NOW_S) -> dict[str, Observations]:
+    return await collector.collect(wants, now_s)
+
+
+def only_gap(observations: Observations) -> Gap:
+    (gap,) = observations.gaps
+    return gap
+
+
+# Queries.
+
+
+async def test_policies_of_one_preset_share_their_queries(world: World) -> None:
+    numbers = []
+    for count in (1, 100):
+        collector = a_collector()
+        signals = frozenset(PRESETS["VLLM"].sources) - LATENCY_SIGNALS
+        wants = [a_want(f"{i}", signals=signals, latencies=(ttft(0.1 * i + 0.1),)) for i in range(count)]
+        found = await collect(collector, *wants)
+        assert len(found) == count
+        numbers.append(collector.last.queries)
+        assert collector.last.queries == len(world.queries)
+        world.asked.clear()
+    assert numbers[0] == numbers[1] == 15 + 2 + 2
+
+
+async def test_one_query_per_metric_and_window(world: World) -> None:
+    wants = [a_want(f"{i}", signals=frozenset(), latencies=(ttft(window_s=10.0 * (1 + i % 2)),)) for i in range(10)]
+    await collect(a_collector(), *wants)
+    assert [len(re.findall(r"\[10s]", query)) for query in world.queries if "_sum" in query].count(2) == 1
+    assert len(world.queries) == 1 + 2 + 1  # edges, learned once for both windows; buckets of each; one clock
+
+
+async def test_no_ready_pod_is_not_asked_for(world: World) -> None:
+    found = await collect(a_collector(), a_want(pods=(), latencies=(ttft(),)))
+    assert world.queries == []
+    assert {gap.signal for gap in found["chat"].gaps} == {Signal.REQUESTS_RUNNING, Signal.TIME_TO_FIRST_TOKEN}
+    assert {gap.reason for gap in found["chat"].gaps} == {GapReason.ABSENT}
+    assert "no pod of chat is ready" in found["chat"].gaps[0].detail
+
+
+async def test_namespaces_are_named(world: World) -> None:
+    await collect(a_collector(), a_want("a"), a_want("b", namespace="other.team"))
+    assert all('namespace=~"other[.]team|serving"' in query for query in world.queries)
+
+
+async def test_parts_of_at_most_so_many_series(world: World) -> None:
+    collector = a_collector(series_per_query=100)
+    wants = [a_want(f"{i}", namespace=f"ns{i // 2}", workload=f"w{i}", pods=(f"w{i}-0",)) for i in range(8)]
+    await collect(collector, *wants)
+    assert collector.last.queries == 2 * 2
+    # Four workloads, so two whole namespaces, fit into a part: pods need no pattern.
+    assert sum('namespace=~"ns0|ns1", pod!=""' in query for query in world.queries) == 2
+    world.asked.clear()
+    wants = [a_want(f"{i}", workload=f"w{i}", pods=(f"w{i}-0",)) for i in range(8)]
+    await collect(collector, *wants)
+    assert sum('pod=~"(?:w0|w1|w2|w3)-.+"' in query for query in world.queries) == 2
+
+
+async def test_other_label_names(world: World) -> None:
+    await collect(a_collector(namespace_label="kube_ns", pod_label="kube_pod"), a_want(latencies=(ttft(),)))
+    assert all('kube_ns=~"serving"' in query and "kube_pod" in query for query in world.queries)
+
+
+# Histograms.
+
+
+async def test_buckets_of_the_workload(world: World) -> None:
+    found = (await collect(a_collector(), a_want(latencies=(ttft(0.2),))))["chat"]
+    distribution = found.distributions[Signal.TIME_TO_FIRST_TOKEN, 60]
+    assert distribution.edges == (0.1, 0.5, math.inf)
+    assert distribution.counts == (0, 90, 100)
+    assert (distribution.total_s, distribution.age_s, distribution.window_s) == (40.0, 5.0, 60.0)
+
+
+async def test_edges_are_asked_for_now_and_then(world: World) -> None:
+    collector = a_collector(edges_ttl_s=300)
+    asked = []
+    for now_s in (0.0, 15.0, 299.0, 301.0, 315.0):
+        world.asked.clear()
+        await collect(collector, a_want(latencies=(ttft(),)), now_s=now_s)
+        asked.append(sum(query.startswith("count by") for query in world.queries))
+    assert asked == [1, 0, 0, 1, 0]
+
+
+async def test_edges_of_a_workload_without_series_are_asked_for_each_time(world: World) -> None:
+    collector = a_collector()
+    for _ in range(2):
+        world.asked.clear()
+        await collect(
+            collector,
+            a_want(latencies=(ttft(),)),
+            a_want("new", namespace="late", workload="new", pods=("new-0",), latencies=(ttft(),)),
+        )
+    edges = [query for query in world.queries if query.startswith("count by")]
+    assert len(edges) == 1
+    assert 'namespace=~"late"' in edges[0]
+
+
+async def test_buckets_that_contradict_each_other_are_left_out_and_learned_again(world: World) -> None:
+    collector = a_collector()
+    world.counts |= {"1.0": 50.0}  # a pod without this edge has come
+    for _ in range(2):
+        world.asked.clear()
+        found = (await collect(collector, a_want(latencies=(ttft(),))))["chat"]
+        assert found.distributions[Signal.TIME_TO_FIRST_TOKEN, 60].edges == (0.1, 0.5, math.inf)
+        assert sum(query.startswith("count by") for query in world.queries) == 1
+    world.edge_series["1.0"] = 1.0
+    await collect(collector, a_want(latencies=(ttft(),)))
+    world.asked.clear()
+    await collect(collector, a_want(latencies=(ttft(),)))
+    assert not any(query.startswith("count by") for query in world.queries)
+
+
+@pytest.mark.parametrize("count", [math.nan, math.inf, -1.0, 1e16])
+async def test_impossible_buckets(world: World, count: float) -> None:
+    world.counts |= {"0.5": count}
+    found = (await collect(a_collector(), a_want(signals=frozenset(), latencies=(ttft(),))))["chat"]
+    assert found.distributions == {}
+    assert only_gap(found).reason is GapReason.INVALID
+
+
+async def test_two_spellings_of_an_edge_are_one(world: World) -> None:
+    world.counts |= {"1": 7.0}
+    world.edge_series = {"0.5": 3.0, "1": 1.0, "1.0": 2.0, "+Inf": 3.0}
+    found = (await collect(a_collector(), a_want(latencies=(ttft(),))))["chat"]
+    distribution = found.distributions[Signal.TIME_TO_FIRST_TOKEN, 60]
+    assert distribution.edges == (0.5, 1.0, math.inf)
+    assert distribution.counts == (90, 102, 102)
+
+
+# Bad news.
+
+
+async def test_a_warning_makes_the_answer_no_data(world: World) -> None:
+    world.warnings = ("fetching series: store a.b.c: connection refused",)
+    found = (await collect(a_collector(), a_want()))["chat"]
+    assert found.by_pod == {}
+    assert only_gap(found).reason is GapReason.PARTIAL
+    assert "store a.b.c" in only_gap(found).detail
+
+
+async def test_ages(world: World) -> None:
+    world.age_s = 61
+    signals = frozenset({Signal.REQUESTS_RUNNING, Signal.SM_ACTIVE})
+    found = (await collect(a_collector(), a_want(signals=signals)))["chat"]
+    assert only_gap(found).reason is GapReason.STALE
+    assert only_gap(found).signal is Signal.REQUESTS_RUNNING
+    assert found.by_pod[Signal.SM_ACTIVE][PODS[0]].age_s == 61  # GPU exporters have until 90 s
+    world.age_s = 91
+    found = (await collect(a_collector(), a_want(signals=signals)))["chat"]
+    assert {gap.signal for gap in found.gaps} == signals
+
+
+async def test_a_percentage_is_no_ratio(world: World) -> None:
+    world.value = 87
+    found = (await collect(a_collector(), a_want(signals=frozenset({Signal.SM_ACTIVE}))))["chat"]
+    assert only_gap(found).reason is GapReason.INVALID
+    assert "87, but SMActive is a ratio from 0 to 1" in only_gap(found).detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (ErrorKind.UNREACHABLE, GapReason.UNREACHABLE),
+        (ErrorKind.TIMEOUT, GapReason.UNREACHABLE),
+        (ErrorKind.SERVER_ERROR, GapReason.UNREACHABLE),
+        (ErrorKind.MALFORMED, GapReason.UNREACHABLE),
+        (ErrorKind.UNAUTHORIZED, GapReason.REFUSED),
+        (ErrorKind.BAD_QUERY, GapReason.REFUSED),
+        (ErrorKind.TOO_LARGE, GapReason.REFUSED),
+    ],
+)
+async def test_a_failed_query_costs_only_those_who_need_it(world: World, kind: ErrorKind, reason: GapReason) -> None:
+    async def answers(server: PrometheusServer, promql: str) -> Answer:
+        if "num_requests_waiting" in promql:
+            raise PrometheusError(kind, "Prometheus default: bad: do this")
+        return await world.answer(server, promql)
+
+    world.answers = answers
+    signals = frozenset({Signal.REQUESTS_RUNNING, Signal.REQUESTS_WAITING})
+    collector = a_collector()
+    found = await collect(collector, a_want("both", signals=signals), a_want("one"))
+    assert found["one"].gaps == ()
+    gap = only_gap(found["both"])
+    assert (gap.signal, gap.reason, gap.detail) == (
+        Signal.REQUESTS_WAITING,
+        reason,
+        "Prometheus default: bad: do this",
+    )
+    assert Signal.REQUESTS_RUNNING in found["both"].by_pod
+    assert collector.last.failures == 1
+
+
+async def test_an_unknown_age_is_no_data(world: World) -> None:
+    async def answers(server: PrometheusServer, promql: str) -> Answer:
+        if "timestamp(" in promql:
+            raise PrometheusError(ErrorKind.TIMEOUT, "too late")
+        return await world.answer(server, promql)
+
+    world.answers = answers
+    found = (await collect(a_collector(), a_want(latencies=(ttft(),))))["chat"]
+    assert (found.by_pod, found.distributions) == ({}, {})
+    assert {gap.reason for gap in found.gaps} == {GapReason.UNREACHABLE}
+
+
+async def test_an_unforeseen_error_is_one_policys_gap(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    async def answers(server: PrometheusServer, promql: str) -> Answer:
+        if promql == "odd":
+            raise KeyError("surprise")
+        return await world.answer(server, promql)
+
+    world.answers = answers
+    odd = a_want("odd", overrides=(SignalSource(signal="RequestsRunning", query="odd"),))
+    found = await collect(a_collector(), odd, a_want())
+    assert "surprise" in only_gap(found["odd"]).detail
+    assert found["chat"].gaps == ()
+    assert "unforeseen" in caplog.text
+
+
+async def test_a_server_that_hangs_holds_up_only_its_own_policies(world: World) -> None:
+    hanging = a_server("slow", "http://slow:9090")
+
+    async def answers(server: PrometheusServer, promql: str) -> Answer:
+        if server is hanging:
+            await asyncio.sleep(0.3)
+            raise PrometheusError(ErrorKind.TIMEOUT, "no answer")
+        return await world.answer(server, promql)
+
+    world.answers = answers
+    slow = a_want("slow", prometheus=PrometheusSelection(name="slow"))
+    came: dict[str, float] = {}
+    began = time.monotonic()
+    async for key, _ in a_collector(a_server(), hanging).stream([slow, a_want("quick")], NOW_S):
+        came[key] = time.monotonic() - began
+    assert list(came) == ["quick", "slow"]
+    assert came["quick"] < 0.2
+    assert came["slow"] < 0.6  # its queries hang beside each other, not one after the other
+
+
+async def test_what_nobody_waits_for_any_more_is_cancelled(world: World) -> None:
+    ended: list[str] = []
+
+    async def answers(server: PrometheusServer, promql: str) -> Answer:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.append(promql)
+            raise
+        return Answer(())
+
+    world.answers = answers
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await collect(a_collector(), a_want())
+    await asyncio.sleep(0.01)
+    assert len(ended) == 2
+
+
+# A policy's own sources and servers.
+
+
+def own(signal: Signal, query: str = "", metric: str = "") -> SignalSource:
+    return SignalSource(signal=signal, query=query or None, metric=metric or None)
+
+
+async def test_own_queries_have_a_budget(world: World) -> None:
+    signals = frozenset({Signal.REQUESTS_RUNNING, Signal.REQUESTS_WAITING, Signal.REQUESTS_FINISHED})
+    want = a_want(
+        signals=signals,
+        overrides=(own(Signal.REQUESTS_RUNNING, query="a"), own(Signal.REQUESTS_WAITING, query="b")),
+    )
+    found = await collect(a_collector(queries_per_policy=1), want)
+    gap = only_gap(found["chat"])
+    assert (gap.signal, gap.reason) == (Signal.REQUESTS_WAITING, GapReason.REFUSED)
+    assert "drop some of spec.signals" in gap.detail
+    assert Signal.REQUESTS_FINISHED in found["chat"].by_pod  # shared queries are free
+    assert "b" not in world.queries
+
+
+async def test_a_query_without_a_percentile_is_asked_once(world: World) -> None:
+    latency = LatencyWant(signal=Signal.END_TO_END_LATENCY, percentiles=(50, 95, 99), threshold_s=1)
+    for text, times in (("max(x)", 1), ("quantile($percentile / 100, x)", 3)):
+        world.asked.clear()
+        found = await collect(
+            a_collector(),
+            a_want(signals=frozenset(), latencies=(latency,), overrides=(own(latency.signal, query=text),)),
+        )
+        assert len(world.queries) == times
+        assert found["chat"].distributions[latency.signal, 60].quantiles == {50: 1, 95: 1, 99: 1}
+
+
+async def test_the_fallback_age_of_an_own_metric_is_its_own(world: World) -> None:
+    want = a_want(overrides=(own(Signal.REQUESTS_RUNNING, metric="my_running"),))
+    found = await collect(a_collector(), want)
+    assert found["chat"].by_pod[Signal.REQUESTS_RUNNING][PODS[0]].age_s == 5
+    assert [("timestamp(my_running{" in query, "my_running" in query) for query in sorted(world.queries)] == [
+        (True, True),
+        (False, True),
+    ]
+
+
+async def test_values_of_other_namespaces_are_dropped(world: World) -> None:
+    world.pods = {"elsewhere": list(PODS)}
+    found = await collect(
+        a_collector(), a_want("own", overrides=(own(Signal.REQUESTS_RUNNING, query="x"),)), a_want("shared")
+    )
+    assert found["own"].by_pod == found["shared"].by_pod == {}
+    assert {only_gap(one).reason for one in found.values()} == {GapReason.ABSENT}
+
+
+async def test_signals_without_a_source(world: World) -> None:
+    found = await collect(
+        a_collector(), a_want("known", runtime="Generic"), a_want("unknown", runtime="vllm", latencies=(ttft(),))
+    )
+    assert "runtime Generic has no source for RequestsRunning" in only_gap(found["known"]).detail
+    assert {gap.detail for gap in found["unknown"].gaps} == {
+        "runtime 'vllm' is unknown: write one of VLLM, Triton, Generic"
+    }
+    assert world.queries == []
+
+
+async def test_a_url_of_the_policy_gets_no_credentials(world: World, tmp_path: Any) -> None:
+    secret = a_server(bearer_token_file=tmp_path / "token", headers={"X-Tenant": "a"})
+    collector = a_collector(secret, allowed_urls=("http://team.example:9090/prom",))
+    chosen = PrometheusSelection(url="http://team.example:9090/prom/a")
+    found = await collect(collector, a_want(prometheus=chosen))
+    assert Signal.REQUESTS_RUNNING in found["chat"].by_pod
+    (reader,) = world.readers
+    assert reader.server.url == "http://team.example:9090/prom/a"
+    assert reader.server.bearer_token_file is None
+    assert reader.server.headers == {}
+    await collect(collector)
+    assert reader.closed
+
+
+async def test_a_policys_own_server_is_within_its_budget(world: World) -> None:
+    collector = a_collector(allowed_urls=("http://team:9090",), queries_per_policy=2)
+    chosen = PrometheusSelection(url="http://team:9090")
+    signals = frozenset({Signal.REQUESTS_RUNNING, Signal.REQUESTS_WAITING})
+    found = (await collect(collector, a_want(prometheus=chosen, signals=signals)))["chat"]
+    assert only_gap(found).signal is Signal.REQUESTS_WAITING
+    assert only_gap(found).reason is GapReason.REFUSED
+    assert collector.last.queries == 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://team:9090.evil.com",
+        "http://team:9091/prom",
+        "https://team:9090/prom",
+        "http://team:9090/promenade",
+        "http://team:9090/prom/../admin",
+        "http://team:9090/prom/%2e%2e/admin",
+        "http://other/team/prom",
+    ],
+)
+def test_urls_that_only_look_allowed(url: str) -> None:
+    servers = Servers((a_server(),), ("http://team:9090/prom/",))
+    assert servers.select(PrometheusSelection(url="http://team:9090/prom")).url == "http://team:9090/prom"
+    with pytest.raises(ValueError, match=r"is not allowed|is not a URL"):
+        servers.select(PrometheusSelection(url=url))
+
+
+async def test_a_refused_server_is_a_gap(world: World) -> None:
+    collector = a_collector()
+    found = await collect(
+        collector,
+        a_want("name", prometheus=PrometheusSelection(name="nobody")),
+        a_want("url", prometheus=PrometheusSelection(url="http://anything")),
+        a_want("fine"),
+    )
+    assert "write one of: default" in only_gap(found["name"]).detail
+    assert "prometheus.allowedURLs" in only_gap(found["url"]).detail
+    assert {only_gap(found[key]).reason for key in ("name", "url")} == {GapReason.REFUSED}
+    assert found["fine"].gaps == ()
+
+
+# From a policy.
+
+
+def test_a_want_of_a_policy() -> None:
+    document = json.dumps(
+        {
+            "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"},
+            "objective": "LatencySensitive",
+            "runtime": "VLLM",
+            "replicas": {"min": 1, "max": 4},
+            "slos": [
+                {"signal": "TimeToFirstToken", "percentile": 95, "threshold": "500ms"},
+                {"signal": "TimeToFirstToken", "percentile": 50, "threshold": "200ms"},
+                {"signal": "InterTokenLatency", "threshold": "50ms", "window": "5m"},
+                {"signal": "Samples", "minPerSecond": 5},
+                {"signal": "Nonsense", "threshold": "1s"},
+            ],
+            "signals": [{"signal": "Samples", "metric": "my_samples"}, {"signal": "Typo", "metric": "x"}],
+        }
+    )
+    spec = Spec.model_validate_json(document)
+    want = Want.of("serving/chat", "serving", spec, ["a", "b"])
+    assert want.latencies == (
+        LatencyWant(signal=Signal.TIME_TO_FIRST_TOKEN, window_s=60, percentiles=(50, 95), threshold_s=0.5),
+        LatencyWant(signal=Signal.INTER_TOKEN_LATENCY, window_s=300, percentiles=(95,), threshold_s=0.05),
+    )
+    assert want.signals == (set(PRESETS["VLLM"].sources) - LATENCY_SIGNALS) | {Signal.SAMPLES}
+    assert (want.workload, want.kind, want.pods) == ("chat", "Deployment", ("a", "b"))
