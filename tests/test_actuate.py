@@ -202,6 +202,9 @@ async def test_custom_resource_with_scale_subresource_is_scaled(hands: Hands, re
     result = await replicas.write(hands.namespace, FLEET, 5, decided_on=scale.target, deadline=soon())
     assert result.outcome is Outcome.WRITTEN
     assert hands.get("fleet")["spec"]["size"] == 5
+    late = await replicas.write(hands.namespace, FLEET, 6, decided_on=scale.target, deadline=soon())
+    assert late.outcome is Outcome.CHANGED
+    assert hands.get("fleet")["spec"]["size"] == 5
 
 
 async def test_the_scale_subresource_tells_no_field_managers(hands: Hands, client: KubeClient) -> None:
@@ -312,6 +315,54 @@ async def test_missing_rights_are_named(hands: Hands, control_plane: ControlPlan
         result = await weak.write(hands.namespace, DEPLOYMENT, 3, decided_on=scale.target, deadline=soon())
         assert result.outcome is Outcome.WRITTEN
     assert hands.get()["spec"]["replicas"] == 3
+
+
+async def test_a_storm_of_status_writes_does_not_keep_the_write_from_happening(
+    hands: Hands, replicas: Replicas, client: KubeClient
+) -> None:
+    hands.apply(workload())
+    hands.ready("deployment", 2)
+    path = f"/apis/apps/v1/namespaces/{hands.namespace}/deployments/chat"
+    stop = asyncio.Event()
+
+    async def storm(number: int) -> int:
+        writes = 0
+        while not stop.is_set():
+            await client.patch(path, {"metadata": {"annotations": {f"n{number}": str(writes)}}}, urgent=True)
+            writes += 1
+        return writes
+
+    storms = [asyncio.create_task(storm(number)) for number in range(4)]
+    try:
+        for wanted in range(3, 13):
+            target = (await replicas.read(hands.namespace, DEPLOYMENT)).target
+            result = await replicas.write(hands.namespace, DEPLOYMENT, wanted, decided_on=target, deadline=soon())
+            assert result.outcome is Outcome.WRITTEN, result.message
+    finally:
+        stop.set()
+        assert sum(await asyncio.gather(*storms)) > 20
+
+
+async def test_zero_replicas_can_be_read_and_written(hands: Hands, replicas: Replicas) -> None:
+    """The API leaves a zero out of the object."""
+    hands.apply(workload(replicas=0))
+    scale = await replicas.read(hands.namespace, DEPLOYMENT)
+    assert scale.target.replicas == 0
+    result = await replicas.write(hands.namespace, DEPLOYMENT, 1, decided_on=scale.target, deadline=soon())
+    assert result.outcome is Outcome.WRITTEN
+    assert result.target is not None
+    assert (
+        await replicas.write(hands.namespace, DEPLOYMENT, 0, decided_on=result.target, deadline=soon())
+    ).message == ""
+    assert hands.get()["spec"]["replicas"] == 0
+
+
+async def test_what_the_server_finds_invalid_is_said_in_its_own_words(hands: Hands, replicas: Replicas) -> None:
+    hands.apply(workload())
+    scale = await replicas.read(hands.namespace, DEPLOYMENT)
+    result = await replicas.write(hands.namespace, DEPLOYMENT, -1, decided_on=scale.target, deadline=soon())
+    assert result.outcome is Outcome.FAILED
+    assert "must be greater than or equal to 0" in result.message
 
 
 async def test_of_many_writers_on_one_decision_only_one_gets_through(hands: Hands, replicas: Replicas) -> None:
@@ -529,12 +580,17 @@ async def test_a_template_write_survives_status_writes_but_not_another_cap(hands
     meddling = Meddling(client, lambda: hands.kubectl("annotate", "--overwrite", "deployment", "chat", "n=1"))
     adapter = PodTemplate(meddling, container="server", env="MAX_NUM_SEQS")
     assert (await adapter.apply(target, 32, deadline=soon())).outcome is Outcome.WRITTEN
+    assert meddling.patches == 1  # a change outside the template is no reason to ask twice
+    meddling = Meddling(client, lambda: hands.kubectl("set", "image", "deployment/chat", "server=server:2"))
+    adapter = PodTemplate(meddling, container="server", env="MAX_NUM_SEQS")
+    assert (await adapter.apply(target, 24, deadline=soon())).outcome is Outcome.WRITTEN
     assert meddling.patches == 2
+    assert server_of(hands.get())["image"] == "server:2"
     meddling = Meddling(client, lambda: hands.kubectl("set", "env", "deployment/chat", "MAX_NUM_SEQS=48"))
     adapter = PodTemplate(meddling, container="server", env="MAX_NUM_SEQS")
     result = await adapter.apply(target, 16, deadline=soon())
     assert result.outcome is Outcome.CHANGED
-    assert "to 48 meanwhile; nothing was written" in result.message
+    assert "to 48 meanwhile; it was left so" in result.message
 
 
 class Meddling(KubeClient):

@@ -16,10 +16,11 @@ from tests.cluster import eventually
 from tests.stack import OperatorProcess, Stack
 
 from . import picture, report
-from .figures import caps_used, figures, intervals
+from .figures import best_cap, figures, intervals
 from .picture import Course
 from .record import Recorder, as_json, latencies
 from .scenario import (
+    CAPACITY,
     EMULATOR,
     GPUS_PER_POD,
     INTERVAL_S,
@@ -129,10 +130,10 @@ def _courses(stack: Stack, recorder: Recorder) -> list[Course]:
         samples = [one for one in recorder.samples[member.name] if one.at_s <= LOAD_S]
         cut = intervals(samples, INTERVAL_S, seen.get(member.name, {}))
         policy = member.policy
-        caps = caps_used(samples, policy.batch.candidates if policy.batch else ())
-        found = figures(samples, cut, policy=policy, caps=caps, gpus_per_pod=GPUS_PER_POD)
+        cap = best_cap(policy, CAPACITY)
+        found = figures(samples, cut, policy=policy, cap=cap, gpus_per_pod=GPUS_PER_POD)
         courses.append(
-            Course(name=member.name, policy=policy, caps=caps, samples=samples, intervals=cut, figures=found)
+            Course(name=member.name, policy=policy, best_cap=cap, samples=samples, intervals=cut, figures=found)
         )
     return courses
 

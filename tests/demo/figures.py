@@ -58,13 +58,12 @@ class Interval:
     start_s: float
     end_s: float
     in_hand: float
-    slots: float
+    ready: float
     latencies: Mapping[Signal, Distribution]
 
-    @property
-    def utilization(self) -> float | None:
-        """Mean requests in hand over mean slots; None while no pod is ready."""
-        return self.in_hand / self.slots if self.slots else None
+    def utilization(self, best_cap: int) -> float | None:
+        """Mean requests in hand over what the ready pods hold at the best cap; None while no pod is ready."""
+        return self.in_hand / (self.ready * best_cap) if self.ready else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ class Figures:
     inside_slo
         Intervals after the first cold start in which every promise was kept, of those in which something was answered.
     in_band
-        Intervals with mean utilisation inside the band, of those in which some permitted count and cap puts the mean
+        Intervals with mean utilisation inside the band, of those in which some permitted replica count puts the mean
         load there.
     changes
         How often the wanted replica count changed.
@@ -127,7 +126,7 @@ def intervals(
                     start_s=start_s,
                     end_s=end_s,
                     in_hand=fmean(one.in_hand for one in inside),
-                    slots=fmean(one.slots for one in inside),
+                    ready=fmean(one.ready for one in inside),
                     latencies=latencies.get(end_s, {}),
                 )
             )
@@ -160,23 +159,24 @@ def percentile_s(interval: Interval, signal: Signal, percent: float) -> float | 
     return found.value if found else None
 
 
-def caps_used(samples: Iterable[Sample], permitted: Iterable[int]) -> tuple[int, ...]:
-    """The permitted caps at which all ready pods of some sample ran: those that the batch rule chose."""
-    seen = {one.cap for one in samples}
-    return tuple(cap for cap in permitted if cap in seen)
+def best_cap(policy: Policy, capacity: int) -> int:
+    """The largest batch cap that the policy permits a server of that capacity; utilisation is counted against it."""
+    permitted = policy.batch.candidates if policy.batch else ()
+    return max((cap for cap in permitted if cap <= capacity), default=capacity)
 
 
-def band_is_possible(in_hand: float, policy: Policy, caps: Iterable[int]) -> bool:
-    """Whether some permitted replica count with one of `caps` puts that many requests in hand inside the band."""
+def band_is_possible(in_hand: float, policy: Policy, cap: int) -> bool:
+    """Whether some permitted replica count puts that many requests in hand inside the band."""
     counts = range(policy.min_replicas, policy.max_replicas + 1)
-    return any(policy.band.low <= in_hand / (count * cap) <= policy.band.high for cap in caps for count in counts)
+    return any(policy.band.low <= in_hand / (count * cap) <= policy.band.high for count in counts)
 
 
-def band_held(interval: Interval, policy: Policy, caps: Iterable[int]) -> bool | None:
-    """Whether the interval's utilisation was inside the band; None where no permitted count and cap puts it there."""
-    if interval.utilization is None or not band_is_possible(interval.in_hand, policy, caps):
+def band_held(interval: Interval, policy: Policy, cap: int) -> bool | None:
+    """Whether the interval's utilisation was inside the band; None where no permitted replica count puts it there."""
+    utilization = interval.utilization(cap)
+    if utilization is None or not band_is_possible(interval.in_hand, policy, cap):
         return None
-    return policy.band.low <= interval.utilization <= policy.band.high
+    return policy.band.low <= utilization <= policy.band.high
 
 
 def gpu_seconds(samples: Sequence[Sample], gpus_per_pod: int) -> float:
@@ -185,14 +185,14 @@ def gpu_seconds(samples: Sequence[Sample], gpus_per_pod: int) -> float:
 
 
 def figures(
-    samples: Sequence[Sample], cut: Sequence[Interval], *, policy: Policy, caps: Sequence[int], gpus_per_pod: int
+    samples: Sequence[Sample], cut: Sequence[Interval], *, policy: Policy, cap: int, gpus_per_pod: int
 ) -> Figures:
-    """The figures of one workload; its band is judged with `caps`."""
+    """The figures of one workload; `cap` is its best cap."""
     warm_s = first_cold_start_s(samples)
     wanted = [one.wanted for one in samples if one.wanted is not None]
     return Figures(
         inside_slo=Share.of(kept(one, policy.slos) for one in cut if one.start_s >= warm_s),
-        in_band=Share.of(band_held(one, policy, caps) for one in cut),
+        in_band=Share.of(band_held(one, policy, cap) for one in cut),
         gpu_s=gpu_seconds(samples, gpus_per_pod),
         most_replicas=max((one.ready for one in samples), default=0),
         changes=sum(before != after for before, after in pairwise(wanted)),

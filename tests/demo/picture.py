@@ -52,7 +52,7 @@ class Course:
 
     name: str
     policy: Policy
-    caps: Sequence[int]
+    best_cap: int
     samples: Sequence[Sample]
     intervals: Sequence[Interval]
     figures: Figures
@@ -142,7 +142,11 @@ def _cap(axes: Axes, course: Course, colour: str) -> None:
 def _utilization(axes: Axes, course: Course, colour: str) -> None:
     low, high = 100 * course.policy.band.low, 100 * course.policy.band.high
     axes.axhspan(low, high, color=colour, alpha=0.16, linewidth=0)
-    told = [(_middle(one), 100 * one.utilization, _counts(one, course)) for one in course.intervals if one.utilization]
+    told = [
+        (_middle(one), 100 * value, _counts(one, course))
+        for one in course.intervals
+        if (value := one.utilization(course.best_cap)) is not None
+    ]
     axes.plot([at_s for at_s, _, _ in told], [value for _, value, _ in told], color=colour, linewidth=1, alpha=0.7)
     for counts, face in ((True, colour), (False, "white")):
         chosen = [(at_s, value) for at_s, value, does in told if does is counts]
@@ -177,7 +181,7 @@ def _middle(interval: Interval) -> float:
 
 
 def _counts(interval: Interval, course: Course) -> bool:
-    return band_is_possible(interval.in_hand, course.policy, course.caps)
+    return band_is_possible(interval.in_hand, course.policy, course.best_cap)
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

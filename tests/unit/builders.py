@@ -1,4 +1,4 @@
-"""Builders for the decision's tests: a policy, a pod, a snapshot, with all that a test does not care about filled in."""
+"""Builders for the decision's tests: a policy, a pod, a snapshot, and all that a test does not care about."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.demo.figures import (
     Share,
     band_held,
     band_is_possible,
-    caps_used,
+    best_cap,
     figures,
     first_cold_start_s,
     gpu_seconds,
@@ -34,9 +34,9 @@ def a_sample(at_s: float, **other: object) -> Sample:
     return Sample(at_s=at_s, **given)  # type: ignore[arg-type]
 
 
-def an_interval(in_hand: float = 65, slots: float = 100, **latencies: Distribution) -> Interval:
+def an_interval(in_hand: float = 65, ready: float = 1, **latencies: Distribution) -> Interval:
     named = {Signal(name): value for name, value in latencies.items()}
-    return Interval(start_s=0, end_s=5, in_hand=in_hand, slots=slots, latencies=named)
+    return Interval(start_s=0, end_s=5, in_hand=in_hand, ready=ready, latencies=named)
 
 
 def a_distribution(*pairs: tuple[float, float]) -> Distribution:
@@ -53,9 +53,9 @@ def a_policy() -> Policy:
 
 
 def test_intervals_hold_the_means_of_their_own_samples_and_are_whole() -> None:
-    samples = [a_sample(float(second), in_hand=second, slots=100 + second) for second in range(13)]
+    samples = [a_sample(float(second), in_hand=second, ready=100 + second) for second in range(13)]
     cut = intervals(samples, 5, {10.0: {TTFT: a_distribution((math.inf, 1.0))}})
-    assert [(one.start_s, one.end_s, one.in_hand, one.slots) for one in cut] == [(0, 5, 2, 102), (5, 10, 7, 107)]
+    assert [(one.start_s, one.end_s, one.in_hand, one.ready) for one in cut] == [(0, 5, 2, 102), (5, 10, 7, 107)]
     assert [list(one.latencies) for one in cut] == [[], [TTFT]]
 
 
@@ -65,9 +65,10 @@ def test_an_interval_without_samples_is_left_out() -> None:
     assert intervals([], 5, {}) == []
 
 
-def test_utilization_is_work_in_hand_over_slots() -> None:
-    assert an_interval(65, 100).utilization == 0.65
-    assert an_interval(65, 0).utilization is None
+def test_utilization_is_work_in_hand_over_what_ready_pods_hold_at_the_best_cap() -> None:
+    assert an_interval(65, 1).utilization(100) == 0.65
+    assert an_interval(65, 2.5).utilization(100) == 0.26
+    assert an_interval(65, 0).utilization(100) is None
 
 
 @pytest.mark.parametrize(
@@ -110,25 +111,23 @@ def test_percentile_is_interpolated_and_none_without_data() -> None:
     [(60, True), (70, True), (75, False), (120, True), (30, False), (280, True), (300, False), (0, False)],
 )
 def test_a_band_is_possible_only_where_some_count_puts_the_load_inside(in_hand: float, expected: bool) -> None:
-    assert band_is_possible(in_hand, a_policy(), [100]) is expected
-
-
-def test_another_cap_can_make_a_band_possible() -> None:
-    assert not band_is_possible(32, a_policy(), [100])
-    assert band_is_possible(32, a_policy(), [100, 50])
+    assert band_is_possible(in_hand, a_policy(), 100) is expected
 
 
 def test_band_held_counts_possible_intervals_only() -> None:
     policy = a_policy()
-    assert band_held(an_interval(65, 100), policy, [100]) is True
-    assert band_held(an_interval(65, 200), policy, [100]) is False
-    assert band_held(an_interval(75, 100), policy, [100]) is None
-    assert band_held(an_interval(65, 0), policy, [100]) is None
+    assert band_held(an_interval(65, 1), policy, 100) is True
+    assert band_held(an_interval(65, 2), policy, 100) is False
+    assert band_held(an_interval(75, 1), policy, 100) is None
+    assert band_held(an_interval(65, 0), policy, 100) is None
 
 
-def test_caps_used_are_permitted_ones_at_which_every_ready_pod_ran() -> None:
-    samples = [a_sample(0, slots=256, ready=2), a_sample(1, slots=224, ready=2), a_sample(2, slots=192, ready=2)]
-    assert caps_used([*samples, a_sample(3, slots=0, ready=0)], (32, 64, 96, 128)) == (96, 128)
+def test_the_best_cap_is_permitted_and_within_the_capacity() -> None:
+    policy = a_policy()
+    assert policy.batch is not None
+    assert best_cap(replace(policy, batch=replace(policy.batch, candidates=(16, 64, 96))), 64) == 64
+    assert best_cap(replace(policy, batch=None), 64) == 64
+    assert best_cap(replace(policy, batch=replace(policy.batch, candidates=(16, 48))), 64) == 48
 
 
 def test_gpu_seconds_are_what_the_pods_held_times_their_gpus() -> None:
@@ -149,7 +148,7 @@ def test_figures_begin_the_promise_after_the_first_cold_start() -> None:
         for at_s in range(21)
     ]
     cut = intervals(samples, 5, {5.0: {TTFT: bad}, 10.0: {TTFT: bad}, 15.0: {TTFT: good}, 20.0: {TTFT: good}})
-    found = figures(samples, cut, policy=a_policy(), caps=[100], gpus_per_pod=1)
+    found = figures(samples, cut, policy=a_policy(), cap=100, gpus_per_pod=1)
     assert found.inside_slo == Share(2, 2)
     assert found.in_band == Share(1, 4)
     assert (found.gpu_s, found.most_replicas, found.changes) == (20, 2, 1)

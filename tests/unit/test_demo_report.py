@@ -13,7 +13,7 @@ from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Distribution
 from bandkeeper.decide.policy import LatencySLO
 from tests.demo import picture, report
-from tests.demo.figures import Sample, caps_used, figures, intervals
+from tests.demo.figures import Sample, best_cap, figures, intervals
 from tests.demo.picture import Course
 from tests.demo.record import distributions, operator_metrics
 from tests.demo.scenario import BUCKETS, EMULATOR, INTERVAL_S, LOAD, LOAD_S, MEMBERS, Member
@@ -43,9 +43,9 @@ def a_course(member: Member, seconds: int = 30) -> Course:
     }
     cut = intervals(samples, 5, latencies)
     policy = member.policy
-    caps = caps_used(samples, (128,))
-    found = figures(samples, cut, policy=policy, caps=caps, gpus_per_pod=1)
-    return Course(name=member.name, policy=policy, caps=caps, samples=samples, intervals=cut, figures=found)
+    cap = best_cap(policy, 128)
+    found = figures(samples, cut, policy=policy, cap=cap, gpus_per_pod=1)
+    return Course(name=member.name, policy=policy, best_cap=cap, samples=samples, intervals=cut, figures=found)
 
 
 def test_the_members_differ_in_objective_and_promises_only() -> None:

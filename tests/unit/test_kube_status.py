@@ -54,15 +54,21 @@ class Desk:
         self.task = asyncio.create_task(self.writer.run())
 
     async def advance(self, seconds: float = 0.0) -> None:
-        """Move on; the writer looks for work that waits for its time every 100 ms of real time."""
+        """Move on; the writer looks for work that waits for its time now and then, in real time."""
         await self.time.advance(seconds)
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.03)
         await self.time.advance(0.0)
 
     @property
     def written(self) -> list[tuple[str, Any]]:
         """(name, status) of each call."""
         return [(path.split("/")[-2], body[1]["value"]) for _, path, body in self.client.calls]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bandkeeper.kube.status.POLL_S", 0.01)
+    monkeypatch.setattr("bandkeeper.kube.status.IDLE_POLL_S", 0.01)
 
 
 @pytest.fixture

@@ -118,44 +118,8 @@ class PodTemplate:
         self, workload: Workload, wanted: Callable[[Manifest, _Place], _Change | None], left: Deadline
     ) -> CapResult:
         label = f"{workload.resource.kind} {workload.name}"
-        path = workload.resource.path(workload.namespace, workload.name)
-        seen: _Place | None = None
-        invalid: Invalid | None = None
         try:
-            for pause_s in ATTEMPT_PAUSES_S:
-                if not await left.pause(pause_s):
-                    return CapResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
-                manifest = await self._client.get(path, timeout_s=left.timeout_s())
-                place, owner = self._find(manifest), self._owner(manifest)
-                change = wanted(manifest, place)
-                if change is None:
-                    return CapResult(outcome=Outcome.UNCHANGED)
-                if manifest["metadata"]["uid"] != workload.uid:
-                    message = f"{label} was deleted and created again since the decision; nothing was written"
-                    return CapResult(outcome=Outcome.CHANGED, message=message)
-                if seen is not None and seen.cap != place.cap:
-                    who = owner.name if owner else "somebody else"
-                    message = f"{who} set {self._what} of {label} to {place.cap} meanwhile; nothing was written"
-                    return CapResult(outcome=Outcome.CHANGED, message=message, manager=owner.name if owner else "")
-                seen = place
-                if not left.timeout_s():
-                    return CapResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
-                try:
-                    await self._client.patch(
-                        path,
-                        self._patch(manifest, place, change),
-                        content_type=JSON_PATCH,
-                        params={"fieldManager": FIELD_MANAGER},
-                        timeout_s=left.timeout_s(),
-                    )
-                except Conflict:
-                    continue
-                except Invalid as error:
-                    if invalid is not None and invalid.message == error.message:
-                        raise
-                    invalid = error  # somebody else's change, or a fault of ours: the next attempt tells
-                    continue
-                return self._written(label, owner, place)
+            return await self._attempts(workload, label, wanted, left)
         except AdapterError as error:
             return CapResult(outcome=Outcome.REFUSED, message=str(error))
         except NotFound:
@@ -166,8 +130,52 @@ class PodTemplate:
         except ApiError as error:
             message = f"the pod template of {label} could not be written: {error.message}; it will be tried again"
             return CapResult(outcome=Outcome.FAILED, message=message)
-        message = f"{label} is written by others all the time; it will be tried again"
-        return CapResult(outcome=Outcome.FAILED, message=message)
+
+    async def _attempts(
+        self,
+        workload: Workload,
+        label: str,
+        wanted: Callable[[Manifest, _Place], _Change | None],
+        left: Deadline,
+    ) -> CapResult:
+        """Read, look, write; again when the template changed in between, unless it was the cap itself."""
+        path = workload.resource.path(workload.namespace, workload.name)
+        first: _Place | None = None
+        refusal: ApiError | None = None
+        for pause_s in ATTEMPT_PAUSES_S:
+            if not await left.pause(pause_s):
+                return CapResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
+            manifest = await self._client.get(path, timeout_s=left.timeout_s())
+            place, owner = self._find(manifest), self._owner(manifest)
+            first = first or place
+            if manifest["metadata"]["uid"] != workload.uid:
+                message = f"{label} was deleted and created again since the decision; nothing was written"
+                return CapResult(outcome=Outcome.CHANGED, message=message)
+            change = wanted(manifest, place)
+            if change is None:
+                return CapResult(outcome=Outcome.UNCHANGED)
+            if place.cap != first.cap:
+                who = owner.name if owner else ""
+                message = (
+                    f"{who or 'somebody else'} set {self._what} of {label} to {place.cap} meanwhile; it was left so"
+                )
+                return CapResult(outcome=Outcome.CHANGED, message=message, manager=who)
+            if not left.timeout_s():
+                return CapResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
+            try:
+                await self._client.patch(
+                    path,
+                    self._patch(manifest, place, change),
+                    content_type=JSON_PATCH,
+                    params={"fieldManager": FIELD_MANAGER},
+                    timeout_s=left.timeout_s(),
+                )
+            except (Conflict, Invalid) as error:  # Invalid is also the answer to a test that failed
+                refusal = error
+            else:
+                return self._written(label, owner, place)
+        assert refusal is not None
+        raise refusal
 
     def _patch(self, manifest: Manifest, place: _Place, change: _Change) -> list[dict[str, Any]]:
         template = copy.deepcopy(manifest["spec"]["template"])

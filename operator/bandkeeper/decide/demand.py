@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.v1alpha1 import Objective
@@ -23,6 +24,7 @@ SMOOTHING_S = 30.0
 PATIENT_SMOOTHING_S = 60.0  # ThroughputSensitive lets a queue be for a while
 OVERLOAD_SMOOTHING_S = 10.0
 NOISE = 3.0  # standard deviations of a Poisson count that are taken for a real change
+RISE_NOISE = 1.5  # the same for two smoothed values
 FEWEST_FINISHED = 20.0  # in one rate window, for a rate to mean anything
 LONGEST_MEMORY_S = 600.0
 SHORTEST_GROWTH_S = 10.0
@@ -48,6 +50,8 @@ class Demand:
         Replicas cannot do more: work queues or is refused.
     rising
         Work rose over the last cold start.
+    queue_gone
+        Work waited in the last rate window and does not any more: latencies still show it.
     """
 
     curve: LoadCurve
@@ -57,6 +61,7 @@ class Demand:
     utilization: float
     saturated: bool
     rising: bool
+    queue_gone: bool = False
     request_s: float | None = None
     offered_per_s: float | None = None
 
@@ -84,6 +89,7 @@ def observe(
     work, in_flight = _smoothed(policy, load, memory, raw, look.saturated, now_s)
     memory = replace(
         memory,
+        request_s=look.request_s if past.steady and look.request_s is not None else memory.request_s,
         work=work,
         in_flight=in_flight,
         updated_s=now_s,
@@ -96,6 +102,7 @@ def observe(
         peak_work=max(work, memory.peaks.highest() or 0.0),
         utilization=in_flight / (load.ready * best_cap),
         saturated=look.saturated,
+        queue_gone=past.queued and not load.queueing,
         rising=look.saturated or _rising(load, memory, work, best_cap, now_s),
         request_s=look.request_s,
         offered_per_s=look.offered_per_s,
@@ -105,7 +112,10 @@ def observe(
 
 @dataclass(frozen=True, slots=True)
 class _Past:
-    """Averages over the rate window, and growth over it and over its latest part."""
+    """Averages over the rate window, and growth over it and over its latest part.
+
+    `steady`: the same replicas were ready all the time. `queued`: work waited at some time.
+    """
 
     running: float
     ready: float
@@ -113,6 +123,7 @@ class _Past:
     growth_per_s: float | None
     recent_growth_per_s: float | None
     drained: bool
+    queued: bool
     queue_grew: bool
 
     @classmethod
@@ -127,30 +138,48 @@ class _Past:
         recent = next((sample for sample in reversed(samples) if sample.at_s <= recent_s), None)
         if first is not None and now_s - first.at_s < SHORTEST_GROWTH_S:
             first = None
-        steady = first is not None and all(sample.ready == load.ready for sample in (first, *window))
+        covered = [sample for sample in samples if first is None or sample.at_s >= first.at_s]
         return cls(
-            running=(sum(sample.running for sample in window) + (load.running or 0.0)) / (len(window) + 1),
-            ready=(sum(sample.ready for sample in window) + load.ready) / (len(window) + 1),
-            steady=steady,
+            running=_mean([(sample.at_s, sample.running) for sample in covered], (now_s, load.running or 0.0)),
+            ready=_mean([(sample.at_s, float(sample.ready)) for sample in covered], (now_s, float(load.ready))),
+            steady=first is not None and all(sample.ready == load.ready for sample in (first, *window)),
             growth_per_s=None if first is None else (in_flight - first.in_flight) / (now_s - first.at_s),
-            recent_growth_per_s=None
-            if recent is None or not steady
-            else (in_flight - recent.in_flight) / (now_s - recent.at_s),
+            recent_growth_per_s=None if recent is None else (in_flight - recent.in_flight) / (now_s - recent.at_s),
             drained=first is not None and first.in_flight - in_flight > NOISE * math.sqrt(first.in_flight),
+            queued=any(sample.waiting > load.quiet_queue for sample in window),
             queue_grew=recent is not None and waiting - recent.waiting > max(1.0, math.sqrt(recent.waiting)),
         )
 
 
+def _mean(points: list[tuple[float, float]], last: tuple[float, float]) -> float:
+    """Mean over time of straight lines between the points."""
+    area = span = 0.0
+    for (start_s, before), (end_s, after) in pairwise([*points, last]):
+        area += (before + after) / 2 * (end_s - start_s)
+        span += end_s - start_s
+    return area / span if span > 0 else last[1]
+
+
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What the fleet is doing at this moment, before smoothing."""
+    """What the fleet is doing at this moment, before smoothing.
+
+    Attributes
+    ----------
+    saturated
+        The replicas cannot do more: work queues or is refused.
+    limited
+        They cannot although the cap would let more in: memory or prefill is what is full.
+    request_s
+        Replica-seconds of one request at the best cap.
+    """
 
     load: Load
     past: _Past
     curve: LoadCurve
     best_cap: int
     saturated: bool
-    binding: bool
+    limited: bool
     request_s: float | None
     offered_per_s: float | None
     counts_kv: bool
@@ -166,59 +195,66 @@ class _Look:
         best_cap: int,
     ) -> _Look:
         curve = memory.service.curve()
-        cap = min(load.caps, default=best_cap)
-        binding = (load.running or 0.0) >= 0.9 * load.ready * cap
-        finished = load.finished_per_s
-        rejected = load.rejected_per_s or 0.0
+        binding = (load.running or 0.0) >= 0.9 * load.ready * min(load.caps, default=best_cap)
+        finished, rejected = load.finished_per_s, load.rejected_per_s or 0.0
         refused = rejected > 0.01 * (finished or 0.0)
         late = any(verdict.signal in WAIT_SIGNALS and verdict.state is SLOState.BREACHED for verdict in verdicts)
+        saturated = refused or (load.queueing and (binding or past.queue_grew or late))
         request_s = offered = None
         if finished is not None and finished * policy.rate_window_s >= FEWEST_FINISHED:
             relative = min(1.0, past.running / (past.ready * best_cap))
             request_s = past.running / finished / best_cap * curve.stretch(1.0, relative)
-            growth = [g for g in (past.growth_per_s, past.recent_growth_per_s) if g is not None]
-            offered = max(0.0, finished + max(growth, default=0.0) + rejected)
+            if saturated and not binding:
+                request_s = max(request_s, past.ready / finished)
+            if not past.steady and memory.request_s is not None:
+                request_s = memory.request_s  # new replicas are full before anything comes out of them
+            offered = max(0.0, finished + (past.growth_per_s or 0.0) + rejected)
         return cls(
             load=load,
             past=past,
             curve=curve,
             best_cap=best_cap,
-            saturated=refused or (load.queueing and (binding or past.queue_grew or late)),
-            binding=binding,
+            saturated=saturated,
+            limited=saturated and not binding,
             request_s=request_s,
             offered_per_s=offered,
             counts_kv=policy.batching is not Batching.DYNAMIC,
         )
 
     def work(self, before: float | None) -> float:
-        """Offered work in replicas at the best cap."""
+        """Offered work in replicas at the best cap. While a backlog is worked off, it is not what is being done."""
+        arriving = self._arriving()
         if self.saturated:
-            return self._overload()
-        load = self.load
-        present = load.ready * self.curve.load((load.in_flight or 0.0) / (load.ready * self.best_cap))
-        if self.past.drained:
-            arriving = before if self.request_s is None else (self.offered_per_s or 0.0) * self.request_s
+            return self._guessed_overload() if arriving is None else arriving
+        present = self._done(self.load.in_flight or 0.0)
+        if self.past.drained or self.past.queued:
+            arriving = before if arriving is None else arriving
             return present if arriving is None else min(present, arriving)
-        if self.counts_kv and load.kv is not None:
-            return max(present, load.ready * min(1.0, load.kv) / FULL_KV)
+        if self.counts_kv and self.load.kv is not None:
+            return max(present, self.load.ready * min(1.0, self.load.kv) / FULL_KV)
         return present
 
-    def _overload(self) -> float:
-        load, past = self.load, self.past
-        if self.request_s is None or self.offered_per_s is None:
-            return self._overload_without_rates()
-        work = self.offered_per_s * self.request_s
-        if not self.binding and load.finished_per_s:
-            # Something other than the cap limits the replicas, so what they finish now is all they can.
-            work = max(work, past.ready * self.offered_per_s / load.finished_per_s)
-        return work
+    def _done(self, requests: float) -> float:
+        """Work that the ready replicas do with so many requests in them."""
+        ready = self.load.ready
+        return ready * self.curve.load(requests / (ready * self.best_cap))
 
-    def _overload_without_rates(self) -> float:
+    def _arriving(self) -> float | None:
+        """What arrives: done + growth + refused. With other replicas than a minute ago only averages tell."""
+        if self.request_s is None or self.offered_per_s is None:
+            return None
+        growth_per_s = self.past.recent_growth_per_s
+        if not self.past.steady or growth_per_s is None:
+            return self.offered_per_s * self.request_s
+        done = self.load.ready if self.limited else self._done(self.load.running or 0.0)
+        return max(0.0, done + (growth_per_s + (self.load.rejected_per_s or 0.0)) * self.request_s)
+
+    def _guessed_overload(self) -> float:
+        """Without a rate of finished requests: what the replicas do, and growth at a guessed length of a request."""
         load = self.load
-        share = self.curve.load(min(1.0, (load.running or 0.0) / (load.ready * self.best_cap))) if self.binding else 1.0
-        growth = max(0.0, self.past.growth_per_s or 0.0) if self.past.queue_grew else 0.0
-        extra = min(growth * GUESSED_SERVICE_S, load.waiting or 0.0) / self.best_cap
-        return load.ready * share + extra
+        done = load.ready if self.limited else self._done(load.running or 0.0)
+        growth_per_s = max(0.0, self.past.growth_per_s or 0.0) if self.past.queue_grew else 0.0
+        return done + min(growth_per_s * GUESSED_SERVICE_S, load.waiting or 0.0) / self.best_cap
 
 
 def _smoothed(
@@ -265,7 +301,7 @@ def _rising(load: Load, memory: DemandMemory, work: float, best_cap: int, now_s:
     then = next((sample for sample in reversed(samples) if sample.at_s <= begin_s), samples[0] if samples else None)
     if then is None:
         return False
-    return work - then.work > max(0.05 * then.work, then.work / math.sqrt(max(1.0, then.work * best_cap)))
+    return work - then.work > max(0.05 * then.work, RISE_NOISE * then.work / math.sqrt(max(1.0, then.work * best_cap)))
 
 
 def _remembered(policy: Policy, load: Load, memory: DemandMemory, now_s: float) -> DemandMemory:
@@ -292,6 +328,7 @@ def _rescaled(memory: DemandMemory, best_cap: int) -> DemandMemory:
         memory,
         best_cap=best_cap,
         work=None if memory.work is None else memory.work * factor,
+        request_s=None,
         peaks=memory.peaks.scaled(factor),
         samples=tuple(replace(sample, work=sample.work * factor) for sample in memory.samples),
         service=type(memory.service)(),

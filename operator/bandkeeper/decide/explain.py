@@ -17,7 +17,7 @@ _SENTENCES_OF_BAND = {
     BandReason.QUANTISED: "one replica fewer would be above the band",
     BandReason.SLO_BOUND: "one replica fewer would break a promise",
     BandReason.HOLDING_PEAK: "the peak of the scale-down window is still held",
-    BandReason.IN_BAND: "inside the band",
+    BandReason.AT_BOUND: "replicas.min keeps them",
 }
 
 
@@ -33,6 +33,10 @@ def joined(first: str, second: str) -> str:
 
 def _change(scene: Scene, wanted: int) -> str:
     return f"Replicas {scene.current} -> {wanted}"
+
+
+def _count(replicas: int) -> str:
+    return "1 replica" if replicas == 1 else f"{replicas} replicas"
 
 
 def _percent(ratio: float) -> str:
@@ -78,7 +82,7 @@ def demand_fell(scene: Scene, wanted: int) -> str:
     demand = scene.demand
     fits = ""
     if demand is not None:
-        fits = f"; {wanted} carry its peak at {_percent(demand.curve.utilization(demand.peak_work / wanted))}"
+        fits = f"; {_count(wanted)} carry its peak at {_percent(demand.curve.utilization(demand.peak_work / wanted))}"
     window = durations.text(scene.policy.scale_down.stabilization_s)
     return f"{_change(scene, wanted)}: work stayed below the band {_band(scene)} for {window}{fits}."
 
@@ -92,24 +96,31 @@ def unreachable(scene: Scene, verdict: SLOVerdict) -> str:
     )
 
 
-def in_band(scene: Scene) -> str:
-    return f"{scene.current} replicas at {_utilization(scene)} (band {_band(scene)})."
+def inside_band(scene: Scene) -> bool:
+    """Whether utilisation is known and inside the band."""
+    band, demand = scene.policy.band, scene.demand
+    return demand is not None and band.low <= demand.utilization <= band.high
 
 
 def kept(scene: Scene, reason: BandReason) -> str:
-    return f"{scene.current} replicas at {_utilization(scene)} (band {_band(scene)}): {_SENTENCES_OF_BAND[reason]}."
+    text = f"{_count(scene.current)} at {_utilization(scene)} (band {_band(scene)})"
+    if scene.load.pending:
+        text += f", {scene.load.pending} of them not ready yet"
+    below = scene.demand is not None and scene.demand.utilization < scene.policy.band.low
+    why = _SENTENCES_OF_BAND.get(reason, "") if below else ""
+    return f"{text}: {why}." if why else f"{text}."
 
 
 def holding(scene: Scene, message: str) -> str:
-    return f"Holding {scene.current} replicas at {_utilization(scene)} (band {_band(scene)}): {message}."
+    return f"Holding {_count(scene.current)} at {_utilization(scene)} (band {_band(scene)}): {message}."
 
 
 def metrics(scene: Scene) -> str:
-    return f"Holding {scene.current} replicas: {scene.metrics.message}. Nothing is lowered meanwhile."
+    return f"Holding {_count(scene.current)}: {scene.metrics.message}. Nothing is lowered meanwhile."
 
 
 def no_ready_pods(scene: Scene) -> str:
-    return f"Holding {scene.current} replicas: no pod is ready, so there is nothing to judge by."
+    return f"Holding {_count(scene.current)}: no pod is ready, so there is nothing to judge by."
 
 
 def outside(scene: Scene, wanted: int) -> str:
@@ -125,14 +136,14 @@ def fallback(scene: Scene, wanted: int) -> str:
     behavior = scene.policy.fallback.behavior
     cause = f"no usable metrics for more than {missing} ({scene.metrics.message}); fallback {behavior}"
     if behavior is FallbackBehavior.HOLD or wanted == scene.current:
-        return f"Holding {scene.current} replicas: {cause}."
+        return f"Holding {_count(scene.current)}: {cause}."
     return f"{_change(scene, wanted)}: {cause}."
 
 
 def undone(manager: str) -> str:
     return (
-        f"{manager} undid the operator's replicas three times in 30 minutes, so it stopped writing them. Take spec.replicas "
-        "out of the manifest (Helm, Flux), or let Argo CD ignore /spec/replicas (ignoreDifferences)."
+        f"{manager} undid the operator's replicas three times in 30 minutes, so it stopped writing them. "
+        "Take spec.replicas out of the manifest (Helm, Flux), or let Argo CD ignore /spec/replicas (ignoreDifferences)."
     )
 
 

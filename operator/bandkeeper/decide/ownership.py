@@ -45,7 +45,7 @@ def follow(policy: Policy, target: Target, state: State, now_s: float) -> State:
     return replace(
         state,
         ownership=owner,
-        scale=replace(state.scale, needs=NO_PEAKS, ups=NO_PEAKS, shrink=None),
+        scale=replace(state.scale, needs=NO_PEAKS, queues=NO_PEAKS, ups=NO_PEAKS, shrink=None),
         promises=replace(state.promises, order=None),
     )
 

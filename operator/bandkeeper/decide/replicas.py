@@ -13,7 +13,7 @@ from bandkeeper.decide.ownership import undone_by
 from bandkeeper.decide.promises import breached
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.state import Shrink, State
-from bandkeeper.decide.vetoes import structural, veto
+from bandkeeper.decide.vetoes import Veto, structural, veto
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +99,12 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     need = max(needs, default=0)
     scale = state.scale
     scale = size.learn_regret(scale, demand, short=need > current or bool(broken), now_s=now_s)
-    held = max(queue or 0, promised.replicas or 0)
-    scale = replace(scale, needs=scale.needs.push(float(held), now_s, policy.scale_down.stabilization_s))
+    window_s = policy.scale_down.stabilization_s
+    scale = replace(
+        scale,
+        needs=scale.needs.push(float(promised.replicas or 0), now_s, window_s),
+        queues=scale.queues.push(float(queue or 0), now_s, min(window_s, max(size.DRAIN_S, load.cold_start_s))),
+    )
     if demand is not None or need:
         scale = replace(scale, ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s))
     state = replace(state, promises=promises, scale=scale)
@@ -142,18 +146,20 @@ def _no_more(scene: Scene, state: State, promised: size.PromiseSize) -> tuple[Wa
     if promised.unreachable is not None:
         message = explain.unreachable(scene, promised.unreachable)
         return Wanted(replicas=current, reason=Reason.SLO_UNREACHABLE, message=message, limit=lost), state
-    against = veto(scene, state)
-    if demand is None or against is not None:
-        return _held(scene, against.message if against else "", against.reason if against else None, lost), state
+    if demand is None or scene.metrics.state is not MetricsState.USABLE:
+        return _blind(scene, lost), state
     fewer = size.fewest(
         policy, demand, scene.verdicts, state.scale, current=current, cap=scene.cap_in_force, now_s=scene.now_s
     )
     if fewer.replicas >= current:
-        return _kept(scene, fewer, lost), state
+        return _kept(scene, fewer.kept_by, lost), state
+    against = veto(scene, state)
+    if against is not None:
+        return _held(scene, against, lost), state
     wanted, limit = _limited(scene, state, max(fewer.replicas, policy.min_replicas), asked=fewer.replicas)
     if wanted >= current:
         reason = BandReason.AT_BOUND if current <= policy.min_replicas else BandReason.HOLDING_PEAK
-        message = limit.message if limit else explain.in_band(scene)
+        message = limit.message if limit else explain.kept(scene, reason)
         reported = Reason.NO_CHANGE if reason is BandReason.AT_BOUND else Reason.LIMITED
         return Wanted(replicas=current, reason=reported, message=message, limit=lost or limit, kept_by=reason), state
     shrink = Shrink(scene.now_s, wanted, demand.peak_work, demand.offered_per_s)
@@ -164,30 +170,27 @@ def _no_more(scene: Scene, state: State, promised: size.PromiseSize) -> tuple[Wa
     ), state
 
 
-def _held(scene: Scene, message: str, reason: BandReason | None, lost: Limitation | None) -> Wanted:
-    """Something argues against fewer replicas; it is worth telling only where fewer would do."""
-    demand, low = scene.demand, scene.policy.band.low
-    kept_by = reason or BandReason.UNKNOWN
-    if scene.metrics.state is not MetricsState.USABLE:
-        missing = scene.metrics.state is MetricsState.NONE
-        word = Reason.METRICS_MISSING if missing else Reason.METRICS_PARTIAL
-        text = explain.metrics(scene)
-        return Wanted(replicas=scene.current, reason=word, message=text, limit=lost, kept_by=kept_by)
-    if demand is None or demand.utilization >= low or scene.current <= scene.policy.min_replicas:
-        text = explain.in_band(scene)
-        inside = demand is not None and low <= demand.utilization <= scene.policy.band.high
-        word = Reason.IN_BAND if inside and not breached(scene.verdicts) else Reason.NO_CHANGE
-        return Wanted(replicas=scene.current, reason=word, message=text, limit=lost, kept_by=kept_by)
-    text = explain.holding(scene, message)
-    return Wanted(replicas=scene.current, reason=Reason.HOLDING, message=text, limit=lost, kept_by=kept_by)
+def _blind(scene: Scene, lost: Limitation | None) -> Wanted:
+    missing = scene.metrics.state is MetricsState.NONE
+    reason = Reason.METRICS_MISSING if missing else Reason.METRICS_PARTIAL
+    return Wanted(replicas=scene.current, reason=reason, message=explain.metrics(scene), limit=lost)
 
 
-def _kept(scene: Scene, fewer: size.Fewer, lost: Limitation | None) -> Wanted:
-    reason = Reason.HOLDING if fewer.kept_by is BandReason.HOLDING_PEAK else Reason.NO_CHANGE
-    if fewer.kept_by is BandReason.IN_BAND:
+def _held(scene: Scene, against: Veto, lost: Limitation | None) -> Wanted:
+    """Fewer would do, and something argues against it; a bound is told by itself."""
+    if scene.current <= scene.policy.min_replicas:
+        return _kept(scene, BandReason.AT_BOUND, lost)
+    message = explain.holding(scene, against.message)
+    return Wanted(replicas=scene.current, reason=Reason.HOLDING, message=message, limit=lost, kept_by=against.reason)
+
+
+def _kept(scene: Scene, kept_by: BandReason, lost: Limitation | None) -> Wanted:
+    reason = Reason.HOLDING if kept_by is BandReason.HOLDING_PEAK else Reason.NO_CHANGE
+    if kept_by is BandReason.IN_BAND and not breached(scene.verdicts) and explain.inside_band(scene):
         reason = Reason.IN_BAND
-    message = explain.kept(scene, fewer.kept_by)
-    return Wanted(replicas=scene.current, reason=reason, message=message, limit=lost, kept_by=fewer.kept_by)
+    return Wanted(
+        replicas=scene.current, reason=reason, message=explain.kept(scene, kept_by), limit=lost, kept_by=kept_by
+    )
 
 
 def _limited(scene: Scene, state: State, goal: int, *, asked: int | None = None) -> tuple[int, Limitation | None]:

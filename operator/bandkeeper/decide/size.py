@@ -28,6 +28,7 @@ WAIT_STEP = 1.25  # replicas for a broken promise about waiting where no queue s
 REGRET_S = 300.0  # a scale-in that has to be taken back this soon was wrong
 REGRET_MEMORY_S = 3600.0
 REGRET_SHARE = 0.95
+CLEARLY = 1.1  # work this much larger would still do with one fewer: only then the peak is what holds it
 
 
 def for_band(policy: Policy, demand: Demand) -> int:
@@ -82,6 +83,8 @@ def for_promises(
     unreachable = None
     for verdict in sorted(broken, key=lambda verdict: not is_wait(verdict, load)):
         settled = _settled(verdict, load, current, written_s, now_s)
+        if is_wait(verdict, load) and demand is not None and demand.queue_gone:
+            settled = False  # the percentile still shows a queue that is gone
         if settled and _did_not_help(verdict, load, memory.order):
             memory = replace(memory, order=None, futile=(*memory.futile, (verdict.signal, now_s + FUTILE_S)))
         if _is_futile(verdict, load, memory):
@@ -174,9 +177,9 @@ def fewest(
         return Fewer(current, BandReason.HOLDING_PEAK if recent else BandReason.IN_BAND)
     share = curve.load(high) * min(1.0, curve.load(cap / demand.best_cap))
     by_band = max(1, math.ceil(demand.peak_work / share - 1e-9))
-    by_peak = max(1, math.ceil(demand.work / share - 1e-9))
     if by_band >= current:
-        return Fewer(current, BandReason.QUANTISED if by_peak >= current else BandReason.HOLDING_PEAK)
+        held = demand.work * CLEARLY / share <= current - 1
+        return Fewer(current, BandReason.HOLDING_PEAK if held else BandReason.QUANTISED)
     promised = curve.load(_promised_utilization(verdicts, demand))
     by_slo = max(1, math.ceil(demand.peak_work / promised - 1e-9)) if promised > 0 else current
     if by_slo >= current:
@@ -209,7 +212,7 @@ def _promised_utilization(verdicts: Sequence[SLOVerdict], demand: Demand) -> flo
 
 def _remembered(memory: ScaleMemory, demand: Demand, now_s: float) -> int:
     """Replicas that a queue or a promise needed in the window, and one more than what proved too few."""
-    fewest_known = int(memory.needs.highest() or 0)
+    fewest_known = int(max(memory.needs.highest() or 0, memory.queues.highest() or 0))
     for regret in memory.regrets:
         if now_s - regret.at_s <= REGRET_MEMORY_S and demand.peak_work >= REGRET_SHARE * regret.work:
             fewest_known = max(fewest_known, regret.replicas + 1)

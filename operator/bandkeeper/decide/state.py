@@ -79,11 +79,14 @@ class DemandMemory:
         Unit of everything below; a change of it rescales the memory.
     work, in_flight
         Smoothed, None before the first data.
+    request_s
+        Replica-seconds of one request, from the last window in which no replica came or went.
     """
 
     best_cap: int = 0
     work: float | None = None
     in_flight: float | None = None
+    request_s: float | None = None
     updated_s: float = 0.0
     fitted_s: float = float("-inf")
     samples: tuple[Sample, ...] = ()
@@ -139,12 +142,15 @@ class ScaleMemory:
     Attributes
     ----------
     needs
-        Replicas that were needed for a queue or a broken promise, over the scale-down window.
+        Replicas that a broken promise needed, over the scale-down window.
+    queues
+        Replicas that a queue needed, over a cold start: a backlog that is gone is no reason to keep them longer.
     ups
         Negated recommendations over the scale-up window: its maximum is the least of them.
     """
 
     needs: Peaks = NO_PEAKS
+    queues: Peaks = NO_PEAKS
     ups: Peaks = NO_PEAKS
     events: tuple[ScaleEvent, ...] = ()
     shrink: Shrink | None = None

@@ -64,8 +64,7 @@ def status_of(tracked: Tracked, *, wall_s: float, period_s: float) -> dict[str, 
         history=_history(tracked.changes, old.history, wall_s),
         cold_start=_duration(decision.inputs.cold_start_s) if decision else old.cold_start,
     )
-    dumped: dict[str, Any] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return dumped
+    return status.stored()
 
 
 def previous(status: Mapping[str, Any]) -> v1alpha1.Status:

@@ -1,4 +1,4 @@
-"""A Prometheus answer as samples, parsed series by series so that no other thread waits long for the interpreter."""
+"""A Prometheus answer as samples, parsed in pieces so that no other thread waits long for the interpreter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 _RESULT = re.compile(r'"result"\s*:\s*\[')  # cannot match inside a JSON string: the quotes there are escaped
-_BETWEEN = re.compile(r"[\s,]*")
+# The end of one series and the begin of the next. In a string, the quote would end it and no letter could follow.
+_BETWEEN = re.compile(r'\}\s*,\s*(?=\{\s*"[a-z])')
+_PIECE_CHARS = 131_072
 _ENVELOPE_MOST_CHARS = 65_536
 
 
@@ -40,8 +42,8 @@ class RangeError(ValueError):
 def parse(body: bytes) -> Answer:
     """Read the JSON of `/api/v1/query`.
 
-    The parser holds the interpreter's lock while it runs, so it gets one series at a time; another thread can go on
-    between two of them.
+    The parser holds the interpreter's lock while it runs, so it gets a few hundred series at a time; another thread
+    can go on between two pieces.
 
     Raises
     ------
@@ -59,9 +61,12 @@ def parse(body: bytes) -> Answer:
             warnings += ("the answer is partial",)
         if kind == "vector":
             samples = tuple(
-                Sample(item["metric"], float(item["value"][1]), float(item["value"][0]))
-                for item in items
-                if "value" in item  # a native histogram has none
+                [
+                    Sample(item["metric"], float(value), at_s)
+                    for item in items
+                    if "value" in item  # a native histogram has none
+                    for at_s, value in (item["value"],)
+                ]
             )
         elif kind == "scalar":
             samples = (Sample({}, float(items[1]), float(items[0])),)
@@ -83,19 +88,14 @@ def _take_apart(text: str) -> tuple[dict[str, Any], list[Any]]:
         if len(text) > _ENVELOPE_MOST_CHARS:
             raise MalformedError("no result")
         return json.loads(text), []
-    decode = json.JSONDecoder().raw_decode
     items: list[Any] = []
-    position = _skip(text, found.end())
-    while text[position] != "]":
-        item, position = decode(text, position)
-        items.append(item)
-        position = _skip(text, position)
-    envelope = text[: found.end()] + text[position:]
+    position = found.end()
+    while between := _BETWEEN.search(text, position + _PIECE_CHARS):
+        items += json.loads(f"[{text[position : between.start() + 1]}]")
+        position = between.end()
+    last, length = json.JSONDecoder().raw_decode(f"[{text[position:]}")
+    items += last
+    envelope = f"{text[: found.end()]}]{text[position + length - 1 :]}"
     if len(envelope) > _ENVELOPE_MOST_CHARS:
         raise MalformedError("more than an answer")
     return json.loads(envelope), items
-
-
-def _skip(text: str, position: int) -> int:
-    found = _BETWEEN.match(text, position)
-    return found.end() if found else position

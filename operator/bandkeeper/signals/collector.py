@@ -174,6 +174,7 @@ class _Run:
         self._thresholds_s: dict[Job, float] = {}
         self._rows: dict[Job, set[_RowKey]] = defaultdict(set)
         self._tasks: dict[Job, asyncio.Task[_Result]] = {}
+        self._turn = asyncio.Lock()  # one table per turn of the loop, however many answers have come in
         self._learning: dict[tuple[PrometheusServer, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def observations(self) -> AsyncIterator[tuple[str, Observations]]:
@@ -217,15 +218,18 @@ class _Run:
                 return _Result(answer=await self._ask(shard.server, job.what, own=True))
             if isinstance(job.what, Clock):
                 answer = await self._ask(shard.server, promql.ages(job.what, shard.scope))
-                return _Result(pods=self._by_pod(answer, job.what, ages=True))
+                async with self._turn:
+                    return _Result(pods=self._by_pod(answer, job.what, ages=True))
             if job.what.read is Read.HISTOGRAM:
                 return await self._histogram(job, job.what, shard)
             if job.what.read is Read.SUMMARY:
                 metric = job.what.any_of[0].metrics[0]
                 answer = await self._ask(shard.server, promql.quantiles(metric, shard.scope))
-                return _Result(rows=self._by_row(answer, "quantile", 100.0))
+                async with self._turn:
+                    return _Result(rows=self._by_row(answer, "quantile", 100.0))
             answer = await self._ask(shard.server, promql.values(job.what, shard.scope, job.window_s))
-            return _Result(pods=self._by_pod(answer, job.what.clock, ages=False))
+            async with self._turn:
+                return _Result(pods=self._by_pod(answer, job.what.clock, ages=False))
         except PrometheusError as error:
             reason = GapReason.REFUSED if error.kind in _REFUSED else GapReason.UNREACHABLE
             return _Result(trouble=Trouble(reason, str(error)))
@@ -265,9 +269,10 @@ class _Run:
                 wanted = {row: _in_use(edges.labels, bound) for row, edges in here.items()}
                 spelled = {label for row, kept in wanted.items() for edge in kept for label in here[row].labels[edge]}
                 answer = await self._ask(shard.server, promql.buckets(metric, spelled, shard.scope, job.window_s))
-                for row, counts in self._by_row(answer, "le", 1.0).items():
-                    if row in here:
-                        result.rows[row] = _in_seconds(counts, wanted[row], series.scale)
+                async with self._turn:
+                    for row, counts in self._by_row(answer, "le", 1.0).items():
+                        if row in here:
+                            result.rows[row] = _in_seconds(counts, wanted[row], series.scale)
                 missing -= here.keys()
             if not missing:
                 break
@@ -291,12 +296,11 @@ class _Run:
 
     def _by_pod(self, answer: Answer, clock: Clock, *, ages: bool) -> _Pods:
         table: _Pods = defaultdict(dict)
-        habits = promql.habits(clock, self._labels)
-        for sample in answer.samples:
-            for labels in habits:
-                if pod := sample.labels.get(labels.pod):
-                    value = sample.at_s - sample.value if ages else sample.value
-                    table[sample.labels.get(labels.namespace, "")][pod] = value
+        names = [(labels.namespace, labels.pod) for labels in promql.habits(clock, self._labels)]
+        for labels, value, at_s in answer.samples:
+            for namespace, pod in names:
+                if pod in labels:
+                    table[labels.get(namespace, "")][labels[pod]] = at_s - value if ages else value
                     break
         return table
 

@@ -65,6 +65,7 @@ class Builder:
     def level(self, signal: Signal, source: Source, values: PodTable, ages: Ages, window_s: float) -> None:
         """A gauge or a rate of each ready pod."""
         of_pod, age_of_pod = values.get(self.want.namespace, {}), ages.of(self.want)
+        most = _most(signal)
         readings: dict[str, Reading] = {}
         absent: list[str] = []
         stale: list[str] = []
@@ -75,10 +76,10 @@ class Builder:
                 absent.append(pod)
             elif age_s > ages.limit_s:
                 stale.append(pod)
-            elif wrong := impossible(signal, value):
-                invalid[pod] = wrong
-            else:
+            elif 0.0 <= value <= most:
                 readings[pod] = Reading(value, age_s)
+            else:
+                invalid[pod] = impossible(signal, value)
         if readings:
             self.by_pod[signal] = readings
         if absent:
@@ -304,8 +305,14 @@ class Builder:
         )
 
 
+def _most(signal: Signal) -> float:
+    return _RATIO_MOST if CATALOGUE[signal].unit == "ratio" else ABSURD
+
+
 def impossible(signal: Signal, value: float) -> str:
     """What makes a value unusable, "" where nothing does."""
+    if 0.0 <= value <= _most(signal):
+        return ""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -314,9 +321,7 @@ def impossible(signal: Signal, value: float) -> str:
         return f"negative ({value:g})"
     if value > ABSURD:
         return f"absurd ({value:.3g})"
-    if value > _RATIO_MOST and CATALOGUE[signal].unit == "ratio":
-        return f"{value:g}, but {signal} is a ratio from 0 to 1 (divide a percentage by 100)"
-    return ""
+    return f"{value:g}, but {signal} is a ratio from 0 to 1 (divide a percentage by 100)"
 
 
 def _added(rows: Iterable[Mapping[float, float]]) -> dict[float, float]:

@@ -26,6 +26,7 @@ from bandkeeper.signals.answer import Answer
 ANSWER_MOST_BYTES = 8 * 1024 * 1024
 _CONNECT_MOST_S = 3.0
 _PIECE_BYTES = 65_536
+_LEAST_S = 0.05  # with less time left a request is not begun
 _GRACE_S = 0.25  # lets the thread's own, more exact error win over the waiter's
 
 
@@ -140,7 +141,7 @@ class PrometheusReader:
 
     def _query(self, promql: str, at_s: float | None, deadline_s: float) -> Answer:
         left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
+        if left_s < _LEAST_S:
             raise _too_late(self.server)
         params = {"timeout": f"{0.9 * left_s:.3f}"}
         if at_s is not None:
