@@ -1,4 +1,4 @@
-"""A process that competes for a lease, for tests that kill it: python -m tests.kube_elector KUBECONFIG NAMESPACE NAME"""
+"""A process that competes for a lease, for tests that kill it: python -m tests.kube_elector KUBECONFIG NAMESPACE ID"""
 
 from __future__ import annotations
 

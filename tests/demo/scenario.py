@@ -14,11 +14,11 @@ NODES = 5
 LOAD_S = 240
 INTERVAL_S = 5
 COLD_START_S = 5
-GPUS_PER_POD = 4
-CAPACITY = 64
+GPUS_PER_POD = 1
+CAPACITY = 512
 START_REPLICAS = 2
 REPLICAS = {"min": 1, "max": 12}
-BATCH = {"min": 16, "max": CAPACITY, "adapter": {"type": "Annotation"}}
+BATCH = {"min": 128, "max": CAPACITY, "adapter": {"type": "Annotation"}}
 # Seconds since the start, requests per second: a quiet start, a rise to four times as much, a plateau, and back.
 LOAD: dict[str, Any] = {
     "kind": "linear",
@@ -28,7 +28,7 @@ LOAD: dict[str, Any] = {
 # Prometheus interpolates inside a bucket: the edges are narrow where the promises are.
 BUCKETS = {
     "ttft_s": [0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20],
-    "itl_s": [0.005, 0.0075, *(edge / 1000 for edge in range(10, 41, 2)), 0.045, 0.05, 0.06, 0.08, 0.1, 0.2, 0.5, 1],
+    "itl_s": [0.005, 0.0075, *(edge / 1000 for edge in range(10, 52, 2)), 0.06, 0.08, 0.1, 0.2, 0.5, 1],
 }
 
 
@@ -85,10 +85,10 @@ class Member:
             "namespace": NAMESPACE,
             "kind": "continuous",
             "selector": {"app": self.name},
-            "server": {"preset": "h100-llama3-70b-tp4", "capacity": CAPACITY, "cap_delay_s": 3, "max_queue": 200},
+            "server": {"preset": "h100-wva", "capacity": CAPACITY, "cap_delay_s": 3, "max_queue": 256},
             "tokens": {
                 "prompt": {"kind": "fixed", "value": 64},
-                "output": {"kind": "lognormal", "median": 100, "sigma": 0.3, "min": 16, "max": 600},
+                "output": {"kind": "lognormal", "median": 150, "sigma": 0.3, "min": 16, "max": 600},
             },
             "buckets": BUCKETS,
             "load": {"kind": "constant", "rate_per_s": 0},
@@ -96,9 +96,9 @@ class Member:
 
 
 MEMBERS = (
-    Member("chat-latency", Objective.LATENCY_SENSITIVE, ttft="300ms", itl="30ms"),
-    Member("chat-balanced", Objective.BALANCED, ttft="500ms", itl="40ms"),
-    Member("chat-throughput", Objective.THROUGHPUT_SENSITIVE, ttft="1s", itl="50ms"),
+    Member("chat-latency", Objective.LATENCY_SENSITIVE, ttft="300ms", itl="42ms"),
+    Member("chat-balanced", Objective.BALANCED, ttft="500ms", itl="50ms"),
+    Member("chat-throughput", Objective.THROUGHPUT_SENSITIVE, ttft="2s", itl="60ms"),
 )
 
 EMULATOR: dict[str, Any] = {"workloads": [member.server for member in MEMBERS], "dcgm": {"period_s": 5}}

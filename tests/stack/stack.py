@@ -62,6 +62,8 @@ class Stack:
         Values of the chart, over all batch adapters granted.
     settings
         The operator's settings (camelCase, as in its file) over the chart's, a period of 1 s and our Prometheus.
+    scrape_more
+        More scrape configurations, for what a test exposes itself.
     prometheus_args
         More command line arguments of Prometheus.
 
@@ -86,6 +88,7 @@ class Stack:
         chart_values: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
         scrape_interval: str = "1s",
+        scrape_more: Sequence[Mapping[str, Any]] = (),
         prometheus_args: Sequence[str] = (),
         keep_run_dir: bool = False,
     ) -> None:
@@ -103,6 +106,7 @@ class Stack:
         self._chart_values = chart_values or {}
         self._settings = settings or {}
         self._scrape_interval = scrape_interval
+        self._scrape_more = scrape_more
         self._prometheus_args = prometheus_args
         self._keep_run_dir = keep_run_dir
         self._children: Children
@@ -255,7 +259,7 @@ class Stack:
         return Prometheus.start(
             self.run_dir / "prometheus",
             scrape_interval=self._scrape_interval,
-            scrape_configs=[*sources, operators],
+            scrape_configs=[*sources, operators, *map(dict, self._scrape_more)],
             extra_args=self._prometheus_args,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -337,3 +338,14 @@ async def test_credentials_that_cannot_be_renewed_do_not_hide_the_401(server: Se
     async with KubeClient(api, bucket=TokenBucket(10, 10), renew_credentials=broken) as client:
         with pytest.raises(Unauthorized):
             await client.get("/x")
+
+
+async def test_a_large_answer_is_read_whole_and_leaves_the_garbage_collector_on(
+    server: Server, client: KubeClient
+) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.json_response({"items": [{"name": f"pod-{number}"} for number in range(20_000)]})
+
+    server.handler = page
+    assert len((await client.get("/x"))["items"]) == 20_000
+    assert gc.isenabled()

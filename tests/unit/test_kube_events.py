@@ -254,3 +254,12 @@ async def test_drain_has_an_end(desk: Desk) -> None:
     begun_at = asyncio.get_running_loop().time()
     await desk.recorder.drain(0.1)
     assert asyncio.get_running_loop().time() - begun_at < 1.0
+
+
+async def test_what_is_remembered_has_a_bound(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bandkeeper.kube.events.MOST_REMEMBERED", 2)
+    for number in range(5):
+        desk.say(about=ObjectRef("v1", "Pod", "serving", f"pod-{number}", f"uid-{number}"))
+        await desk.advance()
+    assert len(desk.recorder._series) == len(desk.recorder._budgets) == 2
+    assert len(desk.sent("POST")) == 5

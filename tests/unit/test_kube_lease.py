@@ -229,14 +229,14 @@ async def test_an_acquisition_whose_answer_is_lost_is_found_out(race: Race) -> N
 async def test_every_call_ends_within_the_time_that_is_left(race: Race) -> None:
     first = race.candidate("first")
     await race.advance(10)
-    first.client.timeouts.clear()
-    renewed_at = race.time.now - (10.0 - first.elector.remaining_s())
     first.client.cut_off = True
-    await race.advance(9.9)
-    assert first.client.timeouts
+    first.client.timeouts.clear()
+    left_s = first.elector.remaining_s()
+    while first.held:
+        await race.advance(0.1)
+    assert len(first.client.timeouts) >= 2  # one hung call must not cost the lease
     assert max(first.client.timeouts) <= 5.0
-    assert race.time.now <= renewed_at + 10.0 + 2.0
-    assert sum(first.client.timeouts) <= 10.0
+    assert sum(first.client.timeouts) <= left_s
 
 
 async def test_one_who_lost_the_lease_to_a_person_stops(race: Race) -> None:
@@ -311,3 +311,15 @@ def test_times_that_make_no_sense_are_refused() -> None:
     client = MemoryApi(time).client().as_client
     with pytest.raises(ValueError, match="retry_s < renew_s < lease_s"):
         LeaseElector(client, namespace="x", name="y", identity="z", lease_s=10, renew_s=10)
+
+
+async def test_a_fault_of_ours_lets_the_lease_run_out_and_no_more(race: Race) -> None:
+    first = race.candidate("first")
+    await race.advance(10)
+    first.client.errors = [RuntimeError("a fault")] * 3
+    await race.advance(3.0)
+    assert first.elector.problem == "a fault"
+    assert first.held
+    await race.advance(10.0)
+    assert first.held
+    assert first.news == ["gain"]

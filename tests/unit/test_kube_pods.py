@@ -215,7 +215,7 @@ def test_cap_of_the_pod_template_is_read_in_its_own_container() -> None:
 
 def test_nothing_of_the_environment_is_kept_but_numbers() -> None:
     found = record(containers=server("--api-key", "s3cret", PASSWORD="s3cret", SEQS="64"))
-    assert {name: dict(numbers) for name, numbers in found.numbers.items()} == {
+    assert {name: dict(numbers) for name, numbers in found.numbers.by_container.items()} == {
         "proxy": {"--port": 80},
         "server": {"SEQS": 64},
     }
@@ -313,3 +313,14 @@ def test_selections_always_equal_a_full_search(seed: int) -> None:
         selector = selectors[step % len(selectors)]
         wanted = {key[1] for key, pod in source.objects.items() if parse_selector(selector).matches(pod.labels)}
         assert names(store, selector) == sorted(wanted)
+
+
+def test_selections_of_targets_that_are_gone_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bandkeeper.kube.pods.MOST_SELECTIONS", 3)
+    source = Source(record("a"))
+    store = store_of(source)
+    for number in range(10):
+        assert names(store, f"app=chat,!canary-{number}") == ["a"]
+    assert len(store._selections) <= 3
+    source.put(record("b"))
+    assert names(store, "app=chat,!canary-9") == ["a", "b"]

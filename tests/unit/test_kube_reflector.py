@@ -358,3 +358,25 @@ async def test_answers_that_make_no_sense_are_survived(server: StubServer) -> No
         await until(lambda: server.watching)
         assert len(follower.naps) == 1
         assert follower.names == {"a", "b"}
+
+
+async def test_events_of_a_kind_not_known_yet_are_passed_over(server: StubServer) -> None:
+    async with following(server) as follower:
+        await until(lambda: server.watching)
+        server.version += 1
+        server.history.append((server.version, {"type": "NEWS", "object": {"metadata": {"namespace": "default"}}}))
+        server.add("c")
+        await server.tell()
+        await until(lambda: "c" in follower.names)
+        assert follower.naps == []
+
+
+async def test_after_a_fault_the_store_soon_says_that_all_is_well(server: StubServer) -> None:
+    """The first watch after it is a short one, whose bookmark clears the problem and ends the back-off."""
+    server.list_faults = [500]
+    async with following(server, watch_s=30.0) as follower:
+        await until(lambda: follower.reflector.problem)
+        await until(lambda: server.watching)
+        watch = next(request for request in server.requests if "watch" in request)
+        assert int(watch["timeoutSeconds"]) <= 5
+        assert follower.reflector.problem == ""

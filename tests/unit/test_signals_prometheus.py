@@ -233,6 +233,8 @@ async def test_a_scalar_is_one_sample(stub: Stub, reader: PrometheusReader) -> N
 async def test_warnings_are_kept_and_infos_are_not(stub: Stub, reader: PrometheusReader) -> None:
     stub.reply.body = vector(({}, "1"), warnings=["store a is gone"], infos=["metric might not be a counter"])
     assert (await reader.query("up")).warnings == ("store a is gone",)
+    stub.reply.body = vector(({}, "1"), warnings=["PromQL info: metric might not be a counter"])
+    assert (await reader.query("up")).warnings == ()
     stub.reply.body = vector(({}, "1"), isPartial=True)
     assert (await reader.query("up")).warnings == ("the answer is partial",)
 

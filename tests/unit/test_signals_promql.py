@@ -44,7 +44,8 @@ def test_the_patterns_of_rows_do_not_overlap() -> None:
 
 def test_placeholders() -> None:
     text = promql.expand(
-        'label_replace(q($percentile/100, x{ns="$namespace",pod=~"$pods",w="$workload"}[$window]), "a", "$1", "b", "$podium")',
+        'label_replace(q($percentile/100, x{ns="$namespace",pod=~"$pods",w="$workload"}[$window]), '
+        '"a", "$1", "b", "$podium")',
         namespace="serving",
         workload="chat",
         pods=["chat-a", "chat.b"],

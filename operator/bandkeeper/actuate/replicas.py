@@ -1,8 +1,8 @@
 """Replicas through the scale subresource of any kind: read, and write only what was decided on.
 
-A write is a JSON patch that tests uid and `spec.replicas`: the API server compares them with what the decision saw in the
-step in which it writes. A resourceVersion would also stop it whenever a status was written meanwhile, which in a rollout
-happens all the time: four attempts in 0.4 s were seen to fail.
+A write is a JSON patch that tests uid and `spec.replicas`: the API server compares them with what the decision saw in
+the step in which it writes. A resourceVersion would also stop it whenever a status was written meanwhile, which in a
+rollout happens all the time: four attempts in 0.4 s were seen to fail.
 """
 
 from __future__ import annotations

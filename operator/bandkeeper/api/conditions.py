@@ -94,6 +94,7 @@ class MetricsAvailableReason(_Reason):
 
     AVAILABLE = "Available", _TRUE, "Every signal that is needed is fresh and complete."
     NO_READY_PODS = "NoReadyPods", _UNKNOWN, "No pod is ready, so there is nothing to read."
+    STARTING = "Starting", _UNKNOWN, "Pods became ready a moment ago, and their first samples are awaited."
     NO_DATA = "NoData", _FALSE, "Prometheus answers, but has no series for the pods."
     STALE = "Stale", _FALSE, "The latest samples are too old to judge by."
     PARTIAL_DATA = "PartialData", _FALSE, "Some pods or signals have no data, so nothing is lowered."

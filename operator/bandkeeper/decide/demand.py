@@ -18,7 +18,7 @@ from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS
 from bandkeeper.decide.state import SAMPLES_LIMIT, DemandMemory, Sample
-from bandkeeper.model.curve import LoadCurve
+from bandkeeper.model.curve import NO_FIT, LoadCurve, ServiceFit
 
 SMOOTHING_S = 30.0
 PATIENT_SMOOTHING_S = 60.0  # ThroughputSensitive lets a queue be for a while
@@ -75,31 +75,21 @@ def observe(
 ) -> tuple[Demand | None, DemandMemory]:
     """Take in one look at the fleet; no demand where nothing was told. Missing pods count 0 and never lower it."""
     memory = _rescaled(memory, best_cap)
-    if load.cold_start_measured:
-        memory = replace(memory, cold_start_s=load.cold_start_s)
-    if load.waiting_known and not memory.waiting_known:
-        memory = replace(memory, waiting_known=True)
+    cold_start_s = load.cold_start_s if load.cold_start_measured else memory.cold_start_s
     if load.running is None or load.in_flight is None or not load.ready:
-        return None, memory
+        return None, replace(memory, cold_start_s=cold_start_s, waiting_known=load.waiting_known)
 
     past = _Past.of(policy, load, memory.samples, now_s)
-    memory = _learned(policy, load, past, memory, best_cap, now_s)
-    look = _Look.of(policy, load, verdicts, past, memory, best_cap)
+    fit = _learned(policy, load, past, memory, best_cap, now_s)
+    look = _Look.of(policy, load, verdicts, past, memory, fit.curve(), best_cap)
     raw = look.work(memory.work)
     work, in_flight = _smoothed(policy, load, memory, raw, look.saturated, now_s)
-    memory = replace(
-        memory,
-        request_s=look.request_s if past.steady and look.request_s is not None else memory.request_s,
-        work=work,
-        in_flight=in_flight,
-        updated_s=now_s,
-        peaks=memory.peaks.push(work, now_s, policy.scale_down.stabilization_s),
-    )
+    peaks = memory.peaks.push(work, now_s, policy.scale_down.stabilization_s)
     demand = Demand(
         curve=look.curve,
         best_cap=best_cap,
         work=work,
-        peak_work=max(work, memory.peaks.highest() or 0.0),
+        peak_work=max(work, peaks.highest() or 0.0),
         utilization=in_flight / (load.ready * best_cap),
         saturated=look.saturated,
         queue_gone=past.queued and not load.queueing,
@@ -107,7 +97,20 @@ def observe(
         request_s=look.request_s,
         offered_per_s=look.offered_per_s,
     )
-    return demand, _remembered(policy, load, memory, now_s)
+    memory = DemandMemory(
+        best_cap=best_cap,
+        work=work,
+        in_flight=in_flight,
+        request_s=look.request_s if past.steady and look.request_s is not None else memory.request_s,
+        updated_s=now_s,
+        fitted_s=memory.fitted_s if fit is memory.service else now_s,
+        samples=_remembered(policy, load, memory, work, now_s),
+        peaks=peaks,
+        service=fit,
+        cold_start_s=cold_start_s,
+        waiting_known=load.waiting_known,
+    )
+    return demand, memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +195,9 @@ class _Look:
         verdicts: Sequence[SLOVerdict],
         past: _Past,
         memory: DemandMemory,
+        curve: LoadCurve,
         best_cap: int,
     ) -> _Look:
-        curve = memory.service.curve()
         binding = (load.running or 0.0) >= 0.9 * load.ready * min(load.caps, default=best_cap)
         finished, rejected = load.finished_per_s, load.rejected_per_s or 0.0
         refused = rejected > 0.01 * (finished or 0.0)
@@ -281,18 +284,15 @@ def _step(before: float, now: float, share: float, noise: float, *, jumps: bool)
     return before + share * (now - before)
 
 
-def _learned(
-    policy: Policy, load: Load, past: _Past, memory: DemandMemory, best_cap: int, now_s: float
-) -> DemandMemory:
-    """Take one (batch, service time) pair from a window in which nothing changed."""
-    finished = load.finished_per_s
+def _learned(policy: Policy, load: Load, past: _Past, memory: DemandMemory, best_cap: int, now_s: float) -> ServiceFit:
+    """With one (batch, service time) pair more from a window in which nothing changed."""
+    finished, fit = load.finished_per_s, memory.service
     if finished is None or finished * policy.rate_window_s < FEWEST_FINISHED or past.running <= 0:
-        return memory
+        return fit
     changed = abs(past.growth_per_s or 0.0) * policy.rate_window_s > STEADY_SHARE * (load.in_flight or 0.0)
     if not load.complete or not past.steady or changed or now_s - memory.fitted_s < policy.rate_window_s / 4:
-        return memory
-    relative = min(1.0, past.running / (past.ready * best_cap))
-    return replace(memory, service=memory.service.seen(relative, past.running / finished), fitted_s=now_s)
+        return fit
+    return fit.seen(min(1.0, past.running / (past.ready * best_cap)), past.running / finished)
 
 
 def _rising(load: Load, memory: DemandMemory, work: float, best_cap: int, now_s: float) -> bool:
@@ -304,18 +304,16 @@ def _rising(load: Load, memory: DemandMemory, work: float, best_cap: int, now_s:
     return work - then.work > max(0.05 * then.work, RISE_NOISE * then.work / math.sqrt(max(1.0, then.work * best_cap)))
 
 
-def _remembered(policy: Policy, load: Load, memory: DemandMemory, now_s: float) -> DemandMemory:
-    """Keep a sample now and then, as far back as comparisons reach; partial looks are not compared with."""
+def _remembered(policy: Policy, load: Load, memory: DemandMemory, work: float, now_s: float) -> tuple[Sample, ...]:
+    """A sample now and then, as far back as comparisons reach; partial looks are not compared with."""
     horizon_s = min(LONGEST_MEMORY_S, max(policy.rate_window_s, load.cold_start_s))
     samples = memory.samples
     if not load.complete or (samples and now_s - samples[-1].at_s < horizon_s / (SAMPLES_LIMIT - 4)):
-        return memory
-    sample = Sample(
-        now_s, load.in_flight or 0.0, load.running or 0.0, load.waiting or 0.0, load.ready, memory.work or 0.0
-    )
+        return samples
+    sample = Sample(now_s, load.in_flight or 0.0, load.running or 0.0, load.waiting or 0.0, load.ready, work)
     begin_s = now_s - horizon_s
     first = next((index for index in range(len(samples) - 1, -1, -1) if samples[index].at_s <= begin_s), 0)
-    return replace(memory, samples=(*samples[first:], sample)[-SAMPLES_LIMIT:])
+    return (*samples[first:], sample)[-SAMPLES_LIMIT:]
 
 
 def _rescaled(memory: DemandMemory, best_cap: int) -> DemandMemory:
@@ -331,5 +329,5 @@ def _rescaled(memory: DemandMemory, best_cap: int) -> DemandMemory:
         request_s=None,
         peaks=memory.peaks.scaled(factor),
         samples=tuple(replace(sample, work=sample.work * factor) for sample in memory.samples),
-        service=type(memory.service)(),
+        service=NO_FIT,
     )

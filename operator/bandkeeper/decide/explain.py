@@ -96,12 +96,6 @@ def unreachable(scene: Scene, verdict: SLOVerdict) -> str:
     )
 
 
-def inside_band(scene: Scene) -> bool:
-    """Whether utilisation is known and inside the band."""
-    band, demand = scene.policy.band, scene.demand
-    return demand is not None and band.low <= demand.utilization <= band.high
-
-
 def kept(scene: Scene, reason: BandReason) -> str:
     text = f"{_count(scene.current)} at {_utilization(scene)} (band {_band(scene)})"
     if scene.load.pending:

@@ -19,7 +19,7 @@ from bandkeeper.decide.demand import FULL_KV, Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.ownership import undone_by
 from bandkeeper.decide.policy import BatchControl, Batching, CostClass, Policy
-from bandkeeper.decide.promises import breached, describe, is_total, is_wait
+from bandkeeper.decide.promises import WAIT_SIGNALS, breached, describe, is_total, is_wait
 from bandkeeper.decide.state import RATES_LIMIT, UNDOS_LIMIT, CapMemory, CapRate, Undo
 
 GUARD = 0.95  # of a latency threshold: what a new cap may be predicted to reach
@@ -246,7 +246,7 @@ class _View:
         if verdict is None or not verdict.value:
             return None
         goal = self.demand.curve.utilization_at(GUARD * verdict.limit / verdict.value, self.relative)
-        smaller = [cap for cap in self.permitted if self.cap > cap >= self.cap / 2 and not self._queued_before(cap)]
+        smaller = [cap for cap in self.permitted if self.cap > cap >= self.cap / 2 and self._carries(cap)]
         if not smaller:
             return None
         fitting = [cap for cap in smaller if cap <= goal * self.demand.best_cap]
@@ -268,6 +268,21 @@ class _View:
             if steps and (verdict.signal is Signal.INTER_TOKEN_LATENCY or is_total(verdict)):
                 return verdict
         return None
+
+    def _carries(self, cap: int) -> bool:
+        """Whether the fleet can do the present work at `cap`, or its full queue is short enough for every promise.
+
+        A cap that cannot trades a broken latency between tokens for a broken time to the first one.
+        """
+        if self._queued_before(cap):
+            return False
+        share = self.demand.curve.load(cap / self.demand.best_cap)
+        if self.demand.work <= GUARD * share * self.load.ready:
+            return True
+        limits = [slo.limit for slo in self.verdicts if slo.signal in WAIT_SIGNALS or is_total(slo)]
+        if self.load.queue_bound is None or self.demand.request_s is None:
+            return False
+        return bool(limits) and self.load.queue_bound * self.demand.request_s / share <= min(limits) / 2
 
     def _queued_before(self, cap: int) -> bool:
         memory = self.memory

@@ -38,6 +38,8 @@ class Load:
         Least batch size that a ready pod booted with; None where no pod tells.
     caps
         Batch caps that are in force in the ready pods.
+    queue_bounded, queue_bound
+        Whether servers refuse what would wait too long, and the most that one of them lets wait, where known.
     youngest_s
         Seconds since the last pod became ready.
     pending
@@ -59,6 +61,7 @@ class Load:
     capacity: int | None = None
     caps: frozenset[int] = frozenset()
     queue_bounded: bool = False
+    queue_bound: int | None = None
     youngest_s: float = 0.0
     pending: int = 0
     lost: tuple[Pod, ...] = ()
@@ -91,17 +94,20 @@ class Load:
 
 def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
     """Add up what the ready pods told."""
-    ready = snapshot.pods_in(PodState.READY)
+    by_state: dict[PodState, list[Pod]] = {state: [] for state in PodState}
+    for pod in snapshot.pods:
+        by_state[pod.state].append(pod)
+    ready, pending = tuple(by_state[PodState.READY]), by_state[PodState.PENDING]
     cold_start_s = _cold_start_s(ready, memory.cold_start_s)
     credit_s = UNMEASURED_CREDIT_S if cold_start_s is None else 2 * cold_start_s
-    pending = snapshot.pods_in(PodState.PENDING)
-    late = tuple(pod for pod in pending if pod.state_age_s > credit_s)
+    late = [pod for pod in pending if pod.state_age_s > credit_s]
 
     running = _total(snapshot, Signal.REQUESTS_RUNNING, ready)
     waiting = _total(snapshot, Signal.REQUESTS_WAITING, ready)
     waiting_known = memory.waiting_known or waiting.value is not None or _wanted(snapshot, Signal.REQUESTS_WAITING)
     silent = running.silent | waiting.silent if waiting_known else running.silent
     capacities = [pod.capacity for pod in ready if pod.capacity]
+    bounds = [pod.queue_bound for pod in ready if pod.queue_bound is not None]
     caps = frozenset(cap for pod in ready if (cap := pod.cap or pod.capacity))
     rejected = _total(snapshot, Signal.REQUESTS_REJECTED, ready)
     per_replica = max(caps, default=policy.default_capacity)
@@ -118,11 +124,12 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         kv=_total(snapshot, Signal.KV_CACHE_UTILIZATION, ready).mean,
         capacity=min(capacities, default=None),
         caps=caps,
-        queue_bounded=rejected.value is not None or any(pod.queue_bound is not None for pod in ready),
+        queue_bounded=rejected.value is not None or bool(bounds),
+        queue_bound=max(bounds, default=None),
         youngest_s=min((pod.state_age_s for pod in ready), default=0.0),
         pending=len(pending) - len(late),
-        lost=late + snapshot.pods_in(PodState.UNSCHEDULABLE, PodState.FAILED),
-        terminating=len(snapshot.pods_in(PodState.TERMINATING)),
+        lost=(*by_state[PodState.UNSCHEDULABLE], *by_state[PodState.FAILED], *late),
+        terminating=len(by_state[PodState.TERMINATING]),
         cold_start_s=UNMEASURED_COLD_START_S if cold_start_s is None else cold_start_s,
         cold_start_measured=cold_start_s is not None,
         quiet_queue=len(ready) * _quiet_per_replica(policy.batching, per_replica),

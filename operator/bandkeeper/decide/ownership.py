@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bandkeeper.api.snapshot import Target
@@ -50,8 +50,10 @@ def follow(policy: Policy, target: Target, state: State, now_s: float) -> State:
     )
 
 
-def undone_by(undos: Iterable[Undo], now_s: float) -> str:
+def undone_by(undos: Sequence[Undo], now_s: float) -> str:
     """The manager that undid three writes in the last 30 minutes, else ""."""
+    if not undos:
+        return ""
     recent = Counter(undo.manager for undo in undos if now_s - undo.at_s <= UNDO_WINDOW_S)
     return next((manager for manager, times in recent.items() if times >= UNDO_LIMIT), "")
 

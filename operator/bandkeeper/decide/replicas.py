@@ -9,6 +9,7 @@ from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
 from bandkeeper.decide import behavior, explain, size
 from bandkeeper.decide.decision import Limitation, MetricsState, SLOVerdict
+from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.ownership import undone_by
 from bandkeeper.decide.promises import breached
 from bandkeeper.decide.scene import Scene
@@ -82,16 +83,17 @@ def _fallen_back(scene: Scene, state: State) -> Wanted:
 def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     policy, demand, load, current, now_s = scene.policy, scene.demand, scene.load, scene.current, scene.now_s
     broken = breached(scene.verdicts)
-    promises = replace(state.promises, breached_s=now_s) if broken else state.promises
     promised, promises = size.for_promises(
         [verdict for verdict in broken if verdict.signal not in scene.cap.handles],
         demand,
         load,
-        promises,
+        state.promises,
         current=current,
         written_s=state.ownership.written_s,
         now_s=now_s,
     )
+    if any(not size.is_futile(verdict, promises) for verdict in broken):
+        promises = replace(promises, breached_s=now_s)
     band = size.for_band(policy, demand) if demand else None
     queue = size.for_queue(policy, demand, load) if demand else None
     over = demand is not None and band is not None and size.over_band(policy, demand, current)
@@ -100,13 +102,13 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     scale = state.scale
     scale = size.learn_regret(scale, demand, short=need > current or bool(broken), now_s=now_s)
     window_s = policy.scale_down.stabilization_s
+    known = demand is not None or need > 0
     scale = replace(
         scale,
         needs=scale.needs.push(float(promised.replicas or 0), now_s, window_s),
         queues=scale.queues.push(float(queue or 0), now_s, min(window_s, max(size.DRAIN_S, load.cold_start_s))),
+        ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s) if known else scale.ups,
     )
-    if demand is not None or need:
-        scale = replace(scale, ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s))
     state = replace(state, promises=promises, scale=scale)
     if need > current:
         wanted = _more(scene, state, need, band if over else None, queue, promised)
@@ -141,56 +143,65 @@ def _more(
 
 
 def _no_more(scene: Scene, state: State, promised: size.PromiseSize) -> tuple[Wanted, State]:
-    policy, demand, current = scene.policy, scene.demand, scene.current
-    lost = _lost(scene)
-    if promised.unreachable is not None:
-        message = explain.unreachable(scene, promised.unreachable)
-        return Wanted(replicas=current, reason=Reason.SLO_UNREACHABLE, message=message, limit=lost), state
+    demand, current = scene.demand, scene.current
     if demand is None or scene.metrics.state is not MetricsState.USABLE:
-        return _blind(scene, lost), state
+        return _blind(scene), state
     fewer = size.fewest(
-        policy, demand, scene.verdicts, state.scale, current=current, cap=scene.cap_in_force, now_s=scene.now_s
+        scene.policy, demand, scene.verdicts, state.scale, current=current, cap=scene.cap_in_force, now_s=scene.now_s
     )
     if fewer.replicas >= current:
-        return _kept(scene, fewer.kept_by, lost), state
+        return _kept(scene, fewer.kept_by, promised.unreachable), state
     against = veto(scene, state)
     if against is not None:
-        return _held(scene, against, lost), state
-    wanted, limit = _limited(scene, state, max(fewer.replicas, policy.min_replicas), asked=fewer.replicas)
-    if wanted >= current:
-        reason = BandReason.AT_BOUND if current <= policy.min_replicas else BandReason.HOLDING_PEAK
-        message = limit.message if limit else explain.kept(scene, reason)
-        reported = Reason.NO_CHANGE if reason is BandReason.AT_BOUND else Reason.LIMITED
-        return Wanted(replicas=current, reason=reported, message=message, limit=lost or limit, kept_by=reason), state
-    shrink = Shrink(scene.now_s, wanted, demand.peak_work, demand.offered_per_s)
-    state = replace(state, scale=replace(state.scale, shrink=shrink))
-    message = explain.demand_fell(scene, wanted)
-    return Wanted(
-        replicas=wanted, reason=Reason.DEMAND_FELL, message=message, limit=limit, kept_by=BandReason.BELOW_BAND
-    ), state
+        return _held(scene, against), state
+    return _less(scene, state, fewer.replicas, demand)
 
 
-def _blind(scene: Scene, lost: Limitation | None) -> Wanted:
+def _less(scene: Scene, state: State, fewer: int, demand: Demand) -> tuple[Wanted, State]:
+    """Nothing argues against `fewer` replicas but bounds and behavior."""
+    policy, current = scene.policy, scene.current
+    wanted, limit = _limited(scene, state, max(fewer, policy.min_replicas), asked=fewer)
+    if wanted < current:
+        shrink = Shrink(scene.now_s, wanted, demand.peak_work, demand.offered_per_s)
+        state = replace(state, scale=replace(state.scale, shrink=shrink))
+        message, kept_by = explain.demand_fell(scene, wanted), BandReason.BELOW_BAND
+        return (
+            Wanted(replicas=wanted, reason=Reason.DEMAND_FELL, message=message, limit=limit, kept_by=kept_by),
+            state,
+        )
+    if current <= policy.min_replicas:
+        return replace(_kept(scene, BandReason.AT_BOUND), limit=_lost(scene) or limit), state
+    message = limit.message if limit else explain.kept(scene, BandReason.HOLDING_PEAK)
+    limit = _lost(scene) or limit
+    kept_by = BandReason.HOLDING_PEAK
+    return Wanted(replicas=current, reason=Reason.LIMITED, message=message, limit=limit, kept_by=kept_by), state
+
+
+def _blind(scene: Scene) -> Wanted:
     missing = scene.metrics.state is MetricsState.NONE
     reason = Reason.METRICS_MISSING if missing else Reason.METRICS_PARTIAL
-    return Wanted(replicas=scene.current, reason=reason, message=explain.metrics(scene), limit=lost)
+    return Wanted(replicas=scene.current, reason=reason, message=explain.metrics(scene), limit=_lost(scene))
 
 
-def _held(scene: Scene, against: Veto, lost: Limitation | None) -> Wanted:
+def _held(scene: Scene, against: Veto) -> Wanted:
     """Fewer would do, and something argues against it; a bound is told by itself."""
     if scene.current <= scene.policy.min_replicas:
-        return _kept(scene, BandReason.AT_BOUND, lost)
-    message = explain.holding(scene, against.message)
-    return Wanted(replicas=scene.current, reason=Reason.HOLDING, message=message, limit=lost, kept_by=against.reason)
+        return _kept(scene, BandReason.AT_BOUND)
+    message, limit = explain.holding(scene, against.message), _lost(scene)
+    return Wanted(replicas=scene.current, reason=Reason.HOLDING, message=message, limit=limit, kept_by=against.reason)
 
 
-def _kept(scene: Scene, kept_by: BandReason, lost: Limitation | None) -> Wanted:
-    reason = Reason.HOLDING if kept_by is BandReason.HOLDING_PEAK else Reason.NO_CHANGE
-    if kept_by is BandReason.IN_BAND and not breached(scene.verdicts) and explain.inside_band(scene):
-        reason = Reason.IN_BAND
-    return Wanted(
-        replicas=scene.current, reason=reason, message=explain.kept(scene, kept_by), limit=lost, kept_by=kept_by
-    )
+def _kept(scene: Scene, kept_by: BandReason, unreachable: SLOVerdict | None = None) -> Wanted:
+    demand, band = scene.demand, scene.policy.band
+    if unreachable is not None:
+        reason, message = Reason.SLO_UNREACHABLE, explain.unreachable(scene, unreachable)
+    else:
+        reason, message = Reason.NO_CHANGE, explain.kept(scene, kept_by)
+        if demand is not None and demand.utilization < band.low and kept_by is BandReason.HOLDING_PEAK:
+            reason = Reason.HOLDING
+        elif demand is not None and band.low <= demand.utilization <= band.high and not breached(scene.verdicts):
+            reason = Reason.IN_BAND
+    return Wanted(replicas=scene.current, reason=reason, message=message, limit=_lost(scene), kept_by=kept_by)
 
 
 def _limited(scene: Scene, state: State, goal: int, *, asked: int | None = None) -> tuple[int, Limitation | None]:

@@ -22,7 +22,8 @@ DOWN_MARGIN = 0.2  # of the band's width, below its high edge: what is left must
 HALF_S = 60.0  # no more than half is let go in this time: predictions reach only so far
 LONE_BATCH = 1.5  # requests per replica below which neither knob changes a latency
 HELP_SHARE = 0.9  # a latency above this share of what it was says that more replicas did not help
-FUTILE_S = 1800.0
+FUTILE_S = 7200.0
+STEEPEST = 4.0  # of real servers: service time at the best batch is at most five times that of one request
 SLO_MARGIN = 0.95
 WAIT_STEP = 1.25  # replicas for a broken promise about waiting where no queue shows how many
 REGRET_S = 300.0  # a scale-in that has to be taken back this soon was wrong
@@ -78,23 +79,26 @@ def for_promises(
 
     `broken` are the promises that the batch cap does not take care of.
     """
-    memory = replace(memory, futile=tuple(entry for entry in memory.futile if entry[1] > now_s))
+    if memory.futile:
+        memory = replace(memory, futile=tuple(entry for entry in memory.futile if entry[1] > now_s))
+    if not broken and memory.order is None:
+        return PromiseSize(None, None, None), memory
     memory = _without_old_order(memory, broken, load, now_s)
     unreachable = None
     for verdict in sorted(broken, key=lambda verdict: not is_wait(verdict, load)):
         settled = _settled(verdict, load, current, written_s, now_s)
         if is_wait(verdict, load) and demand is not None and demand.queue_gone:
             settled = False  # the percentile still shows a queue that is gone
-        if settled and _did_not_help(verdict, load, memory.order):
+        if settled and (_did_not_help(verdict, load, memory.order) or _cannot_help(verdict, demand, load)):
             memory = replace(memory, order=None, futile=(*memory.futile, (verdict.signal, now_s + FUTILE_S)))
-        if _is_futile(verdict, load, memory):
+        if is_futile(verdict, memory):
             unreachable = unreachable or verdict
             continue
         if settled and (memory.order is None or memory.order.replicas <= current):
             wanted = _enough_for(verdict, demand, load, current)
             batch, value = load.batch, _figure(verdict)
             order = Order(signal=verdict.signal, at_s=now_s, replicas=wanted, batch=batch, value=value)
-            return PromiseSize(wanted, verdict, unreachable), replace(memory, order=order)
+            memory = replace(memory, order=order)
         return PromiseSize(memory.order.replicas if memory.order else None, verdict, unreachable), memory
     return PromiseSize(memory.order.replicas if memory.order else None, None, unreachable), memory
 
@@ -127,10 +131,21 @@ def _figure(verdict: SLOVerdict) -> float | None:
     return verdict.mean if verdict.mean is not None else verdict.value
 
 
-def _is_futile(verdict: SLOVerdict, load: Load, memory: PromiseMemory) -> bool:
-    if any(signal is verdict.signal for signal, _ in memory.futile):
+def _cannot_help(verdict: SLOVerdict, demand: Demand | None, load: Load) -> bool:
+    """A latency that is over its threshold with one request per replica, or would be however steep the server."""
+    if verdict.percentile is None or load.queueing or load.batch is None:
+        return False
+    if load.batch <= LONE_BATCH:
         return True
-    return verdict.percentile is not None and not load.queueing and load.batch is not None and load.batch <= LONE_BATCH
+    if is_wait(verdict, load) or demand is None or not verdict.value:
+        return False
+    steepness = max(STEEPEST, demand.curve.steepness)
+    return verdict.value > verdict.limit * (1 + steepness * min(1.0, demand.utilization))
+
+
+def is_futile(verdict: SLOVerdict, memory: PromiseMemory) -> bool:
+    """Whether more replicas are known not to help a broken promise."""
+    return any(signal is verdict.signal for signal, _ in memory.futile)
 
 
 def _enough_for(verdict: SLOVerdict, demand: Demand | None, load: Load, current: int) -> int:
@@ -142,7 +157,7 @@ def _enough_for(verdict: SLOVerdict, demand: Demand | None, load: Load, current:
     elif not is_wait(verdict, load) and demand is not None and verdict.value:
         now = min(1.0, demand.utilization)
         goal = demand.curve.utilization_at(SLO_MARGIN * verdict.limit / verdict.value, now)
-        wanted = math.ceil(demand.work / demand.curve.load(goal)) if goal > 0 else 2 * supply
+        wanted = math.ceil(demand.work / demand.curve.load(goal)) if goal > 0 else wanted
     return min(2 * supply, max(supply + 1, wanted))
 
 

@@ -11,6 +11,7 @@ from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.promises import agrees_to_less, describe
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import hold_left_s, waiting_sentence
+from bandkeeper.decide.size import is_futile
 from bandkeeper.decide.state import State
 
 POD_STORE_LIMIT_S = 60.0
@@ -62,7 +63,8 @@ def _argued(scene: Scene, state: State) -> Veto | None:
     demand, load = scene.demand, scene.load
     if demand is None or demand.saturated or load.queueing:
         return Veto(BandReason.HOLDING_PEAK, f"{load.waiting or 0.0:.0f} requests wait")
-    against = next((verdict for verdict in scene.verdicts if not agrees_to_less(verdict)), None)
+    heard = (verdict for verdict in scene.verdicts if not is_futile(verdict, state.promises))
+    against = next((verdict for verdict in heard if not agrees_to_less(verdict)), None)
     if against is not None:
         return Veto(BandReason.SLO_BOUND, _objection(against))
     since_s = scene.now_s - state.promises.breached_s

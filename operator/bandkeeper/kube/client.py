@@ -9,6 +9,7 @@ Every request has a timeout that includes the wait for the client-side rate limi
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ _config: Any = kubernetes.aio.config  # untyped
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
+LARGE_BYTES = 100_000
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RENEW_CREDENTIALS_TIMEOUT_S = 10.0
 MERGE_PATCH = "application/merge-patch+json"
@@ -291,7 +293,7 @@ class KubeClient:
         except (aiohttp.ClientError, OSError) as error:
             raise self._unavailable(error) from error
         try:
-            answer = json.loads(data)
+            answer = _parse(data)
         except ValueError as error:
             message = f"{method} {path} was answered with something that is not JSON; is {self.host} an API server?"
             raise Unavailable(0, "BadAnswer", message) from error
@@ -338,6 +340,17 @@ class KubeClient:
     def _unavailable(self, error: Exception) -> Unavailable:
         reason = "Timeout" if isinstance(error, TimeoutError) else "Unreachable"
         return Unavailable(0, reason, f"no answer from the API server at {self.host}: {error or type(error).__name__}")
+
+
+def _parse(data: bytes) -> Any:
+    """Read JSON with the cyclic garbage collector off: a page of pods sets it off in vain, two thirds of the time."""
+    if len(data) < LARGE_BYTES or not gc.isenabled():
+        return json.loads(data)
+    gc.disable()
+    try:
+        return json.loads(data)
+    finally:
+        gc.enable()
 
 
 def _default_kubeconfig() -> str | None:

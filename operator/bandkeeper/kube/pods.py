@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import zip_longest
@@ -42,6 +42,16 @@ _EMPTY: Mapping[str, int] = MappingProxyType({})
 _VARIABLE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)(?::?-([^}]*))?\}|(\w+))")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """By container: arguments (`--max-num-seqs`) and environment variables whose value is a whole number.
+
+    Compared by identity, because all pods of a revision share one.
+    """
+
+    by_container: Mapping[str, Mapping[str, int]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRecord:
     """One pod as stored; times are seconds since 1970 by the API server's clock.
@@ -50,8 +60,6 @@ class PodRecord:
     ----------
     annotations
         Those whose value is a whole number.
-    numbers
-        By container: arguments (`--max-num-seqs`) and environment variables whose value is a whole number.
     """
 
     namespace: str
@@ -59,7 +67,7 @@ class PodRecord:
     uid: str
     labels: Mapping[str, str]
     annotations: Mapping[str, int]
-    numbers: Mapping[str, Mapping[str, int]]
+    numbers: Numbers
     state: PodState
     created_at: float
     state_since: float
@@ -123,6 +131,7 @@ class PodStore:
         # Selections by one label that their pods must have, so that a pod need not be tried against all of them.
         self._by_pair: dict[tuple[str, str, str], list[_Selection]] = defaultdict(list)
         self._unpaired: dict[str, list[_Selection]] = defaultdict(list)
+        self._labelled: dict[str, dict[tuple[str, str], list[PodRecord]]] = {}
         for key, record in reflector.objects.items():
             self._changed(Change(key, None, record))
         reflector.subscribe(self._changed)
@@ -158,10 +167,8 @@ class PodStore:
             self._by_pair.clear()
             self._unpaired.clear()
         selector = parse_selector(text)
-        selection = _Selection(selector)
-        for name, record in self._namespaces[namespace].items():
-            if selector.matches(record.labels):
-                selection.found[name] = record
+        found = {record.name: record for record in self._likely(namespace, selector) if selector.matches(record.labels)}
+        selection = _Selection(selector, found)
         self._selections[namespace, text] = selection
         pairs = [(namespace, *pair) for pair in selector.pairs]
         if pairs:
@@ -170,8 +177,21 @@ class PodStore:
             self._unpaired[namespace].append(selection)
         return selection
 
+    def _likely(self, namespace: str, selector: Selector) -> Iterable[PodRecord]:
+        """Pods that have one of the selector's labels; many selections are made before the next pod changes."""
+        if not selector.pairs:
+            return self._namespaces[namespace].values()
+        labelled = self._labelled.get(namespace)
+        if labelled is None:
+            labelled = self._labelled[namespace] = defaultdict(list)
+            for record in self._namespaces[namespace].values():
+                for pair in record.labels.items():
+                    labelled[pair].append(record)
+        return min((labelled.get(pair, []) for pair in selector.pairs), key=len)
+
     def _changed(self, change: Change[PodRecord]) -> None:
         namespace, name = change.key
+        self._labelled.pop(namespace, None)
         if change.new is not None:
             self._namespaces[namespace][name] = change.new
         else:
@@ -189,7 +209,7 @@ class PodStore:
 @dataclass(slots=True)
 class _Selection:
     selector: Selector
-    found: dict[str, PodRecord] = field(default_factory=dict)
+    found: dict[str, PodRecord]
     _sorted: tuple[PodRecord, ...] | None = None
 
     @property
@@ -208,11 +228,7 @@ class _Selection:
 
 def view(record: PodRecord, *, now: float, settings: PodSettings) -> Pod:
     """A stored pod as a snapshot has it at `now` (seconds since 1970)."""
-    everywhere = tuple(record.numbers.values())
-    cap = record.annotations.get(settings.cap_annotation) if settings.cap_annotation else None
-    if cap is None and settings.cap:
-        named = everywhere if settings.container is None else (record.numbers.get(settings.container, _EMPTY),)
-        cap = _first(settings.cap, named)
+    cap, capacity, queue_bound = _batch(record.numbers, settings)
     return Pod(
         name=record.name,
         uid=record.uid,
@@ -220,20 +236,25 @@ def view(record: PodRecord, *, now: float, settings: PodSettings) -> Pod:
         age_s=max(0.0, now - record.created_at),
         state_age_s=max(0.0, now - record.state_since),
         revision=record.revision,
-        cap=cap,
-        capacity=_first(settings.capacity, everywhere),
-        queue_bound=_first(settings.queue_bound, everywhere),
+        cap=record.annotations.get(settings.cap_annotation, cap) if settings.cap_annotation else cap,
+        capacity=capacity,
+        queue_bound=queue_bound,
         message=record.message,
     )
 
 
+@lru_cache(maxsize=4096)
+def _batch(numbers: Numbers, settings: PodSettings) -> tuple[int | None, int | None, int | None]:
+    """Cap, capacity and queue bound that a pod's containers were started with."""
+    containers = numbers.by_container
+    everywhere = tuple(containers.values())
+    named = everywhere if settings.container is None else (containers.get(settings.container, _EMPTY),)
+    return _first(settings.cap, named), _first(settings.capacity, everywhere), _first(settings.queue_bound, everywhere)
+
+
 def _first(names: tuple[str, ...], containers: tuple[Mapping[str, int], ...]) -> int | None:
-    for name in names:
-        spelling = _spelling(name)
-        for numbers in containers:
-            if spelling in numbers:
-                return numbers[spelling]
-    return None
+    found = (numbers.get(_spelling(name)) for name in names for numbers in containers)
+    return next((number for number in found if number is not None), None)
 
 
 def _classify(
@@ -287,10 +308,8 @@ def _shared(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
 
 
 @lru_cache(maxsize=4096)
-def _container_numbers(
-    containers: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]], ...],
-) -> Mapping[str, Mapping[str, int]]:
-    return MappingProxyType({name: _numbers(words, dict(env)) for name, words, env in containers})
+def _container_numbers(containers: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]], ...]) -> Numbers:
+    return Numbers(MappingProxyType({name: _numbers(words, dict(env)) for name, words, env in containers}))
 
 
 def _numbers(words: tuple[str, ...], env: Mapping[str, str]) -> Mapping[str, int]:

@@ -19,6 +19,8 @@ from bandkeeper.kube.discovery import TargetProblem
 from bandkeeper.runtime.tracked import Change, Tracked
 from bandkeeper.signals.sources import Preset
 
+FIRST_SCRAPE_S = 60.0  # the longest usual scrape interval
+
 _TARGET_READY = {
     TargetProblem.NOT_FOUND: api.ReadyReason.TARGET_NOT_FOUND,
     TargetProblem.UNKNOWN_KIND: api.ReadyReason.TARGET_KIND_UNKNOWN,
@@ -110,7 +112,8 @@ def _ready(tracked: Tracked) -> Finding:
         return Finding(ConditionType.READY, api.ReadyReason.CONFLICTED, tracked.conflict.message)
     if _denied(tracked):
         return Finding(ConditionType.READY, api.ReadyReason.FORBIDDEN, _denied(tracked))
-    if decision is not None and decision.metrics.state is MetricsState.NONE and tracked.ready_pods:
+    blind = decision is not None and decision.metrics.state is MetricsState.NONE
+    if decision is not None and blind and tracked.ready_pods and not _starting(tracked):
         return Finding(ConditionType.READY, api.ReadyReason.METRICS_UNAVAILABLE, _metrics_message(tracked, decision))
     return Finding(
         ConditionType.READY, api.ReadyReason.OK, "The policy is valid, its target found, its metrics usable."
@@ -170,6 +173,9 @@ def _metrics_available(tracked: Tracked, decision: Decision) -> Finding:
     if decision.metrics.state is MetricsState.USABLE:
         message = "Every signal that is needed is fresh and complete."
         return Finding(ConditionType.METRICS_AVAILABLE, api.MetricsAvailableReason.AVAILABLE, message)
+    if _starting(tracked):
+        message = "Pods became ready a moment ago, and their first samples are awaited."
+        return Finding(ConditionType.METRICS_AVAILABLE, api.MetricsAvailableReason.STARTING, message)
     gap = _gravest(tracked)
     reason = _GAPS[gap.reason] if gap else api.MetricsAvailableReason.NO_DATA
     return Finding(ConditionType.METRICS_AVAILABLE, reason, _metrics_message(tracked, decision))
@@ -179,6 +185,16 @@ def _gravest(tracked: Tracked) -> Gap | None:
     gaps = needed_gaps(tracked.snapshot.gaps, tracked.managed.preset) if tracked.snapshot else []
     order = list(_GAPS)
     return min(gaps, key=lambda gap: order.index(gap.reason), default=None)
+
+
+def _starting(tracked: Tracked) -> bool:
+    """Whether what is missing is missing of pods that may not have been scraped yet."""
+    gap = _gravest(tracked)
+    if gap is None or gap.reason not in (GapReason.ABSENT, GapReason.PARTIAL):
+        return False
+    ready = [pod for pod in tracked.pods if pod.state is PodState.READY]
+    silent = [pod for pod in ready if pod.name in gap.pods] or ready
+    return all(pod.state_age_s < FIRST_SCRAPE_S for pod in silent)
 
 
 def _metrics_message(tracked: Tracked, decision: Decision) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 _RESULT = re.compile(r'"result"\s*:\s*\[')  # cannot match inside a JSON string: the quotes there are escaped
 # The end of one series and the begin of the next. In a string, the quote would end it and no letter could follow.
 _BETWEEN = re.compile(r'\}\s*,\s*(?=\{\s*"[a-z])')
+_REMARK = "PromQL info"
 _PIECE_CHARS = 131_072
 _ENVELOPE_MOST_CHARS = 65_536
 
@@ -56,7 +57,11 @@ def parse(body: bytes) -> Answer:
         text = body.decode()
         envelope, items = _take_apart(text)
         kind = envelope["data"]["resultType"]
-        warnings = tuple(str(warning) for warning in envelope.get("warnings") or ())
+        warnings = tuple(
+            str(warning)
+            for warning in envelope.get("warnings") or ()
+            if not str(warning).startswith(_REMARK)  # Prometheus 2 put remarks on a query's style among the warnings
+        )
         if envelope.get("isPartial"):  # VictoriaMetrics' way to say it
             warnings += ("the answer is partial",)
         if kind == "vector":

@@ -45,7 +45,8 @@ class CollectorSettings:
     allowed_urls
         Prefixes of URLs that a policy may give itself.
     rate_window_s
-        Window of counter rates; at least two scrapes must fall into it. `rate` extrapolates to its whole length.
+        Window of counter rates; at least two scrapes must fall into it. A pod that is younger reads low: `rate`
+        divides by the whole window and extrapolates only about half a scrape interval beyond its samples.
     stale_after_s, gpu_stale_after_s
         Age at which a sample is no data. GPU exporters collect every 30 s.
     queries_per_policy
@@ -183,6 +184,7 @@ class _Run:
         jobs = dict.fromkeys(job for cohort in self._cohorts for job in cohort.jobs())
         for job in sorted(jobs, key=lambda job: job.own):  # what policies share goes first
             self._tasks[job] = asyncio.create_task(self._do(job))
+            await asyncio.sleep(0)  # long texts take their time to write
         for ready in asyncio.as_completed([self._answered(cohort) for cohort in self._cohorts]):
             cohort = await ready
             fill = self._filling(cohort)

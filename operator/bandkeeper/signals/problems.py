@@ -14,6 +14,7 @@ from bandkeeper.signals.presets import PRESETS
 from bandkeeper.signals.promql import is_metric
 from bandkeeper.signals.servers import SelectionError, Servers
 
+_KNOWN = frozenset(Signal)
 _NAMES_MOST = 8
 _ALIKE = 0.7
 
@@ -60,7 +61,7 @@ def _prometheus(spec: Spec, settings: CollectorSettings) -> Iterator[SpecProblem
 
 def _sources(spec: Spec) -> Iterator[SpecProblem]:
     for source in spec.signals:
-        if source.signal not in set(Signal):
+        if source.signal not in _KNOWN:
             yield _unknown_signal("signals", source.signal, Signal)
         elif source.metric is not None and not is_metric(source.metric):
             yield SpecProblem(
@@ -75,7 +76,7 @@ def _slos(spec: Spec) -> Iterator[SpecProblem]:
     has = {*(preset.sources if preset else ()), *(source.signal for source in spec.signals)}
     for slo in spec.slos:
         fitting = LATENCY_SIGNALS if slo.threshold is not None else THROUGHPUT_SIGNALS
-        if slo.signal not in set(Signal):
+        if slo.signal not in _KNOWN:
             yield _unknown_signal("slos", slo.signal, fitting)
         elif slo.signal not in fitting:
             yield _unfit(slo)

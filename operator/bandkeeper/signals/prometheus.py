@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ ANSWER_MOST_BYTES = 8 * 1024 * 1024
 _CONNECT_MOST_S = 3.0
 _PIECE_BYTES = 65_536
 _LEAST_S = 0.05  # with less time left a request is not begun
+_parsing = threading.Lock()  # one thread at a time: each more would keep the event loop waiting for the interpreter
 _GRACE_S = 0.25  # lets the thread's own, more exact error win over the waiter's
 
 
@@ -250,7 +252,8 @@ class _Session(requests.Session):
 
     def _parse(self, body: bytes) -> Answer:
         try:
-            return answer.parse(body)
+            with _parsing:
+                return answer.parse(body)
         except answer.RangeError as error:
             raise self._error(
                 ErrorKind.BAD_QUERY, f"the query gives a {error}: it must give one value per series, without [range]"

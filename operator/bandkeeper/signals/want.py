@@ -12,6 +12,8 @@ from bandkeeper.api.snapshot import Distribution, Gap, Reading
 from bandkeeper.api.v1alpha1 import PrometheusSelection, SignalSource, Spec
 from bandkeeper.signals.presets import PRESETS
 
+_KNOWN = frozenset(Signal)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyWant:
@@ -59,8 +61,8 @@ class Want:
         Names that nobody knows are left out here; `problems` says so.
         """
         preset = PRESETS.get(spec.runtime)
-        given = {Signal(source.signal) for source in spec.signals if source.signal in set(Signal)}
-        slos = {Signal(slo.signal) for slo in spec.slos if slo.signal in set(Signal)}
+        given = {Signal(source.signal) for source in spec.signals if source.signal in _KNOWN}
+        slos = {Signal(slo.signal) for slo in spec.slos if slo.signal in _KNOWN}
         signals = (given | slos | set(preset.sources if preset else ())) - LATENCY_SIGNALS
         return cls(
             key=key,

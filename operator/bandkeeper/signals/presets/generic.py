@@ -10,5 +10,6 @@ PRESET = Preset(
     name="Generic",
     batching=Batching.UNKNOWN,
     default_capacity=1,  # a server that says nothing is taken to work on one request at a time: the safe side
+    capacity_names=("--max-batch-size", "MAX_BATCH_SIZE", "--max-num-seqs", "MAX_NUM_SEQS"),
     sources=gpu.SOURCES,
 )
