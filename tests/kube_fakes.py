@@ -80,6 +80,7 @@ class MemoryClient:
     """The client's calls on a MemoryApi.
 
     `cut_off`: no call arrives, each ends after its timeout. `deaf`: calls arrive, but their answers do not.
+    `slow_s`: how long answers take.
     `errors`: raised by the next calls, one each. `calls`: what arrived, as (method, path, body).
     """
 
@@ -87,6 +88,7 @@ class MemoryClient:
         self._api = api
         self.cut_off = False
         self.deaf = False
+        self.slow_s = 0.0
         self.errors: list[Exception] = []
         self.calls: list[tuple[str, str, Any]] = []
         self.timeouts: list[float] = []
@@ -136,6 +138,8 @@ class MemoryClient:
         if self.errors:
             raise self.errors.pop(0)
         answer = act()
+        if self.slow_s:
+            await self._api.time.sleep(self.slow_s)
         if self.deaf:
             await self._api.time.sleep(timeout_s)
             raise Unavailable(0, "Timeout", "no answer")

@@ -52,7 +52,7 @@ def policy(name: str, **spec: Any) -> Json:
 @pytest.fixture(scope="module")
 def stack(control_plane: ControlPlane) -> Iterator[Stack]:
     """One stack for the module: the operator runs under the chart's service account."""
-    names = ("chat", "night", "outage", "bad", "roll", "paused")
+    names = ("chat", "night", "outage", "bad", "live", "roll", "paused", "ranks")
     emulator = {"workloads": [emulated(name) for name in names], "dcgm": {"period_s": 2}}
     with Stack(emulator=emulator, cluster=control_plane, namespace="spine") as started:
         operator = started.start_operator(restartHold="1s")
@@ -107,19 +107,50 @@ def test_a_policy_that_is_paused_or_only_recommends_writes_nothing(stack: Stack)
 
 
 def test_a_batch_cap_reaches_the_pods_by_annotation(stack: Stack) -> None:
-    stack.deploy("roll", replicas=1, annotations={"bandkeeper.dev/batch-cap": "4"})
-    stack.wait_ready("roll", 1)
+    stack.deploy("live", replicas=1, annotations={"bandkeeper.dev/batch-cap": "4"})
+    stack.wait_ready("live", 1)
     batch = {"min": 4, "max": CAPACITY, "adapter": {"type": "Annotation"}}
-    stack.apply_policy(policy("roll", objective="ThroughputSensitive", slos=[], batch=batch))
-    stack.load("roll", {"kind": "constant", "rate_per_s": 6})
+    stack.apply_policy(policy("live", objective="ThroughputSensitive", slos=[], batch=batch))
+    stack.load("live", {"kind": "constant", "rate_per_s": 6})
 
     def raised() -> bool:
-        pods = stack.cluster.get("pods", namespace="spine", selector="app=roll")["items"]
+        pods = stack.cluster.get("pods", namespace="spine", selector="app=live")["items"]
         caps = [int(pod["metadata"]["annotations"]["bandkeeper.dev/batch-cap"]) for pod in pods]
         return min(caps) > 4
 
     eventually(raised, timeout_s=60, what="a higher cap on every pod")
-    assert stack.policy("roll")["status"]["batch"]["desired"] > 4
+    assert stack.policy("live")["status"]["batch"]["desired"] > 4
+
+
+def test_a_batch_cap_reaches_the_pods_by_a_rollout(stack: Stack) -> None:
+    stack.deploy("roll", replicas=1, env={"MAX_NUM_SEQS": "4"})
+    stack.wait_ready("roll", 1)
+    adapter = {"type": "PodTemplate", "podTemplate": {"container": "server", "env": "MAX_NUM_SEQS"}}
+    batch = {"min": 4, "max": CAPACITY, "adapter": adapter}
+    stack.apply_policy(
+        policy("roll", objective="ThroughputSensitive", slos=[], replicas={"min": 1, "max": 1}, batch=batch)
+    )
+    stack.load("roll", {"kind": "constant", "rate_per_s": 5})
+
+    def rolled() -> bool:
+        template = stack.cluster.get("deployment", "roll", namespace="spine")["spec"]["template"]
+        return int(template["spec"]["containers"][0]["env"][0]["value"]) > 4
+
+    eventually(rolled, timeout_s=120, what="a higher cap in the pod template")
+    eventually(lambda: stack.condition("roll", "BatchApplied").get("status") == "True", timeout_s=60, what="applied")
+
+
+def test_a_stateful_set_is_scaled_too(stack: Stack) -> None:
+    stack.deploy("ranks", replicas=1, kind="StatefulSet")
+    document = policy("ranks")
+    document["spec"]["targetRef"]["kind"] = "StatefulSet"
+    stack.apply_policy(document)
+    stack.load("ranks", {"kind": "constant", "rate_per_s": 20})
+
+    def replicas() -> int:
+        return int(stack.cluster.get("statefulset", "ranks", namespace="spine")["spec"]["replicas"])
+
+    eventually(lambda: replicas() >= 3, timeout_s=60, what="three ranks")
 
 
 def test_an_outage_of_prometheus_lowers_nothing_and_shows_at_once(stack: Stack) -> None:

@@ -35,7 +35,9 @@ class Dial:
 
         class Page(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                lines = [f'dial_running{{namespace="dial",pod="{pod}"}} {value}\n' for pod, value in dial.running.items()]
+                lines = [
+                    f'dial_running{{namespace="dial",pod="{pod}"}} {value}\n' for pod, value in dial.running.items()
+                ]
                 body = "".join(["# TYPE dial_running gauge\n", *lines]).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "text/plain; version=0.0.4")
@@ -90,7 +92,9 @@ def test_a_visible_change_is_acted_on_within_two_seconds(control_plane: ControlP
         ) as stack:
             took_s = sorted(reactions(stack, dial))
     p50_s, p99_s = took_s[len(took_s) // 2], took_s[int(len(took_s) * 0.99)]
-    print(f"\nvisible to patched over {len(took_s)} steps: p50 {p50_s:.2f} s, p99 {p99_s:.2f} s, most {took_s[-1]:.2f} s")
+    print(
+        f"\nvisible to patched over {len(took_s)} steps: p50 {p50_s:.2f} s, p99 {p99_s:.2f} s, most {took_s[-1]:.2f} s"
+    )
     assert len(took_s) == STEPS
     assert p99_s <= LIMIT_S
 

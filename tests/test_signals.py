@@ -563,6 +563,7 @@ async def test_triton(collector: Collector) -> None:
     assert values(found, Signal.REQUESTS_FAILED) == pytest.approx({RESNET[0]: 0.2, RESNET[1]: 0.1}, rel=0.02)
     assert values(found, Signal.REQUESTS_REJECTED) == pytest.approx({RESNET[0]: 0.4, RESNET[1]: 0.2}, rel=0.02)
     assert values(found, Signal.SAMPLES) == pytest.approx({RESNET[0]: 80, RESNET[1]: 40}, rel=0.02)
+    assert values(found, Signal.BATCH_SIZE) == pytest.approx(dict.fromkeys(RESNET, 4), rel=0.02)
     distribution = found.distributions[Signal.END_TO_END_LATENCY, 60]
     assert distribution.quantiles == pytest.approx({50: 0.05, 90: 0.09, 95: 0.11, 99: 0.15})
     assert distribution.edges == ()
@@ -578,6 +579,7 @@ async def test_triton_without_traffic_abstains(collector: Collector) -> None:
     found = await seen(collector, quiet)
     assert found.distributions[Signal.END_TO_END_LATENCY, 60].quantiles == {}
     assert not [one for one in found.gaps if one.signal == Signal.END_TO_END_LATENCY]
+    assert "nothing was executed" in gap(found, Signal.BATCH_SIZE).detail  # a mean of nothing
 
 
 async def test_triton_without_summaries_says_how_to_get_them(collector: Collector) -> None:

@@ -14,17 +14,23 @@ NODES = 5
 LOAD_S = 240
 INTERVAL_S = 5
 COLD_START_S = 5
+SCALE_DOWN_S = 15
+SLO_WINDOW_S = 15
 GPUS_PER_POD = 1
-CAPACITY = 512
+CAPACITY = 96
 START_REPLICAS = 2
-REPLICAS = {"min": 1, "max": 12}
-BATCH = {"min": 128, "max": CAPACITY, "adapter": {"type": "Annotation"}}
+REPLICAS = {"min": 1, "max": 20}
+BATCH = {"min": 32, "max": CAPACITY, "adapter": {"type": "Annotation"}}
 # Seconds since the start, requests per second: a quiet start, a rise to four times as much, a plateau, and back.
 LOAD: dict[str, Any] = {
     "kind": "linear",
     "seed": 7,
     "points": [[0, 50], [30, 50], [80, 200], [140, 200], [180, 60], [LOAD_S, 60]],
 }
+PROMPT = {"kind": "fixed", "value": 64}
+OUTPUT = {"kind": "lognormal", "median": 240, "sigma": 0.2, "min": 16, "max": 600}
+SERVER = {"alpha_ms": 11.8, "beta_ms": 0.0791, "gamma_ms": 5.0, "delta_ms_per_token": 0.07, "kv_tokens": 400_000,
+          "capacity": CAPACITY, "cap_delay_s": 3, "max_queue": 100}
 # Prometheus interpolates inside a bucket: the edges are narrow where the promises are.
 BUCKETS = {
     "ttft_s": [0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20],
@@ -44,7 +50,7 @@ class Member:
     @property
     def document(self) -> dict[str, Any]:
         """The policy as one would write it; windows are short so that a few minutes show everything."""
-        window = {"percentile": 95, "window": "15s"}
+        window = {"percentile": 95, "window": f"{SLO_WINDOW_S}s"}
         return {
             "apiVersion": "bandkeeper.dev/v1alpha1",
             "kind": "GPUScalingPolicy",
@@ -59,7 +65,7 @@ class Member:
                 ],
                 "replicas": REPLICAS,
                 "batch": BATCH,
-                "behavior": {"scaleDown": {"stabilizationWindowSeconds": 15}},
+                "behavior": {"scaleDown": {"stabilizationWindowSeconds": SCALE_DOWN_S}},
             },
         }
 
@@ -85,10 +91,10 @@ class Member:
             "namespace": NAMESPACE,
             "kind": "continuous",
             "selector": {"app": self.name},
-            "server": {"preset": "h100-wva", "capacity": CAPACITY, "cap_delay_s": 3, "max_queue": 256},
+            "server": SERVER,
             "tokens": {
-                "prompt": {"kind": "fixed", "value": 64},
-                "output": {"kind": "lognormal", "median": 150, "sigma": 0.3, "min": 16, "max": 600},
+                "prompt": PROMPT,
+                "output": OUTPUT,
             },
             "buckets": BUCKETS,
             "load": {"kind": "constant", "rate_per_s": 0},
@@ -96,9 +102,9 @@ class Member:
 
 
 MEMBERS = (
-    Member("chat-latency", Objective.LATENCY_SENSITIVE, ttft="300ms", itl="42ms"),
-    Member("chat-balanced", Objective.BALANCED, ttft="500ms", itl="50ms"),
-    Member("chat-throughput", Objective.THROUGHPUT_SENSITIVE, ttft="2s", itl="60ms"),
+    Member("chat-latency", Objective.LATENCY_SENSITIVE, ttft="300ms", itl="30ms"),
+    Member("chat-balanced", Objective.BALANCED, ttft="500ms", itl="40ms"),
+    Member("chat-throughput", Objective.THROUGHPUT_SENSITIVE, ttft="2s", itl="50ms"),
 )
 
 EMULATOR: dict[str, Any] = {"workloads": [member.server for member in MEMBERS], "dcgm": {"period_s": 5}}

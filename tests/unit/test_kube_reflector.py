@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -172,11 +173,26 @@ async def test_a_refused_watch_lists_again_and_backs_off(server: StubServer, cod
         assert follower.names == {"a", "b"}
 
 
+async def test_a_watch_that_fails_soon_after_an_event_backs_off_too(server: StubServer) -> None:
+    async def error(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "102"}}}
+        for event in (bookmark, {"type": "ERROR", "object": status(500)}):
+            await response.write(json.dumps(event).encode() + b"\n")
+        return response
+
+    server.watch_faults = [error] * 6
+    async with following(server) as follower:
+        await until(lambda: len(follower.naps) == 6)
+        assert max(follower.naps) > 2.0
+
+
 async def test_error_events_of_any_kind_are_survived(server: StubServer) -> None:
     async def error(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        await response.write(web.json_response({"type": "ERROR", "object": status(500)}).body + b"\n")  # type: ignore[operator]
+        await response.write(json.dumps({"type": "ERROR", "object": status(500)}).encode() + b"\n")
         return response
 
     server.watch_faults = [error]

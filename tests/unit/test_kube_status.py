@@ -276,6 +276,15 @@ async def test_a_write_whose_fate_is_unknown_is_made_again(desk: Desk) -> None:
     assert [status["replicas"]["current"] for _, status in desk.written] == [1, 2, 1]
 
 
+async def test_a_write_that_failed_is_not_taken_for_done_when_asked_for_again(desk: Desk) -> None:
+    desk.client.errors = [Unavailable(0, "Timeout", "no answer")]
+    desk.writer.submit(ref(), a_status())
+    await desk.time.advance(0)
+    desk.writer.submit(ref(), a_status())
+    await desk.advance(5.0)
+    assert len(desk.written) == 2
+
+
 @pytest.mark.parametrize("error", [Forbidden(403, "Forbidden", "no"), Invalid(422, "Invalid", "bad"), KeyError("ours")])
 async def test_what_is_refused_is_tried_again_after_a_minute_and_delays_no_other(desk: Desk, error: Exception) -> None:
     desk.client.errors = [error]

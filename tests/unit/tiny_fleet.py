@@ -21,7 +21,6 @@ from bandkeeper.decide.state import State
 
 TTFT_EDGES = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 40.0, math.inf)
 ITL_EDGES = (0.01, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.075, 0.1, 0.15, math.inf)
-RATE_WINDOW_S = 60
 
 
 @dataclass
@@ -77,6 +76,7 @@ class Fleet:
     now_s: float = 0.0
     in_flight: float = 0.0
     blind: bool = False
+    window_s: int = 60
     manager: str = "bandkeeper"
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class Fleet:
         self.pods: list[Replica] = []
         for _ in range(self.replicas):
             self._add(self.now_s - self.cold_start_s - 3600.0)
-        self.seconds: deque[_Second] = deque(maxlen=RATE_WINDOW_S)
+        self.seconds: deque[_Second] = deque(maxlen=self.window_s)
         self._cap: int | None = None
         self._cap_from_s = math.inf
 
@@ -204,8 +204,8 @@ class Fleet:
 
     def _distributions(self) -> dict[tuple[Signal, int], Distribution]:
         return {
-            (Signal.TIME_TO_FIRST_TOKEN, 60): self._histogram("ttft", "finished", TTFT_EDGES),
-            (Signal.INTER_TOKEN_LATENCY, 60): self._histogram("itl", "tokens", ITL_EDGES),
+            (Signal.TIME_TO_FIRST_TOKEN, self.window_s): self._histogram("ttft", "finished", TTFT_EDGES),
+            (Signal.INTER_TOKEN_LATENCY, self.window_s): self._histogram("itl", "tokens", ITL_EDGES),
         }
 
     def _histogram(self, name: str, weight: str, edges: tuple[float, ...]) -> Distribution:
@@ -216,7 +216,9 @@ class Fleet:
             first = next(index for index, edge in enumerate(edges) if value <= edge)
             for index in range(first, len(edges)):
                 counts[index] += number
-        return Distribution(window_s=60.0, edges=edges, counts=tuple(counts), total_s=total_s, age_s=1.0)
+        return Distribution(
+            window_s=float(self.window_s), edges=edges, counts=tuple(counts), total_s=total_s, age_s=1.0
+        )
 
 
 @dataclass

@@ -32,6 +32,7 @@ from bandkeeper.actuate.rollout import (
     is_ours,
     template_hash,
 )
+from bandkeeper.api.snapshot import PodState
 from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import JSON_PATCH, ApiError, Conflict, Forbidden, Invalid, KubeClient, NotFound
 from bandkeeper.kube.discovery import Resource
@@ -88,8 +89,11 @@ class PodTemplate:
             return None
 
     def settled(self, workload: Workload, cap: int) -> bool:
-        """True when the stored manifest carries the cap."""
-        return workload.manifest is not None and self.cap_of(workload.manifest) == cap
+        """True when the stored manifest carries the cap; without one, when every live pod booted with it."""
+        if workload.manifest is not None:
+            return self.cap_of(workload.manifest) == cap
+        live = [pod for pod in workload.pods if pod.state is not PodState.TERMINATING]
+        return bool(live) and all(pod.cap == cap for pod in live)
 
     async def apply(self, workload: Workload, cap: int, *, deadline: float) -> CapResult:
         """Put `cap` into the template, if nobody changed it between our reading and our writing."""

@@ -119,7 +119,8 @@ class Replicas:
                         timeout_s=left.timeout_s(),
                         urgent=True,
                     )
-                    return ScaleResult(outcome=Outcome.WRITTEN, target=_scale(answer).target)
+                    target = dataclasses.replace(_scale(answer).target, manager=FIELD_MANAGER)
+                    return ScaleResult(outcome=Outcome.WRITTEN, target=target)
                 except (Conflict, Invalid) as error:
                     if not left.timeout_s():
                         return ScaleResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)

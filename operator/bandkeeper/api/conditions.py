@@ -61,7 +61,7 @@ class ReadyReason(_Reason):
     UNKNOWN_RUNTIME = "UnknownRuntime", _FALSE, "There is no preset of this name; the message lists those there are."
     UNKNOWN_SIGNAL = "UnknownSignal", _FALSE, "A signal of this name does not exist; the message lists those that do."
     SLO_WITHOUT_SOURCE = "SLOWithoutSource", _FALSE, "Neither the runtime nor spec.signals gives an SLO's signal."
-    INVALID_SOURCE = "InvalidSource", _FALSE, "An entry of spec.signals cannot give its signal."
+    INVALID_SLO = "InvalidSLO", _FALSE, "An SLO asks of its signal what that signal cannot promise."
     PROMETHEUS_NOT_ALLOWED = (
         "PrometheusNotAllowed",
         _FALSE,

@@ -20,14 +20,14 @@ from bandkeeper.decide.promises import WAIT_SIGNALS
 from bandkeeper.decide.state import SAMPLES_LIMIT, DemandMemory, Sample
 from bandkeeper.model.curve import NO_FIT, LoadCurve, ServiceFit
 
-SMOOTHING_S = 30.0
-PATIENT_SMOOTHING_S = 60.0  # ThroughputSensitive lets a queue be for a while
-OVERLOAD_SMOOTHING_S = 10.0
+SMOOTHING = 0.5  # of the rate window
+PATIENT_SMOOTHING = 1.0  # ThroughputSensitive lets a queue be for a while
+OVERLOAD_SMOOTHING = 0.2
 NOISE = 3.0  # standard deviations of a Poisson count that are taken for a real change
 RISE_NOISE = 1.5  # the same for two smoothed values
 FEWEST_FINISHED = 20.0  # in one rate window, for a rate to mean anything
 LONGEST_MEMORY_S = 600.0
-SHORTEST_GROWTH_S = 10.0
+SHORTEST_GROWTH = 0.15  # of the rate window, for growth to be more than noise
 RECENT_S = 30.0
 GUESSED_SERVICE_S = 30.0  # of a request, where no rate tells
 FULL_KV = 0.9
@@ -139,7 +139,7 @@ class _Past:
         )
         recent_s = now_s - min(RECENT_S, policy.rate_window_s / 2)
         recent = next((sample for sample in reversed(samples) if sample.at_s <= recent_s), None)
-        if first is not None and now_s - first.at_s < SHORTEST_GROWTH_S:
+        if first is not None and now_s - first.at_s < SHORTEST_GROWTH * policy.rate_window_s:
             first = None
         covered = [sample for sample in samples if first is None or sample.at_s >= first.at_s]
         return cls(
@@ -268,8 +268,8 @@ def _smoothed(
     if memory.work is None or memory.in_flight is None:
         return raw, in_flight
     patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
-    span_s = PATIENT_SMOOTHING_S if patient else OVERLOAD_SMOOTHING_S if saturated else SMOOTHING_S
-    share = 1 - math.exp(-max(0.0, now_s - memory.updated_s) / span_s)
+    span = PATIENT_SMOOTHING if patient else OVERLOAD_SMOOTHING if saturated else SMOOTHING
+    share = 1 - math.exp(-max(0.0, now_s - memory.updated_s) / (span * policy.rate_window_s))
     noise = NOISE / math.sqrt(max(1.0, in_flight, memory.in_flight))
     work = _step(memory.work, raw, share, noise, jumps=not patient)
     smooth = _step(memory.in_flight, in_flight, share, noise, jumps=True)

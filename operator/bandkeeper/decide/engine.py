@@ -102,7 +102,7 @@ def _decision(scene: Scene, wanted: Wanted) -> Decision:
         utilization=scene.demand.utilization if scene.demand else None,
         inputs=scene.inputs(wanted.band, wanted.queue, wanted.slo),
         slos=_shown(scene, wanted),
-        band=_band(scene, wanted),
+        band=_band(scene, replace(wanted, message=explain.clipped(wanted.message))),
         limit=wanted.limit,
         metrics=scene.metrics,
         undone_by=wanted.undone_by,

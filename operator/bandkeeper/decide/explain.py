@@ -82,7 +82,7 @@ def demand_fell(scene: Scene, wanted: int) -> str:
     demand = scene.demand
     fits = ""
     if demand is not None:
-        fits = f"; {_count(wanted)} carry its peak at {_percent(demand.curve.utilization(demand.peak_work / wanted))}"
+        fits = f"; its peak is {_percent(demand.curve.utilization(demand.peak_work / wanted))} of {_count(wanted)}"
     window = durations.text(scene.policy.scale_down.stabilization_s)
     return f"{_change(scene, wanted)}: work stayed below the band {_band(scene)} for {window}{fits}."
 

@@ -78,7 +78,9 @@ def _latency(slo: LatencySLO, snapshot: Snapshot) -> SLOVerdict:
     if distribution is None or distribution.age_s > STALE_S:
         return _latency_verdict(slo, SLOState.NO_DATA, _gap(snapshot, slo.signal))
     if distribution.quantiles:
-        return _measured(slo, distribution, math.inf)
+        return _measured(slo, distribution, None)
+    if not distribution.edges:
+        return _latency_verdict(slo, SLOState.NO_TRAFFIC, "no percentile, because nothing was asked")
     if not histogram.is_possible(distribution):
         return _latency_verdict(slo, SLOState.NO_DATA, f"the histogram of {slo.signal} is not a possible one")
     if distribution.observations <= 0:
@@ -86,32 +88,39 @@ def _latency(slo: LatencySLO, snapshot: Snapshot) -> SLOVerdict:
     return _measured(slo, distribution, distribution.observations)
 
 
-def _measured(slo: LatencySLO, distribution: Distribution, observations: float) -> SLOVerdict:
+def _measured(slo: LatencySLO, distribution: Distribution, observations: float | None) -> SLOVerdict:
     estimate = histogram.percentile(distribution, slo.percentile)
     shares = histogram.attainment(distribution, slo.threshold_s)
     if estimate is None or shares is None:
         return _latency_verdict(slo, SLOState.NO_DATA, _not_finite(slo))
-    low, high = shares
-    promised = slo.percentile / 100
-    if high < promised and (1 - high) * observations >= CERTAIN_MISSES:
-        state = SLOState.BREACHED
-    elif observations * (1 - promised) < 1 - 1e-9:
-        state = SLOState.TOO_FEW_REQUESTS
-    elif low >= promised - 1e-9:
-        state = SLOState.MET
-    elif high < promised:
-        state = SLOState.BREACHED
-    else:
-        state = SLOState.BETWEEN_BUCKETS
+    state = _from_bounds(slo, estimate) if observations is None else _from_shares(slo, shares, observations)
     return _latency_verdict(
         slo,
         state,
         _edges(slo, estimate) if state is SLOState.BETWEEN_BUCKETS else "",
         estimate=estimate,
         shares=shares,
-        observations=observations if math.isfinite(observations) else None,
+        observations=observations,
         mean=histogram.mean(distribution),
     )
+
+
+def _from_shares(slo: LatencySLO, shares: tuple[float, float], observations: float) -> SLOState:
+    low, high = shares
+    promised = slo.percentile / 100
+    if high < promised and (1 - high) * observations >= CERTAIN_MISSES:
+        return SLOState.BREACHED
+    if observations * (1 - promised) < 1 - 1e-9:
+        return SLOState.TOO_FEW_REQUESTS
+    if low >= promised - 1e-9:
+        return SLOState.MET
+    return SLOState.BREACHED if high < promised else SLOState.BETWEEN_BUCKETS
+
+
+def _from_bounds(slo: LatencySLO, estimate: histogram.Estimate) -> SLOState:
+    if estimate.upper <= slo.threshold_s:
+        return SLOState.MET
+    return SLOState.BREACHED if estimate.lower > slo.threshold_s else SLOState.BETWEEN_BUCKETS
 
 
 def _latency_verdict(

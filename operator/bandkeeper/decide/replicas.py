@@ -121,13 +121,13 @@ def _more(
     scene: Scene, state: State, need: int, band: int | None, queue: int | None, promised: size.PromiseSize
 ) -> Wanted:
     current, demand = scene.current, scene.demand
-    urgent = bool(queue) or promised.replicas is not None or demand is None or demand.utilization >= 1
+    urgent = promised.replicas is not None or demand is None or demand.saturated or demand.utilization >= 1
     if not urgent and state.ownership.hold_until_s > scene.now_s:
         message = explain.person_holds(scene, state.ownership, need)
         return Wanted(replicas=current, reason=Reason.HOLDING, message=message, limit=_lost(scene))
     steady = -int(state.scale.ups.highest() or 0)
     goal = max(current, min(need, steady))
-    wanted, limit = _limited(scene, state, goal if goal > current else current, asked=need)
+    wanted, limit = _limited(scene, state, goal, asked=need)
     if wanted == current:
         limit = limit or Limitation(LimitReason.SCALE_UP_LIMIT, explain.stabilising(scene, need))
         return Wanted(replicas=current, reason=Reason.LIMITED, message=limit.message, limit=_lost(scene) or limit)
@@ -193,13 +193,16 @@ def _held(scene: Scene, against: Veto) -> Wanted:
 
 def _kept(scene: Scene, kept_by: BandReason, unreachable: SLOVerdict | None = None) -> Wanted:
     demand, band = scene.demand, scene.policy.band
+    utilization = demand.utilization if demand else band.low
+    if utilization < band.low and scene.current <= scene.policy.min_replicas:
+        kept_by = BandReason.AT_BOUND
     if unreachable is not None:
         reason, message = Reason.SLO_UNREACHABLE, explain.unreachable(scene, unreachable)
     else:
         reason, message = Reason.NO_CHANGE, explain.kept(scene, kept_by)
-        if demand is not None and demand.utilization < band.low and kept_by is BandReason.HOLDING_PEAK:
+        if utilization < band.low and kept_by is BandReason.HOLDING_PEAK:
             reason = Reason.HOLDING
-        elif demand is not None and band.low <= demand.utilization <= band.high and not breached(scene.verdicts):
+        elif band.low <= utilization <= band.high and not breached(scene.verdicts):
             reason = Reason.IN_BAND
     return Wanted(replicas=scene.current, reason=reason, message=message, limit=_lost(scene), kept_by=kept_by)
 

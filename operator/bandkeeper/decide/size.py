@@ -19,7 +19,6 @@ from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret,
 
 DRAIN_S = 60.0  # a queue is to be gone in this time
 DOWN_MARGIN = 0.2  # of the band's width, below its high edge: what is left must fit with this to spare
-HALF_S = 60.0  # no more than half is let go in this time: predictions reach only so far
 LONE_BATCH = 1.5  # requests per replica below which neither knob changes a latency
 HELP_SHARE = 0.9  # a latency above this share of what it was says that more replicas did not help
 FUTILE_S = 7200.0
@@ -202,7 +201,9 @@ def fewest(
     by_memory = _remembered(memory, demand, now_s)
     if by_memory >= current:
         return Fewer(current, BandReason.HOLDING_PEAK)
-    half = behavior.period_start(current, memory.events, HALF_S, now_s) // 2
+    half = (
+        behavior.period_start(current, memory.events, policy.rate_window_s, now_s) // 2
+    )  # predictions reach no further
     wanted = max(by_band, by_slo, by_memory, half)
     return Fewer(min(current, wanted), BandReason.BELOW_BAND)
 

@@ -21,6 +21,7 @@ from bandkeeper.kube.client import ApiError, Conflict, KubeClient, NotFound
 log = logging.getLogger(__name__)
 
 RELEASE_TIMEOUT_S = 2.0
+LEAST_TIMEOUT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class LeaseElector:
     def _pause_s(self) -> float:
         pause_s = self._retry_s * random.uniform(0.9, 1.0)
         if self.held:
-            return min(pause_s, self.remaining_s())
+            return min(pause_s, self.remaining_s() / 8) if self.problem else pause_s
         if self.problem:
             return pause_s
         return min(pause_s, max(0.05, self._expires_in_s()))
@@ -131,7 +132,9 @@ class LeaseElector:
 
     async def _attempt(self) -> None:
         """One try to acquire or renew, within the time that is left."""
-        limit_s = min(self._renew_s / 2, self.remaining_s() or math.inf)
+        limit_s = self._renew_s / 3
+        if (left_s := self.remaining_s()) > 0.0:  # a hung call must leave time for another
+            limit_s = min(limit_s, left_s, max(LEAST_TIMEOUT_S, left_s / 2))
         try:
             async with asyncio.timeout(limit_s):
                 try:

@@ -93,13 +93,12 @@ async def _run(client: KubeClient, settings: Settings, kubeconfig: str | None, s
     try:
         async with _running(*(reflector.run() for reflector in stores.reflectors), collect=stop):
             front.start()
-            async with _running(elector.run(), collect=stop):
-                async with _running(events.run(), statuses.run(), collect=stop):
-                    async with _running(loop.run(), collect=stop):
-                        await stop.wait()
-                        logger.info("stopping")
-                    await statuses.drain(WAIT_FOR_WRITERS_S)
-                    await events.drain(WAIT_FOR_WRITERS_S)
+            async with _running(elector.run(), collect=stop), _running(events.run(), statuses.run(), collect=stop):
+                async with _running(loop.run(), collect=stop):
+                    await stop.wait()
+                    logger.info("stopping")
+                await statuses.drain(WAIT_FOR_WRITERS_S)
+                await events.drain(WAIT_FOR_WRITERS_S)
     finally:
         await front.stop()
         collector.close()

@@ -6,6 +6,7 @@ Collect once for all, then for each policy: snapshot, decide, act, report. A pol
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -117,6 +118,8 @@ class ControlLoop:
         """Tick every period; in between only for policies that changed."""
         for reflector in self._stores.reflectors:
             await reflector.wait_synced()
+        gc.collect()
+        gc.freeze()  # the stores live as long as we do: walking them again and again would hold up the loop
         due = self._clock()
         while True:
             full = self._clock() >= due

@@ -151,7 +151,7 @@ def _pod_settings(spec: Spec, preset: Preset) -> PodSettings:
     return PodSettings(
         cap_annotation=annotation,
         cap=named,
-        capacity=named or preset.capacity_names,
+        capacity=() if template else preset.capacity_names,  # a rollout changes what the server boots with
         queue_bound=preset.queue_bound_names,
         container=template.container if template else None,
     )

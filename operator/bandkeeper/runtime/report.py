@@ -17,7 +17,6 @@ from bandkeeper.decide.decision import Decision, MetricsState, SLOVerdict
 from bandkeeper.decide.policy import Policy, RateLimit, ScalingRules
 from bandkeeper.kube.discovery import TargetProblem
 from bandkeeper.runtime.tracked import Change, Tracked
-from bandkeeper.signals.sources import Preset
 
 FIRST_SCRAPE_S = 60.0  # the longest usual scrape interval
 
@@ -160,10 +159,13 @@ def _paused(tracked: Tracked) -> Finding:
     return Finding(ConditionType.PAUSED, api.PausedReason.NOT_PAUSED, "Not paused.")
 
 
-def needed_gaps(gaps: tuple[Gap, ...], preset: Preset | None) -> list[Gap]:
-    """The gaps that matter: what a preset calls optional may be absent."""
-    sources = preset.sources if preset else {}
-    return [gap for gap in gaps if not (gap.signal in sources and sources[gap.signal].optional)]
+def _needed_gaps(tracked: Tracked) -> list[Gap]:
+    """The gaps that matter: what a preset calls optional may be absent, unless the policy gives its source itself."""
+    managed = tracked.managed
+    sources = managed.preset.sources if managed.preset else {}
+    own = {source.signal for source in managed.spec.signals} if managed.spec else set()
+    optional = {signal for signal, source in sources.items() if source.optional and signal not in own}
+    return [gap for gap in tracked.snapshot.gaps if gap.signal not in optional] if tracked.snapshot else []
 
 
 def _metrics_available(tracked: Tracked, decision: Decision) -> Finding:
@@ -182,9 +184,8 @@ def _metrics_available(tracked: Tracked, decision: Decision) -> Finding:
 
 
 def _gravest(tracked: Tracked) -> Gap | None:
-    gaps = needed_gaps(tracked.snapshot.gaps, tracked.managed.preset) if tracked.snapshot else []
     order = list(_GAPS)
-    return min(gaps, key=lambda gap: order.index(gap.reason), default=None)
+    return min(_needed_gaps(tracked), key=lambda gap: order.index(gap.reason), default=None)
 
 
 def _starting(tracked: Tracked) -> bool:

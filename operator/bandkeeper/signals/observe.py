@@ -289,7 +289,7 @@ class Builder:
     def _lacks_pods(self, signal: Signal, begin: str, pods: list[str]) -> None:
         self.gap(
             signal,
-            GapReason.PARTIAL,
+            GapReason.PARTIAL if len(pods) < len(self.want.pods) else GapReason.ABSENT,
             f"{begin} no value for {len(pods)} of {len(self.want.pods)} ready pods: {_named(pods)}",
             pods,
         )

@@ -11,7 +11,6 @@ from bandkeeper.api.signals import LATENCY_SIGNALS, THROUGHPUT_SIGNALS, Signal
 from bandkeeper.api.v1alpha1 import SLO, Spec
 from bandkeeper.signals.collector import CollectorSettings
 from bandkeeper.signals.presets import PRESETS
-from bandkeeper.signals.promql import is_metric
 from bandkeeper.signals.servers import SelectionError, Servers
 
 _KNOWN = frozenset(Signal)
@@ -26,7 +25,6 @@ class ProblemReason(StrEnum):
     UNKNOWN_SIGNAL = "UnknownSignal"
     INVALID_SLO = "InvalidSLO"
     SLO_WITHOUT_SOURCE = "SLOWithoutSource"
-    INVALID_SOURCE = "InvalidSource"
     PROMETHEUS_NOT_ALLOWED = "PrometheusNotAllowed"
 
 
@@ -63,12 +61,6 @@ def _sources(spec: Spec) -> Iterator[SpecProblem]:
     for source in spec.signals:
         if source.signal not in _KNOWN:
             yield _unknown_signal("signals", source.signal, Signal)
-        elif source.metric is not None and not is_metric(source.metric):
-            yield SpecProblem(
-                ProblemReason.INVALID_SOURCE,
-                f"the metric of {source.signal} is {source.metric!r}, which is no metric's name: write the bare name, "
-                "or query instead of metric for PromQL",
-            )
 
 
 def _slos(spec: Spec) -> Iterator[SpecProblem]:

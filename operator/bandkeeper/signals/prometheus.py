@@ -85,7 +85,7 @@ class PrometheusServer:
             raise ValueError(f"Prometheus {self.name}: {sentence}")
 
     def __str__(self) -> str:
-        return f"Prometheus {self.name} ({self.url})"
+        return f"Prometheus {self.name} ({self.url[:80]})"
 
 
 def url_problem(url: str) -> str:

@@ -19,7 +19,6 @@ _SAFE = "[bcdfghjklmnpqrstvwxz2456789]"  # the letters of Kubernetes' generated 
 _HASHED = f"-{_SAFE}{{1,10}}-{_SAFE}{{5}}"  # pods of a Deployment: NAME-<template hash>-<5 letters>
 _ORDINAL = "-[0-9]{1,4}"  # pods of a StatefulSet; a generated name never ends in fewer than five
 _HASHED_END, _ORDINAL_END = re.compile(_HASHED), re.compile(_ORDINAL)
-_METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _PLACEHOLDER = re.compile(r"\$(namespace|workload|pods|window|percentile)\b")
 
 
@@ -61,11 +60,6 @@ def rows_of(workload: str, pods: Sequence[str], workload_label: str) -> tuple[st
 def pods_of(workloads: Iterable[str], named_pods: Iterable[str]) -> str:
     """The pattern of all pods whose names begin with a workload's name, and of the named ones."""
     return "|".join(filter(None, [f"(?:{_any_of(workloads)})-.+", _any_of(named_pods)]))
-
-
-def is_metric(name: str) -> bool:
-    """Whether `name` can be a metric's name."""
-    return _METRIC.fullmatch(name) is not None
 
 
 def values(source: Source, scope: Scope, window_s: float) -> str:
@@ -160,14 +154,19 @@ def _select(metric: str, matchers: Iterable[str]) -> str:
 
 
 def _per_pod(source: Source, series: Series, labels: Labels, matchers: tuple[str, ...], window_s: float) -> str:
-    parts = []
-    for metric in series.metrics:
-        selected = _select(metric, matchers)
-        parts.append(f"rate({selected}[{duration(window_s)}])" if source.read is Read.RATE else selected)
+    parts = [_read(source, metric, matchers, window_s) for metric in series.metrics]
     if len(parts) > 1:  # marked, so that `or` keeps all of them although a rate has lost its name
         parts = [f'label_replace({part}, "addend", "{number}", "", "")' for number, part in enumerate(parts)]
-    expression = f"{source.across} by ({labels.namespace}, {labels.pod}) ({_ONCE} ({' or '.join(parts)}))"
+    by_pod = f"{source.across} by ({labels.namespace}, {labels.pod})"
+    expression = f"{by_pod} ({_ONCE} ({' or '.join(parts)}))"
+    if series.per:
+        expression += f" / ({by_pod} ({_ONCE} ({_read(source, series.per, matchers, window_s)})) > 0)"
     return expression if series.scale == 1.0 else f"{expression} * {series.scale!r}"
+
+
+def _read(source: Source, metric: str, matchers: tuple[str, ...], window_s: float) -> str:
+    selected = _select(metric, matchers)
+    return f"rate({selected}[{duration(window_s)}])" if source.read is Read.RATE else selected
 
 
 def _by_row(aggregation: str, expression: str, scope: Scope) -> str:

@@ -37,10 +37,14 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Metrics whose values are added up, each a name or `name{matchers}`, and the factor to the signal's unit."""
+    """Metrics whose values are added up, each a name or `name{matchers}`, and the factor to the signal's unit.
+
+    `per` is what the sum is divided by; where that stands at 0 there is no value.
+    """
 
     metrics: tuple[str, ...]
     scale: float = 1.0
+    per: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

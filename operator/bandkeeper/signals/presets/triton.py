@@ -57,6 +57,13 @@ PRESET = Preset(
         Signal.REQUESTS_FAILED: _rate('nv_inference_request_failure{reason!~"REJECTED|CANCELED"}', optional=True),
         Signal.REQUESTS_REJECTED: _rate('nv_inference_request_failure{reason="REJECTED"}', optional=True),
         Signal.SAMPLES: _rate("nv_inference_count"),
+        Signal.BATCH_SIZE: Source(
+            read=Read.RATE,
+            any_of=(Series(("nv_inference_count",), per="nv_inference_exec_count"),),
+            clock=_CLOCK,
+            optional=True,
+            hint="nothing was executed",
+        ),
         Signal.END_TO_END_LATENCY: _summary("nv_inference_request_summary_us"),
         Signal.QUEUE_TIME: _summary("nv_inference_queue_summary_us"),
         Signal.TIME_TO_FIRST_TOKEN: Source(

@@ -1,0 +1,128 @@
+"""A spec with every default filled in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bandkeeper.api.signals import Signal
+from bandkeeper.api.v1alpha1 import FallbackBehavior, SelectPolicy, Spec
+from bandkeeper.decide.policy import (
+    Batching,
+    CostClass,
+    LatencySLO,
+    Policy,
+    PolicyError,
+    RateLimit,
+    ThroughputSLO,
+    default_candidates,
+    resolve,
+)
+
+
+def a_spec(objective: str = "LatencySensitive", **more: Any) -> Spec:
+    document = {
+        "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"},
+        "objective": objective,
+        "runtime": "VLLM",
+        "slos": [{"signal": "TimeToFirstToken", "percentile": 95, "threshold": "500ms"}],
+        "replicas": {"min": 1, "max": 16},
+        **more,
+    }
+    return Spec.model_validate(document, strict=False)
+
+
+def resolved(spec: Spec, **more: Any) -> Policy:
+    return resolve(spec, batching=Batching.CONTINUOUS, default_capacity=256, **more)
+
+
+@pytest.mark.parametrize(
+    ("objective", "band", "window_s"),
+    [
+        ("LatencySensitive", (0.60, 0.70), 600),
+        ("Balanced", (0.70, 0.80), 300),
+        ("ThroughputSensitive", (0.85, 0.95), 120),
+    ],
+)
+def test_defaults_follow_the_objective(objective: str, band: tuple[float, float], window_s: float) -> None:
+    policy = resolved(a_spec(objective))
+    assert (policy.band.low, policy.band.high) == band
+    assert policy.scale_down.stabilization_s == window_s
+    assert policy.scale_down.limits == (RateLimit(value=100, percent=True, period_s=15),)
+    assert policy.scale_up.stabilization_s == 0
+    assert policy.scale_up.limits == (
+        RateLimit(value=100, percent=True, period_s=15),
+        RateLimit(value=4, percent=False, period_s=15),
+    )
+    assert policy.scale_up.select is policy.scale_down.select is SelectPolicy.MAX
+    assert policy.scale_up.tolerance == policy.scale_down.tolerance == 0
+
+
+def test_what_is_written_overrides_field_by_field() -> None:
+    behavior = {
+        "scaleUp": {"stabilizationWindowSeconds": 30, "tolerance": "0.05"},
+        "scaleDown": {"selectPolicy": "Min", "policies": [{"type": "Pods", "value": 2, "periodSeconds": 60}]},
+    }
+    policy = resolved(a_spec(band={"lowPercent": 40, "highPercent": 55}, behavior=behavior))
+    assert (policy.band.low, policy.band.high) == (0.40, 0.55)
+    assert (policy.scale_up.stabilization_s, policy.scale_up.tolerance, len(policy.scale_up.limits)) == (30, 0.05, 2)
+    assert policy.scale_down.select is SelectPolicy.MIN
+    assert policy.scale_down.limits == (RateLimit(value=2, percent=False, period_s=60),)
+    assert policy.scale_down.stabilization_s == 600
+
+
+def test_promises_become_numbers() -> None:
+    slos = [
+        {"signal": "InterTokenLatency", "percentile": 99, "threshold": "7500us", "window": "2m"},
+        {"signal": "GenerationTokens", "minPerSecond": 900},
+    ]
+    assert resolved(a_spec(slos=slos)).slos == (
+        LatencySLO(signal=Signal.INTER_TOKEN_LATENCY, percentile=99, threshold_s=0.0075, window_s=120),
+        ThroughputSLO(signal=Signal.GENERATION_TOKENS, min_per_s=900, window_s=60),
+    )
+
+
+@pytest.mark.parametrize(
+    ("slo", "says"),
+    [
+        ({"signal": "Latency", "threshold": "1s"}, "TimeToFirstToken"),
+        ({"signal": "GenerationTokens", "threshold": "1s"}, "give it minPerSecond"),
+        ({"signal": "QueueTime", "minPerSecond": 1}, "give it threshold"),
+    ],
+)
+def test_a_promise_that_does_not_fit_says_what_to_write(slo: dict[str, Any], says: str) -> None:
+    with pytest.raises(PolicyError, match=says):
+        resolved(a_spec(slos=[slo]))
+
+
+def test_fallback() -> None:
+    fallback = resolved(a_spec(fallback={"after": "5m", "behavior": "Replicas", "replicas": 4})).fallback
+    assert (fallback.after_s, fallback.behavior, fallback.replicas) == (300, FallbackBehavior.REPLICAS, 4)
+
+
+class TestBatchKnob:
+    batch: Any = {"min": 8, "max": 40, "adapter": {"type": "Annotation"}}  # noqa: RUF012
+
+    def test_candidates_by_default(self) -> None:
+        policy = resolved(a_spec(batch=self.batch), cost_class=CostClass.EVENTUAL, expected_delay_s=90)
+        assert policy.batch is not None
+        assert policy.batch.candidates == (8, 12, 16, 24, 32, 40)
+        assert (policy.batch.cost_class, policy.batch.expected_delay_s) == (CostClass.EVENTUAL, 90)
+
+    def test_candidates_as_written_are_sorted(self) -> None:
+        policy = resolved(a_spec(batch={**self.batch, "candidates": [32, 8]}), cost_class=CostClass.LIVE)
+        assert policy.batch is not None
+        assert policy.batch.candidates == (8, 32)
+
+    def test_without_an_adapter_there_is_no_knob(self) -> None:
+        assert resolved(a_spec(batch=self.batch)).batch is None
+        assert resolved(a_spec(), cost_class=CostClass.LIVE).batch is None
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "candidates"),
+    [(1, 1, (1,)), (1, 4, (1, 2, 3, 4)), (5, 5, (5,)), (100, 130, (100, 128, 130)), (8, 32, (8, 12, 16, 24, 32))],
+)
+def test_default_candidates(least: int, most: int, candidates: tuple[int, ...]) -> None:
+    assert default_candidates(least, most) == candidates

@@ -1,0 +1,221 @@
+"""The status: one table of what is known and the conditions that it must show."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
+from bandkeeper.actuate.replicas import Scale
+from bandkeeper.api.signals import Signal
+from bandkeeper.api.snapshot import Gap, GapReason, PodState
+from bandkeeper.api.v1alpha1 import Spec
+from bandkeeper.api.validation import validate
+from bandkeeper.decide.engine import decide
+from bandkeeper.decide.policy import Batching, CostClass, resolve
+from bandkeeper.kube.discovery import TargetError, TargetProblem
+from bandkeeper.kube.objects import ObjectRef
+from bandkeeper.runtime.conflicts import Conflict
+from bandkeeper.runtime.policies import Flaw, Managed
+from bandkeeper.runtime.report import status_of
+from bandkeeper.runtime.tracked import Change, Tracked
+from bandkeeper.signals.presets import PRESETS
+from tests.unit.builders import a_pod, a_snapshot, a_target, pods
+
+DOCUMENT: dict[str, Any] = {
+    "apiVersion": "bandkeeper.dev/v1alpha1",
+    "kind": "GPUScalingPolicy",
+    "metadata": {"name": "chat", "namespace": "serving", "uid": "u", "generation": 3},
+    "spec": {
+        "targetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "chat"},
+        "objective": "LatencySensitive",
+        "runtime": "VLLM",
+        "slos": [{"signal": "TimeToFirstToken", "threshold": "500ms"}],
+        "replicas": {"min": 1, "max": 8},
+    },
+}
+REF = ObjectRef("bandkeeper.dev/v1alpha1", "GPUScalingPolicy", "serving", "chat", "u")
+
+
+def managed(**more: Any) -> Managed:
+    """A policy that can be carried out."""
+    spec = validate({**DOCUMENT, "metadata": {"name": "chat"}})
+    assert isinstance(spec, Spec)
+    policy = resolve(
+        spec,
+        batching=Batching.CONTINUOUS,
+        default_capacity=64,
+        cost_class=CostClass.EVENTUAL,
+        expected_delay_s=90,
+        restart_hold_s=300,
+    )
+    fields: dict[str, Any] = {"spec": spec, "preset": PRESETS["VLLM"], "policy": policy}
+    base: dict[str, Any] = {"ref": REF, "generation": 3, "created_s": 0.0, "paused": False, "observed_status": {}}
+    return Managed(**(base | fields | more))
+
+
+def tracked(policy: Managed | None = None, **snapshot: Any) -> Tracked:
+    """A policy after one look at a healthy fleet of two, or at what `snapshot` says."""
+    found = Tracked.begin(policy or managed(), 0.0)
+    found.scale = Scale(target=a_target(2), current=2, selector="app=chat")
+    found.snapshot = a_snapshot(**({"ready": 2, "running": 80.0} | snapshot))
+    found.pods = found.snapshot.pods
+    assert found.managed.policy is not None
+    found.decision, found.state = decide(found.managed.policy, found.snapshot, found.state, 1000.0)
+    return found
+
+
+def conditions(found: Tracked) -> dict[str, tuple[str, str]]:
+    """Type to (status, reason)."""
+    status = status_of(found, wall_s=1_700_000_000.0, period_s=15.0)
+    return {one["type"]: (one["status"], one["reason"]) for one in status["conditions"]}
+
+
+def test_a_healthy_policy_is_ready_and_shows_what_is_in_force() -> None:
+    status = status_of(tracked(), wall_s=1_700_000_000.0, period_s=15.0)
+    assert conditions(tracked())["Ready"] == ("True", "Ok")
+    assert status["observedGeneration"] == 3
+    assert status["effective"]["band"] == {"lowPercent": 60, "highPercent": 70}
+    assert status["effective"]["scaleUp"]["limits"] == "100% in 15s or 4 pods in 15s"
+    assert status["replicas"] == {"current": 2, "desired": 2, "ready": 2, "pending": 0}
+    assert len(json.dumps(status)) < 8192
+
+
+def with_target_problem() -> Tracked:
+    found = tracked()
+    found.decision = found.snapshot = found.scale = None
+    found.target_problem = TargetError(TargetProblem.NOT_FOUND, "no Deployment chat: create it")
+    return found
+
+
+def with_flaw() -> Tracked:
+    return Tracked.begin(managed(flaw=Flaw("UnknownRuntime", "runtime Foo is not known")), 0.0)
+
+
+def with_conflict() -> Tracked:
+    found = tracked()
+    found.conflict = Conflict("HPA", "Deployment chat is already scaled by HorizontalPodAutoscaler chat")
+    return found
+
+
+def with_refusal() -> Tracked:
+    found = tracked()
+    found.scale_result = ScaleResult(outcome=Outcome.FORBIDDEN, message="grant patch on deployments/scale")
+    return found
+
+
+def with_outage(reason: GapReason = GapReason.UNREACHABLE, state_age_s: float = 3600.0) -> Tracked:
+    gaps = [
+        Gap(signal=signal, reason=reason, detail="cannot reach it")
+        for signal in (Signal.REQUESTS_RUNNING, Signal.REQUESTS_WAITING)
+    ]
+    return tracked(ready=pods(2, state_age_s=state_age_s), running=None, waiting=None, gaps=gaps)
+
+
+def with_optional_gap(own: bool = False) -> Tracked:
+    policy = managed()
+    if own:
+        assert policy.spec is not None
+        document = json.loads(json.dumps(DOCUMENT))
+        document["metadata"] = {"name": "chat"}
+        document["spec"]["signals"] = [{"signal": "RequestsRejected", "metric": "mine"}]
+        spec = validate(document)
+        assert isinstance(spec, Spec)
+        policy = dataclasses.replace(policy, spec=spec)
+    gap = Gap(signal=Signal.REQUESTS_REJECTED, reason=GapReason.ABSENT, detail="none of it")
+    return tracked(policy, gaps=[gap], silent=["chat-1"])
+
+
+CASES = [
+    ("target missing", with_target_problem, {"Ready": "TargetNotFound", "TargetResolved": "NotFound"}),
+    ("flaw", with_flaw, {"Ready": "UnknownRuntime", "WithinBand": "Unknown"}),
+    ("conflict", with_conflict, {"Ready": "Conflicted", "Conflicted": "HPA"}),
+    ("write refused", with_refusal, {"Ready": "Forbidden", "TargetResolved": "Forbidden"}),
+    ("outage", with_outage, {"Ready": "MetricsUnavailable", "MetricsAvailable": "Unreachable"}),
+    (
+        "credentials wanted",
+        lambda: with_outage(GapReason.UNAUTHORIZED),
+        {"Ready": "MetricsUnavailable", "MetricsAvailable": "Unauthorized"},
+    ),
+    (
+        "not scraped yet",
+        lambda: with_outage(GapReason.ABSENT, state_age_s=5.0),
+        {"Ready": "Ok", "MetricsAvailable": "Starting"},
+    ),
+    (
+        "never scraped",
+        lambda: with_outage(GapReason.ABSENT, state_age_s=300.0),
+        {"Ready": "MetricsUnavailable", "MetricsAvailable": "NoData"},
+    ),
+    ("paused", lambda: tracked(managed(paused=True)), {"Paused": "Annotation", "Ready": "Ok"}),
+    (
+        "no pod ready",
+        lambda: tracked(ready=0, replicas=2, running=None),
+        {"MetricsAvailable": "NoReadyPods", "Ready": "Ok"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "reasons"), CASES, ids=[case[0] for case in CASES])
+def test_conditions_say_what_is_the_matter(name: str, make: Any, reasons: dict[str, str]) -> None:
+    found = conditions(make())
+    assert {kind: found[kind][1] for kind in reasons} == reasons
+
+
+def test_an_optional_signal_may_be_absent_unless_the_policy_gives_its_source() -> None:
+    own = status_of(with_optional_gap(own=True), wall_s=0.0, period_s=15.0)["conditions"]
+    preset = status_of(with_optional_gap(), wall_s=0.0, period_s=15.0)["conditions"]
+    assert next(one for one in own if one["type"] == "MetricsAvailable")["message"] == "none of it"
+    assert next(one for one in preset if one["type"] == "MetricsAvailable")["message"] != "none of it"
+
+
+def test_a_move_is_kept_in_the_history_and_the_last_decision_keeps_its_time() -> None:
+    found = tracked()
+    assert found.decision is not None
+    found.changes.append(Change(decision=found.decision, from_replicas=1, direction="up"))
+    first = status_of(found, wall_s=1000.0, period_s=15.0)
+    found.status, found.changes = first, []
+    second = status_of(found, wall_s=2000.0, period_s=15.0)
+    assert first["history"] == second["history"]
+    assert first["history"][0]["fromReplicas"] == 1
+    assert first["lastDecision"]["time"] == second["lastDecision"]["time"]
+
+
+def test_the_history_is_bounded() -> None:
+    found = tracked()
+    assert found.decision is not None
+    for _ in range(30):
+        found.changes.append(Change(decision=found.decision, from_replicas=1, direction="up"))
+    assert len(status_of(found, wall_s=0.0, period_s=15.0)["history"]) == 10
+
+
+def test_a_status_of_another_version_is_begun_anew() -> None:
+    found = tracked()
+    found.status = {"conditions": "none of ours"}
+    assert status_of(found, wall_s=0.0, period_s=15.0)["observedGeneration"] == 3
+
+
+BATCH = [
+    (CapResult(outcome=Outcome.FORBIDDEN, message="grant patch on pods"), None, "Forbidden"),
+    (CapResult(outcome=Outcome.PARTIAL, message="1 of 2"), None, "PartiallyApplied"),
+    (CapResult(outcome=Outcome.WRITTEN), 8, "Pending"),
+    (CapResult(outcome=Outcome.UNCHANGED), 32, "Applied"),
+]
+
+
+@pytest.mark.parametrize(("result", "cap", "reason"), BATCH, ids=[case[2] for case in BATCH])
+def test_the_batch_condition_follows_the_read_back(result: CapResult, cap: int | None, reason: str) -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    document["metadata"] = {"name": "chat"}
+    document["spec"]["batch"] = {"max": 64, "adapter": {"type": "Annotation"}}
+    spec = validate(document)
+    assert isinstance(spec, Spec)
+    found = tracked(managed(spec=spec, adapter=object()))
+    assert found.decision is not None
+    found.decision = dataclasses.replace(found.decision, cap=32)
+    found.pods = (a_pod("chat-0", PodState.READY, cap=cap),)
+    found.cap_result = result
+    assert conditions(found)["BatchApplied"][1] == reason
