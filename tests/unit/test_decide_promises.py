@@ -142,6 +142,18 @@ def test_what_agrees_to_fewer_replicas(counts: dict[float, float], agrees: bool)
     assert agrees_to_less(verdict_of(ITL, a_distribution(counts))) is agrees
 
 
+@pytest.mark.parametrize(("p95_s", "agrees"), [(0.04, True), (0.049, False), (0.06, False)])
+def test_what_agrees_where_only_percentiles_are_given(p95_s: float, agrees: bool) -> None:
+    assert agrees_to_less(verdict_of(ITL, Distribution(window_s=60, quantiles={95: p95_s}))) is agrees
+
+
+@pytest.mark.parametrize(("rate", "agrees"), [(1200.0, True), (800.0, True)])
+def test_a_rate_with_nothing_waiting_agrees(rate: float, agrees: bool) -> None:
+    policy = a_policy(slos=[TOKENS])
+    seen = a_snapshot(running=10, generation_tokens=rate)
+    assert agrees_to_less(judge(policy, seen, assess(policy, seen, DemandMemory()))[0]) is agrees
+
+
 def test_a_percentile_in_the_last_bucket_reads_as_over_it() -> None:
     verdict = verdict_of(TTFT, a_distribution({1.0: 50, math.inf: 50}))
     assert describe(verdict) == "p95 time to first token over 1s is over the 500ms objective"

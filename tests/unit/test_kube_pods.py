@@ -93,7 +93,6 @@ GATED = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
         ),
         (raw_pod(ready=False, status=waiting("ContainerCreating")), PodState.PENDING, ""),
         (raw_pod(ready=False, status=waiting("PodInitializing")), PodState.PENDING, ""),
-        (raw_pod(status={"phase": "Failed", "reason": "Evicted", "message": "disk"}), PodState.FAILED, "Evicted: disk"),
         (raw_pod(deletionTimestamp="2026-01-01T10:09:30Z"), PodState.TERMINATING, ""),
         (
             raw_pod(ready=False, deletionTimestamp="2026-01-01T10:09:30Z", status=waiting("CrashLoopBackOff")),
@@ -111,7 +110,8 @@ def test_state(pod: dict[str, Any], state: PodState, message: str) -> None:
 
 
 def test_a_pod_that_has_finished_is_no_pod() -> None:
-    assert trim_pod(raw_pod(ready=False, status={"phase": "Succeeded"})) is None
+    for phase in ("Succeeded", "Failed"):
+        assert trim_pod(raw_pod(ready=False, status={"phase": phase})) is None
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ BAD = [
 
 @pytest.mark.parametrize(("document", "fragment"), BAD, ids=[fragment for _, fragment in BAD])
 def test_a_mistake_is_named_with_its_place(document: Any, fragment: str) -> None:
-    with pytest.raises(SettingsError, match="^config: ") as refused:
+    with pytest.raises(SettingsError, match=r"^config: ") as refused:
         parse(document, "config")
     assert fragment in str(refused.value)
 

@@ -15,6 +15,7 @@ from bandkeeper.decide.policy import LatencySLO, Policy, ThroughputSLO
 from bandkeeper.model import histogram
 
 CERTAIN_MISSES = 3.0  # so many misses break a promise even where the window saw too few requests for its percentile
+SPARE = 0.9  # of a threshold: a percentile below it is kept with something to spare
 WAIT_SIGNALS = frozenset({Signal.TIME_TO_FIRST_TOKEN, Signal.QUEUE_TIME})
 WORDS = {
     Signal.TIME_TO_FIRST_TOKEN: "time to first token",
@@ -48,13 +49,15 @@ def is_total(verdict: SLOVerdict) -> bool:
 
 
 def agrees_to_less(verdict: SLOVerdict) -> bool:
-    """Whether a promise is no argument against fewer replicas."""
+    """Whether a promise is no argument against fewer replicas: kept with something to spare, or nothing was asked."""
     if verdict.state is SLOState.TOO_FEW_REQUESTS:
         return verdict.attainment_high == 1.0
-    if verdict.state is SLOState.MET and verdict.percentile is not None and verdict.attainment_low is not None:
-        missed_share, allowed_share = 1 - verdict.attainment_low, 1 - verdict.percentile / 100
-        return missed_share <= allowed_share / 2
-    return verdict.state in (SLOState.MET, SLOState.NO_TRAFFIC)
+    if verdict.state is not SLOState.MET or verdict.percentile is None:
+        return verdict.state in (SLOState.MET, SLOState.NO_TRAFFIC)
+    if verdict.observations is None:  # only percentiles are given, no shares
+        return verdict.upper is not None and verdict.upper <= SPARE * verdict.limit
+    missed_share, allowed_share = 1 - (verdict.attainment_low or 0.0), 1 - verdict.percentile / 100
+    return missed_share <= allowed_share / 2
 
 
 def describe(verdict: SLOVerdict) -> str:

@@ -34,6 +34,7 @@ FAILED_WAITING = frozenset(
         "CrashLoopBackOff",
     }
 )
+ENDED = frozenset({"Succeeded", "Failed"})
 CRASH_LOOP_RUN_S = 600.0  # a container that died sooner than this, twice, is in a crash loop also while it runs again
 MESSAGE_LENGTH = 256
 MOST_SELECTIONS = 20_000
@@ -97,9 +98,9 @@ class PodSettings:
 
 
 def trim_pod(raw: Mapping[str, Any]) -> PodRecord | None:
-    """What is kept of a raw pod; None for one that has finished its work."""
+    """What is kept of a raw pod; None for one that has ended, well or not: an evicted pod is replaced, and lies there."""
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
-    if status.get("phase") == "Succeeded":
+    if status.get("phase") in ENDED:
         return None
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     state, message = _classify(metadata, status, conditions)
@@ -262,8 +263,6 @@ def _classify(
 ) -> tuple[PodState, str]:
     if metadata.get("deletionTimestamp"):
         return PodState.TERMINATING, ""
-    if status.get("phase") == "Failed":
-        return PodState.FAILED, f"{status.get('reason') or 'Failed'}: {status.get('message') or 'the pod has ended'}"
     if conditions.get("Ready", {}).get("status") == "True":
         return PodState.READY, ""
     for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):

@@ -96,6 +96,7 @@ class ControlLoop:
         self._wake = asyncio.Event()
         self._turns = asyncio.Semaphore(CONCURRENCY)
         self._ticked_at: float | None = None
+        self._blind_to = ""
         self._started_at = clock()
 
     def wake(self) -> None:
@@ -141,11 +142,19 @@ class ControlLoop:
         due = present if full else [managed for managed in present if self._changed(managed)]
         if due:
             await self._look_at(due, owners(present))
+        self._look_for_blindness()
         self._metrics.policies.set(len(present))
         self._metrics.leader.set(1 if self._elector.held else 0)
         if full:
             self._metrics.tick_seconds.observe(self._clock() - started)
             self._ticked_at = self._clock()
+
+    def _look_for_blindness(self) -> None:
+        """Say once that conflicts cannot be seen, because nothing else would show it."""
+        problem = self._stores.scalers.problem
+        if problem and problem != self._blind_to:
+            logger.warning("other scalers cannot be seen, so conflicts with them go unnoticed", extra={"error": problem})
+        self._blind_to = problem
 
     def _changed(self, managed: Managed) -> bool:
         tracked = self._tracked.get(managed.key)
