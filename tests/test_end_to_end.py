@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.cluster import CommandError, ControlPlane, eventually
+from tests.cluster import CommandError, ControlPlane, Prometheus, WebConfig, eventually
 from tests.stack import Stack
 
 pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
 CAPACITY = 16
+OUTAGE_S = float(os.environ.get("OUTAGE_S", "20"))
 TOKENS = {"prompt": {"kind": "fixed", "value": 100}, "output": {"kind": "fixed", "value": 50}}
 
 
@@ -50,12 +53,26 @@ def policy(name: str, **spec: Any) -> Json:
 
 
 @pytest.fixture(scope="module")
-def stack(control_plane: ControlPlane) -> Iterator[Stack]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that wants a password."""
+    with Prometheus.start(tmp_path_factory.mktemp("guarded"), web_config=WebConfig(basic_auth=True)) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def stack(control_plane: ControlPlane, guarded: Prometheus) -> Iterator[Stack]:
     """One stack for the module: the operator runs under the chart's service account."""
-    names = ("chat", "night", "outage", "bad", "live", "roll", "paused", "ranks")
+    names = ("chat", "selected", "night", "outage", "bad", "live", "roll", "paused", "ranks")
     emulator = {"workloads": [emulated(name) for name in names], "dcgm": {"period_s": 2}}
     with Stack(emulator=emulator, cluster=control_plane, namespace="spine") as started:
-        operator = started.start_operator(restartHold="1s")
+        servers = [
+            {"name": "stack", "url": started.prometheus.url},
+            {"name": "gone", "url": "http://127.0.0.1:9"},
+            {"name": "guarded", "url": guarded.url},
+        ]
+        operator = started.start_operator(
+            restartHold="1s", prometheus={"servers": servers, "allowedURLs": [started.prometheus.url]}
+        )
         eventually(operator.ready, timeout_s=30, what="the operator ready")
         yield started
         assert operator.alive, operator.log()[-4000:]
@@ -163,19 +180,65 @@ def test_an_outage_of_prometheus_lowers_nothing_and_shows_at_once(stack: Stack) 
     )
     before = stack.replicas("outage")
     stack.prometheus.kill()
+    killed = time.monotonic()
     try:
         eventually(
             lambda: stack.condition("outage", "MetricsAvailable").get("reason") == "Unreachable",
             timeout_s=8,
             what="the outage in the condition",
         )
-        assert stack.replicas("outage") >= before
+        shown_s = time.monotonic() - killed
+        assert len([one for one in warnings_of(stack, "outage") if one["reason"] == "MetricsUnavailable"]) == 1
+        while time.monotonic() - killed < OUTAGE_S:
+            assert stack.replicas("outage") >= before
+            time.sleep(0.5)
     finally:
         stack.prometheus.restart()
+    back = time.monotonic()
     eventually(
         lambda: stack.condition("outage", "MetricsAvailable").get("status") == "True", timeout_s=20, what="metrics back"
     )
+    resumed_s = time.monotonic() - back
+    print(f"\noutage of {OUTAGE_S:.0f} s: shown after {shown_s:.1f} s, resumed {resumed_s:.1f} s after the restart")
     assert stack.replicas("outage") >= before
+    assert shown_s <= 3.0
+    assert resumed_s <= 5.0  # of which Prometheus' first scrape is a part
+
+
+SELECTED = [
+    ("unreachable", {"name": "gone"}, "MetricsUnavailable", "127.0.0.1:9"),
+    ("credentials wanted", {"name": "guarded"}, "MetricsUnavailable", "401"),
+    ("unknown name", {"name": "nobody"}, "PrometheusNotAllowed", "guarded"),
+    ("URL not allowed", {"url": "http://127.0.0.1:9"}, "PrometheusNotAllowed", "allowedURLs"),
+]
+
+
+@pytest.mark.parametrize(("name", "prometheus", "reason", "sentence"), SELECTED, ids=[case[0] for case in SELECTED])
+def test_a_prometheus_that_does_not_answer_is_named(
+    stack: Stack, name: str, prometheus: Json, reason: str, sentence: str
+) -> None:
+    if not stack.cluster.kubectl("get", "deployment", "selected", "-n", "spine", "--ignore-not-found"):
+        stack.deploy("selected", replicas=2)
+        stack.wait_ready("selected", 2)
+    key = "selects-" + name.lower().replace(" ", "-")
+    document = policy(key, prometheus=prometheus)
+    document["spec"]["targetRef"]["name"] = "selected"
+    stack.apply_policy(document)
+    try:
+        eventually(lambda: stack.condition(key, "Ready").get("reason") == reason, timeout_s=15, what=reason)
+        assert sentence in stack.condition(key, "Ready")["message"]
+        eventually(lambda: len(warnings_of(stack, key)) == 1, timeout_s=5, what="one event")
+        assert stack.replicas("selected") == 2
+    finally:
+        stack.cluster.kubectl("delete", "gsp", key, "-n", "spine")
+
+
+def test_a_policy_may_name_an_allowed_url(stack: Stack) -> None:
+    document = policy("selects-url", prometheus={"url": stack.prometheus.url}, replicas={"min": 2, "max": 3})
+    document["spec"]["targetRef"]["name"] = "selected"
+    stack.apply_policy(document)
+    eventually(lambda: stack.condition("selects-url", "Ready").get("status") == "True", timeout_s=15, what="Ready")
+    stack.cluster.kubectl("delete", "gsp", "selects-url", "-n", "spine")
 
 
 REJECTED = [
@@ -311,8 +374,6 @@ def test_deleting_a_policy_leaves_the_workload_running(stack: Stack) -> None:
 
 def stays(holds: Callable[[], bool], seconds: int = 3) -> None:
     """The opposite of eventually: it holds now and keeps holding."""
-    import time
-
     for _ in range(seconds * 4):
         assert holds()
         time.sleep(0.25)

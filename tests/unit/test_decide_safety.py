@@ -26,7 +26,6 @@ from tests.unit.builders import (
     a_policy,
     a_snapshot,
     a_target,
-    pods,
     rules,
 )
 
@@ -201,20 +200,384 @@ class TestRule2Bounds:
         assert decision.limit is not None
         assert decision.limit.reason is LimitReason.SCALE_DOWN_LIMIT
 
-    @pytest.mark.parametrize(
-        ("snapshot", "limit"),
-        [
-            (a_snapshot(ready=4, running=256, waiting=900), LimitReason.AT_MAX),
-            (
-                a_snapshot(ready=4, running=256, waiting=0, others=pods_named(2, PodState.TERMINATING)),
-                LimitReason.TERMINATING_PODS,
-            )
-            if False
-            else (a_snapshot(ready=4, running=256, waiting=900, target=a_target(4)), LimitReason.AT_MAX),
-        ],
-    )
-    def test_at_max_says_so(self, snapshot: Snapshot, limit: LimitReason) -> None:
-        decision, _ = decide(replace(POLICY, max_replicas=5), snapshot, State.initial(0.0), 0.0)
+    def test_at_max_says_so(self) -> None:
+        overloaded = a_snapshot(ready=4, running=256, waiting=900)
+        decision, _ = decide(replace(POLICY, max_replicas=5), overloaded, State.initial(0.0), 0.0)
         assert decision.replicas == 5
         assert decision.limit is not None
-        assert decision.limit.reason is limit
+        assert decision.limit.reason is LimitReason.AT_MAX
+        assert "raise it" in decision.limit.message
+
+    def test_at_min_says_so(self) -> None:
+        policy = replace(POLICY, min_replicas=3)
+        decision, _ = after(policy, quiet(), quiet())
+        assert decision.replicas == 3
+        assert decision.limit is not None
+        assert decision.limit.reason is LimitReason.AT_MIN
+        decision, _ = after(policy, quiet(3), quiet(3))
+        assert (decision.replicas, decision.band.reason) == (3, BandReason.AT_BOUND)
+
+    @pytest.mark.parametrize(
+        ("ending", "rollout", "room"), [(0, None, 10), (3, None, 7), (3, Rollout(surge=1), 6), (9, None, 4)]
+    )
+    def test_ending_pods_and_surge_count_against_max(self, ending: int, rollout: Rollout | None, room: int) -> None:
+        others = [a_pod(f"old-{index}", PodState.TERMINATING) for index in range(ending)]
+        seen = a_snapshot(ready=4, running=256, waiting=5000, others=others, target=a_target(4, rollout=rollout))
+        fast = rules(limits=[RateLimit(value=100, percent=False, period_s=15)])
+        policy = replace(POLICY, max_replicas=10, scale_up=fast)
+        decision, _ = decide(policy, seen, State.initial(0.0), 0.0)
+        assert decision.replicas == room
+        assert decision.limit is not None
+        assert decision.limit.reason is (LimitReason.AT_MAX if room == 10 else LimitReason.TERMINATING_PODS)
+
+    def test_behavior_limits_a_raise_and_says_so(self) -> None:
+        one = rules(limits=[RateLimit(value=1, percent=False, period_s=60)])
+        decision, _ = decide(
+            replace(POLICY, scale_up=one), a_snapshot(ready=4, running=256, waiting=900), State.initial(0.0), 0.0
+        )
+        assert decision.replicas == 5
+        assert decision.limit is not None
+        assert decision.limit.reason is LimitReason.SCALE_UP_LIMIT
+        assert "behavior.scaleUp allows 5 now" in decision.limit.message
+
+    def test_disabled_directions(self) -> None:
+        off = rules(select=SelectPolicy.DISABLED)
+        overloaded = a_snapshot(ready=4, running=256, waiting=900)
+        decision, _ = decide(replace(POLICY, scale_up=off), overloaded, State.initial(0.0), 0.0)
+        assert (decision.replicas, decision.reason) == (4, Reason.LIMITED)
+        policy = replace(POLICY, scale_down=rules(window_s=60.0, select=SelectPolicy.DISABLED))
+        decision, _ = after(policy, quiet(), quiet())
+        assert (decision.replicas, decision.reason) == (4, Reason.LIMITED)
+
+    def test_a_raise_waits_for_its_stabilisation_window(self) -> None:
+        policy = replace(POLICY, scale_up=rules(window_s=30.0))
+        busy = a_snapshot(ready=4, running=230, requests_finished=40.0, distributions=FINE)
+        state = watched(policy, quiet(4, running=160))
+        wanted = []
+        for now_s in (300.0, 315.0, 330.0, 345.0):
+            decision, state = decide(policy, busy, state, now_s)
+            wanted.append(decision.replicas)
+        assert wanted[0] == 4
+        assert wanted[-1] == 5
+
+
+class TestRule3RolloutAndScaleIn:
+    @pytest.mark.parametrize(
+        ("rollout", "want"),
+        [
+            (Rollout(), 4),
+            (Rollout(deadline_exceeded=True), 2),  # no longer blocks
+            (None, 2),
+        ],
+    )
+    def test_no_scale_in_during_a_rollout(self, rollout: Rollout | None, want: int) -> None:
+        decision, _ = after(POLICY, quiet(), quiet(target=a_target(4, rollout=rollout)))
+        assert decision.replicas == want
+
+    def test_not_even_back_into_the_bounds(self) -> None:
+        seen = quiet(9, target=a_target(9, rollout=Rollout()))
+        decision, _ = decide(replace(POLICY, max_replicas=3), seen, State.initial(0.0), 0.0)
+        assert (decision.replicas, decision.reason) == (9, Reason.OUTSIDE_BOUNDS)
+
+    policy = replace(POLICY, batch=a_batch((8, 16, 32, 64), cost_class=CostClass.ROLLOUT, delay_s=60.0))
+    slow = {**FINE, Signal.INTER_TOKEN_LATENCY: a_distribution({0.075: 5000}, mean_s=0.06)}
+
+    def settled(self, replicas: int = 4, **more: Any) -> Snapshot:
+        return quiet(replicas, **{"running": 160, "requests_rejected": 0.0, **more})
+
+    def test_a_cap_by_rollout_comes_without_scale_in(self) -> None:
+        decision, state = after(self.policy, self.settled(), self.settled(distributions=self.slow))
+        assert decision.cap is not None
+        assert decision.cap < 64
+        assert decision.replicas == 4
+        idle, _ = decide(self.policy, quiet(), state, 315.0)  # the target does not show the rollout yet
+        assert idle.replicas == 4
+
+    @pytest.mark.parametrize(
+        "others",
+        [
+            [a_pod("coming", PodState.PENDING, age_s=5, state_age_s=5)],
+            [a_pod("leaving", PodState.TERMINATING)],
+            [a_pod("homeless", PodState.UNSCHEDULABLE)],
+        ],
+        ids=["pending", "terminating", "unschedulable"],
+    )
+    def test_no_rollout_while_pods_are_not_ready(self, others: list[Any]) -> None:
+        seen = self.settled(distributions=self.slow, others=others, target=a_target(4))
+        decision, _ = after(self.policy, self.settled(), seen)
+        assert decision.cap == 64
+
+    def test_no_rollout_in_an_emergency(self) -> None:
+        low = [a_pod(f"chat-{index}", cap=16, capacity=64) for index in range(4)]
+        queue = a_snapshot(ready=low, running=64, waiting=400, requests_finished=10.0)
+        decision, _ = after(self.policy, self.settled(ready=low, running=10), queue)
+        assert decision.emergency
+        assert decision.cap == 16
+        assert decision.replicas is not None
+        assert decision.replicas > 4
+
+    def test_rollouts_rest_for_ten_cold_starts(self) -> None:
+        state = watched(self.policy, self.settled())
+        lowered = []
+        for tick in range(200):
+            ready = [a_pod(f"chat-{index}", cap=lowered[-1][1] if lowered else 64) for index in range(4)]
+            seen = self.settled(ready=ready, distributions=self.slow, running=100)
+            decision, state = decide(self.policy, seen, state, 300.0 + 15 * tick)
+            assert decision.cap is not None
+            if not lowered or decision.cap != lowered[-1][1]:
+                lowered.append((300.0 + 15 * tick, decision.cap))
+        times = [at_s for at_s, _ in lowered]
+        assert len(times) >= 2
+        assert all(later - earlier >= 1000 for earlier, later in zip(times, times[1:], strict=False))
+
+    @pytest.mark.parametrize(("ours", "rolls_back"), [(True, True), (False, False)])
+    def test_a_failed_rollout_of_ours_is_taken_back(self, ours: bool, rolls_back: bool) -> None:
+        decision, state = after(self.policy, self.settled(), self.settled(distributions=self.slow))
+        lowered = decision.cap
+        stuck = self.settled(target=a_target(4, rollout=Rollout(ours=ours, deadline_exceeded=True)))
+        decision, state = decide(self.policy, stuck, state, 915.0)
+        assert decision.rollback is rolls_back
+        assert decision.cap == (64 if rolls_back else lowered)
+        if rolls_back:
+            assert decision.reason is Reason.ROLLED_BACK
+            again, _ = decide(self.policy, self.settled(), state, 930.0)
+            assert not again.rollback
+            assert again.cap == 64
+
+
+class TestRule4PendingPods:
+    def pending(self, state: PodState, age_s: float, message: str = "") -> Snapshot:
+        """Four of six ordered replicas are ready, and a promise has been broken for long."""
+        others = [a_pod(f"new-{index}", state, age_s=age_s, state_age_s=age_s, message=message) for index in range(2)]
+        late = {**FINE, Signal.TIME_TO_FIRST_TOKEN: a_distribution({5.0: 500})}
+        return quiet(4, running=100, others=others, target=a_target(6), distributions=late)
+
+    def test_credited_pods_are_waited_for(self) -> None:
+        decision, _ = decide(POLICY, self.pending(PodState.PENDING, 150), State.initial(0.0), 0.0)
+        assert decision.replicas == 6
+        assert decision.inputs.pending_credited == 2
+        assert decision.limit is None
+
+    @pytest.mark.parametrize(
+        ("state", "age_s", "message", "reason"),
+        [
+            (PodState.PENDING, 250, "", LimitReason.PENDING_TOO_LONG),
+            (
+                PodState.UNSCHEDULABLE,
+                5,
+                "0/3 nodes are available: insufficient nvidia.com/gpu",
+                LimitReason.UNSCHEDULABLE,
+            ),
+            (PodState.FAILED, 5, "container server: ImagePullBackOff", LimitReason.IMAGE_PULL_FAILED),
+            (PodState.FAILED, 5, "container server: CrashLoopBackOff", LimitReason.CRASH_LOOP),
+            (PodState.FAILED, 5, "", LimitReason.PODS_FAILING),
+        ],
+    )
+    def test_lost_pods_are_not_and_it_is_said(
+        self, state: PodState, age_s: float, message: str, reason: LimitReason
+    ) -> None:
+        decision, _ = decide(POLICY, self.pending(state, age_s, message), State.initial(0.0), 0.0)
+        assert decision.inputs.pending_credited == 0
+        assert decision.inputs.pending_lost == 2
+        assert decision.limit is not None
+        assert decision.limit.reason is reason
+        assert message in decision.limit.message
+
+    def test_lost_pods_count_against_the_bounds(self) -> None:
+        policy = replace(POLICY, max_replicas=6)
+        decision, _ = decide(policy, self.pending(PodState.UNSCHEDULABLE, 5), State.initial(0.0), 0.0)
+        assert decision.replicas == 6
+
+    def test_lost_pods_do_not_make_the_count_run_away(self) -> None:
+        """Six are needed, two of them find no node: more would find none either."""
+        others = [a_pod(f"new-{index}", PodState.UNSCHEDULABLE) for index in range(2)]
+        seen = quiet(4, running=4 * 60, others=others, target=a_target(6))
+        state = State.initial(0.0)
+        for tick in range(40):
+            decision, state = decide(POLICY, seen, state, 15.0 * tick)
+            assert decision.replicas == 6
+
+
+class TestRule5RestartHold:
+    @pytest.mark.parametrize(
+        ("window_s", "restart_s", "hold_s"),
+        [(60.0, 0.0, 60.0), (10.0, 10.0, 60.0), (600.0, 300.0, 600.0), (60.0, 300.0, 300.0)],
+    )
+    def test_nothing_is_let_go_before_a_full_window(self, window_s: float, restart_s: float, hold_s: float) -> None:
+        policy = replace(POLICY, scale_down=rules(window_s=window_s, limits=LIMITS_DOWN), restart_hold_s=restart_s)
+        state, now_s, first = State.initial(0.0), 0.0, None
+        while first is None and now_s < 2000:
+            decision, state = decide(policy, quiet(), state, now_s)
+            first = now_s if decision.replicas != 4 else None
+            now_s += 5.0
+        assert first == hold_s
+
+    def test_time_without_data_does_not_count(self) -> None:
+        policy = replace(POLICY, restart_hold_s=100.0)
+        state = State.initial(0.0)
+        dark = quiet(running=None, waiting=None, distributions={}, gaps=DARK)
+        for now_s in range(0, 300, 15):
+            _, state = decide(policy, dark, state, float(now_s))
+        decision, state = decide(policy, quiet(), state, 300.0)
+        decision, state = decide(policy, quiet(), state, 390.0)
+        assert decision.replicas == 4
+        decision, _ = decide(policy, quiet(), state, 400.0)
+        assert decision.replicas == 2
+
+    def test_scale_out_is_free_from_the_first_tick(self) -> None:
+        decision, _ = decide(POLICY, a_snapshot(ready=2, running=128, waiting=60), State.initial(0.0), 0.0)
+        assert decision.replicas is not None
+        assert decision.replicas > 2
+        assert decision.emergency
+
+    def test_a_target_made_anew_is_a_new_start(self) -> None:
+        decision, _ = after(POLICY, quiet(), quiet(target=a_target(4, uid="another")))
+        assert decision.replicas == 4
+
+
+def test_a_stale_list_of_pods_forbids_scale_in() -> None:
+    decision, _ = after(POLICY, quiet(), quiet(pods_age_s=61.0))
+    assert decision.replicas == 4
+    assert "list of pods" in decision.message
+
+
+class TestRule7OtherHands:
+    def test_a_person_s_change_stays_for_one_window(self) -> None:
+        state = watched(POLICY, quiet(2))
+        scaled = quiet(6, target=a_target(6, manager="kubectl"))
+        decision, state = decide(POLICY, scaled, state, 300.0)
+        assert decision.replicas == 6
+        assert "kubectl set 6 replicas" in decision.message
+        decision, state = decide(POLICY, scaled, state, 355.0)
+        assert decision.replicas == 6
+        decision, state = decide(POLICY, scaled, state, 365.0)
+        assert decision.replicas == 3
+
+    def test_a_person_s_cut_is_respected_by_the_band_and_not_by_a_queue(self) -> None:
+        state = watched(POLICY, quiet(4, running=160, requests_finished=30.0))
+        cut = quiet(2, running=104, requests_finished=20.0, target=a_target(2, manager="kubectl"))
+        decision, state = decide(POLICY, cut, state, 300.0)
+        assert decision.replicas == 2
+        assert "kubectl set 2 replicas" in decision.message
+        queue = quiet(2, running=128, waiting=80, requests_finished=20.0, target=a_target(2, manager="kubectl"))
+        decision, _ = decide(POLICY, queue, state, 315.0)
+        assert decision.replicas is not None
+        assert decision.replicas > 2
+
+    def test_a_person_s_change_outside_the_bounds_is_brought_back(self) -> None:
+        policy = replace(POLICY, max_replicas=5)
+        decision, _ = after(policy, quiet(), quiet(8, target=a_target(8, manager="kubectl")))
+        assert (decision.replicas, decision.reason) == (5, Reason.OUTSIDE_BOUNDS)
+
+    def test_our_own_write_is_not_a_person_s(self) -> None:
+        decision, state = after(POLICY, quiet(), quiet())
+        state = written(state, replicas=2, now_s=300.0)
+        not_yet, state = decide(POLICY, quiet(4), state, 301.0)  # the store is a moment behind
+        assert not_yet.current_replicas == 2
+        decision, state = decide(POLICY, quiet(2), state, 302.0)
+        assert state.ownership.hold_until_s < 302.0
+        assert decision.current_replicas == 2
+
+    def test_a_write_by_the_operator_s_other_replica_is_ours(self) -> None:
+        state = watched(POLICY, quiet(4))
+        _, state = decide(POLICY, quiet(2, target=a_target(2, manager="bandkeeper")), state, 300.0)
+        assert state.ownership.hold_until_s < 300.0
+        assert [event.change for event in state.scale.events] == [-2]
+
+    def test_in_recommend_mode_others_are_followed(self) -> None:
+        policy = replace(POLICY, acts=False)
+        state = watched(policy, quiet(2))
+        decision, state = decide(policy, quiet(6, target=a_target(6, manager="hpa")), state, 300.0)
+        assert decision.replicas == 3
+        assert state.ownership.person == ""
+
+    def test_zero_replicas_are_left_alone(self) -> None:
+        gone = a_snapshot(ready=0, target=a_target(0, manager="kubectl"), running=None, waiting=None)
+        decision, state = after(POLICY, quiet(), gone)
+        assert decision.paused_by_zero
+        assert (decision.replicas, decision.cap, decision.reason) == (None, None, Reason.TARGET_AT_ZERO)
+        decision, _ = decide(POLICY, quiet(3, target=a_target(3, manager="kubectl")), state, 315.0)
+        assert decision.replicas == 3
+
+    def fought(self, *managers: str, every_s: float = 60.0) -> tuple[Decision, State]:
+        """We raise 4 to more because of a queue, and each manager in turn goes back to 4."""
+        queue = a_snapshot(ready=4, running=256, waiting=200, requests_finished=30.0)
+        state, now_s = State.initial(0.0), 0.0
+        decision, state = decide(POLICY, queue, state, now_s)
+        for manager in managers:
+            assert decision.replicas is not None
+            assert decision.replicas > 4
+            state = written(state, replicas=decision.replicas, now_s=now_s)
+            now_s += every_s
+            seen = replace(queue, target=a_target(4, manager=manager))
+            decision, state = decide(POLICY, seen, state, now_s)
+        return decision, state
+
+    def test_a_manager_that_undoes_us_three_times_is_left_alone(self) -> None:
+        decision, state = self.fought("argocd", "argocd", "argocd")
+        assert decision.replicas is None
+        assert decision.undone_by == "argocd"
+        assert decision.reason is Reason.UNDONE
+        assert "argocd" in decision.message
+        assert "ignoreDifferences" in decision.message
+        queue = a_snapshot(ready=4, running=256, waiting=200, target=a_target(4, manager="argocd"))
+        decision, _ = decide(POLICY, queue, state, 180.0 + 1900.0)
+        assert decision.replicas is not None  # after half an hour it is tried again
+
+    def test_two_managers_are_not_one(self) -> None:
+        decision, _ = self.fought("argocd", "kubectl", "argocd")
+        assert decision.undone_by == ""
+
+    def test_three_times_in_an_hour_is_not_three_times_in_half_of_one(self) -> None:
+        decision, _ = self.fought("argocd", "argocd", "argocd", every_s=1200.0)
+        assert decision.undone_by == ""
+
+    def test_a_missing_target_is_said(self) -> None:
+        decision, _ = decide(POLICY, replace(quiet(), target=None), State.initial(0.0), 0.0)
+        assert (decision.replicas, decision.reason) == (None, Reason.TARGET_MISSING)
+
+
+class TestAllSignalsMustAgree:
+    @pytest.mark.parametrize(
+        ("seen", "says"),
+        [
+            (quiet(waiting=40), "40 requests wait"),
+            (
+                quiet(distributions={**FINE, Signal.TIME_TO_FIRST_TOKEN: a_distribution({0.5: 96, 1.0: 4})}),
+                "nothing to spare",
+            ),
+            (
+                quiet(distributions={**FINE, Signal.INTER_TOKEN_LATENCY: a_distribution({0.04: 9, 0.06: 91})}),
+                "lies between",
+            ),
+        ],
+        ids=["queue", "a promise barely kept", "a promise between buckets"],
+    )
+    def test_one_is_enough_to_hold(self, seen: Snapshot, says: str) -> None:
+        decision, _ = after(POLICY, quiet(), seen)
+        assert decision.replicas == 4
+        assert says in decision.message
+
+    def test_a_broken_promise_is_remembered_for_its_window(self) -> None:
+        late = {**FINE, Signal.TIME_TO_FIRST_TOKEN: a_distribution({0.5: 100, 1.0: 9})}
+        policy = replace(POLICY, scale_down=rules(window_s=10.0, limits=LIMITS_DOWN), max_replicas=4)
+        _, state = after(policy, quiet(), quiet(distributions=late))
+        decision, state = decide(policy, quiet(), state, 345.0)
+        assert "a promise was broken 45s ago" in decision.message
+        decision, state = decide(policy, quiet(), state, 375.0)
+        assert decision.replicas == 2
+
+    def test_nothing_is_let_go_while_demand_rises(self) -> None:
+        state = watched(POLICY, quiet(6, running=60), ticks=21)
+        for step in range(1, 8):
+            seen = quiet(6, running=60 + 12 * step)
+            decision, state = decide(POLICY, seen, state, 300.0 + 15 * step)
+            assert decision.replicas == 6
+        assert "work rose" in decision.message
+
+
+def test_generic_servers_without_a_queue_signal_can_shrink() -> None:
+    policy = replace(a_policy(), batching=Batching.UNKNOWN)
+    seen = a_snapshot(ready=4, running=20, waiting=None)
+    decision, _ = after(policy, seen, seen)
+    assert decision.replicas == 2
