@@ -37,6 +37,7 @@ test: lint cluster ## lint, types, import contracts, unit, property, chart and r
 
 generate: $(STAMP) ## write crds/, the chart's copy and the API reference from the models
 	@$(BIN)/python -m bandkeeper.api.crdgen
+	@$(BIN)/python -m bandkeeper.runtime.metrics
 
 bench: $(STAMP) ## benchmarks, by hand
 	@for file in tests/bench/bench_*.py; do echo "==> $$file"; $(BIN)/python $$file || exit 1; done

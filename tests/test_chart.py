@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bandkeeper.api.v1alpha1 import Spec
 from bandkeeper.runtime.settings import Settings, parse
 from tests.cluster.tools import find_tools
 
@@ -386,6 +387,21 @@ def test_a_service_monitor_needs_the_service() -> None:
     values = {"metrics": {"serviceMonitor": {"enabled": True}, "service": {"enabled": False}}}
     done = helm("template", "bk", str(CHART), values=values)
     assert "metrics.serviceMonitor.enabled needs metrics.service.enabled=true" in done.stderr
+
+
+# -- what the page says ------------------------------------------------------------------------------------------------
+
+
+def test_every_example_of_the_install_page_is_accepted() -> None:
+    page = (ROOT / "docs" / "install.md").read_text()
+    documents = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)]
+    policies = [document for document in documents if "kind" in document]
+    values = [document for document in documents if "kind" not in document]
+    assert (len(policies), len(values)) == (1, 3)
+    Spec.model_validate(policies[0]["spec"], strict=False)
+    for document in values:
+        assert render(document)
+    assert {"env: [MAX_NUM_SEQS]", "watchNamespaces: [a, b]"} <= set(re.findall(r"\w+: \[[^]]*\]", page))
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------

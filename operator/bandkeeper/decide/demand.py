@@ -117,7 +117,8 @@ def observe(
 class _Past:
     """Averages over the rate window, and growth over it and over its latest part.
 
-    `steady`: the same replicas were ready all the time. `queued`: work waited at some time.
+    `steady`: the same replicas were ready all the time. `queued`: work waited at some time. `queue_grows`: it waited
+    a while ago already, and waits more now; a queue that a single scrape shows is none.
     """
 
     running: float
@@ -127,7 +128,7 @@ class _Past:
     recent_growth_per_s: float | None
     drained: bool
     queued: bool
-    queue_grew: bool
+    queue_grows: bool
 
     @classmethod
     def of(cls, policy: Policy, load: Load, samples: tuple[Sample, ...], now_s: float) -> _Past:
@@ -150,7 +151,9 @@ class _Past:
             recent_growth_per_s=None if recent is None else (in_flight - recent.in_flight) / (now_s - recent.at_s),
             drained=first is not None and first.in_flight - in_flight > NOISE * math.sqrt(first.in_flight),
             queued=any(sample.waiting > load.quiet_queue for sample in window),
-            queue_grew=recent is not None and waiting - recent.waiting > max(1.0, math.sqrt(recent.waiting)),
+            queue_grows=recent is not None
+            and recent.waiting > load.quiet_queue
+            and waiting - recent.waiting > max(1.0, math.sqrt(recent.waiting)),
         )
 
 
@@ -202,7 +205,7 @@ class _Look:
         finished, rejected = load.finished_per_s, load.rejected_per_s or 0.0
         refused = rejected > 0.01 * (finished or 0.0)
         late = any(verdict.signal in WAIT_SIGNALS and verdict.state is SLOState.BREACHED for verdict in verdicts)
-        saturated = refused or (load.queueing and (binding or past.queue_grew or late))
+        saturated = refused or (load.queueing and (binding or past.queue_grows or late))
         request_s = offered = None
         if finished is not None and finished * policy.rate_window_s >= FEWEST_FINISHED:
             relative = min(1.0, past.running / (past.ready * best_cap))
@@ -256,7 +259,7 @@ class _Look:
         """Without a rate of finished requests: what the replicas do, and growth at a guessed length of a request."""
         load = self.load
         done = load.ready if self.limited else self._done(load.running or 0.0)
-        growth_per_s = max(0.0, self.past.growth_per_s or 0.0) if self.past.queue_grew else 0.0
+        growth_per_s = max(0.0, self.past.growth_per_s or 0.0) if self.past.queue_grows else 0.0
         return done + min(growth_per_s * GUESSED_SERVICE_S, load.waiting or 0.0) / self.best_cap
 
 

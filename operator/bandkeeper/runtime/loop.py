@@ -153,7 +153,9 @@ class ControlLoop:
         """Say once that conflicts cannot be seen, because nothing else would show it."""
         problem = self._stores.scalers.problem
         if problem and problem != self._blind_to:
-            logger.warning("other scalers cannot be seen, so conflicts with them go unnoticed", extra={"error": problem})
+            logger.warning(
+                "other scalers cannot be seen, so conflicts with them go unnoticed", extra={"error": problem}
+            )
         self._blind_to = problem
 
     def _changed(self, managed: Managed) -> bool:
