@@ -401,7 +401,6 @@ def test_every_example_of_the_install_page_is_accepted() -> None:
     Spec.model_validate(policies[0]["spec"], strict=False)
     for document in values:
         assert render(document)
-    assert {"env: [MAX_NUM_SEQS]", "watchNamespaces: [a, b]"} <= set(re.findall(r"\w+: \[[^]]*\]", page))
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------

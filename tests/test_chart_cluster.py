@@ -101,6 +101,7 @@ def upgrade(cluster: ControlPlane, *options: str) -> None:
         "--reset-values",
         "--take-ownership",
         "--wait",
+        r"--set-string=podAnnotations.bandkeeper\.dev/load-time=100ms",
         *options,
     )
 

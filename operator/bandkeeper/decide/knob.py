@@ -374,7 +374,8 @@ class _View:
             in_force = self.memory.confirmed or not self.load.caps
             return move.urgent or (rested and in_force)
         load, memory = self.load, self.memory
-        calm = not self.demand.saturated and rollout is None and not load.terminating
+        patient = self.policy.objective is Objective.THROUGHPUT_SENSITIVE  # a queue is no emergency there
+        calm = (patient or not self.demand.saturated) and rollout is None and not load.terminating
         all_ready = load.ready == self.replicas and not load.pending and not load.lost
         spared = self.now_s - memory.rollout_s >= ROLLOUT_REST * load.cold_start_s
         return calm and all_ready and spared and rested

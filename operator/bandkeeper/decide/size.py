@@ -13,7 +13,7 @@ from bandkeeper.decide import behavior
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
-from bandkeeper.decide.policy import Policy
+from bandkeeper.decide.policy import CostClass, Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS, is_wait
 from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret, ScaleMemory
 
@@ -42,17 +42,20 @@ def over_band(policy: Policy, demand: Demand, current: int) -> bool:
     return demand.work > current * demand.curve.load(high) * (1 + 1e-9)
 
 
-def for_queue(policy: Policy, demand: Demand, load: Load) -> int | None:
+def for_queue(policy: Policy, demand: Demand, load: Load, cap: int) -> int | None:
     """Replicas that empty the queue in a minute, beside the margin; None where there is none, or where it may be.
 
-    Bounded by the offered work, not by the queue: at most twice the work and two.
+    Bounded by the offered work, not by the queue: at most twice the work and two. Sized at the best cap, because a
+    queue raises `cap` to it; only a cap that takes a rollout stays what it is meanwhile.
     """
     if policy.objective is Objective.THROUGHPUT_SENSITIVE or not demand.saturated:
         return None
     work, waiting = demand.work, load.waiting or 0.0
     queued_s = waiting * (demand.request_s if demand.request_s is not None else DRAIN_S / 2 / demand.best_cap)
     growing_s = max(0.0, work - load.ready) * load.cold_start_s
-    return math.ceil(min(work + (queued_s + growing_s) / DRAIN_S, 2 * work + 2) - 1e-9)
+    fixed = policy.batch is not None and policy.batch.cost_class is CostClass.ROLLOUT
+    share = min(1.0, demand.curve.load(cap / demand.best_cap)) if fixed else 1.0
+    return math.ceil(min(work + (queued_s + growing_s) / DRAIN_S, 2 * work + 2) / share - 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,8 @@ def for_promises(
     unreachable = None
     for verdict in sorted(broken, key=lambda verdict: not is_wait(verdict, load)):
         settled = _settled(verdict, load, current, written_s, now_s)
-        if is_wait(verdict, load) and demand is not None and demand.queue_gone:
-            settled = False  # the percentile still shows a queue that is gone
+        if demand is not None and _is_queue(verdict, demand, load):
+            settled = False
         if settled and (_did_not_help(verdict, load, memory.order) or _cannot_help(verdict, demand, load)):
             memory = replace(memory, order=None, futile=(*memory.futile, (verdict.signal, now_s + FUTILE_S)))
         if is_futile(verdict, memory):
@@ -107,6 +110,12 @@ def _without_old_order(memory: PromiseMemory, broken: Sequence[SLOVerdict], load
     if order is None or any(verdict.signal is order.signal for verdict in broken):
         return memory
     return replace(memory, order=None) if now_s - order.at_s > load.cold_start_s else memory
+
+
+def _is_queue(verdict: SLOVerdict, demand: Demand, load: Load) -> bool:
+    """A latency that is broken by a queue, which `for_queue` sizes, or by one that is gone and still in the window."""
+    waits = verdict.percentile is not None and is_wait(verdict, load)
+    return waits and (demand.saturated or demand.queue_gone)
 
 
 def _settled(verdict: SLOVerdict, load: Load, current: int, written_s: float | None, now_s: float) -> bool:
