@@ -16,6 +16,7 @@ from typing import Any
 import kopf
 
 from bandkeeper.api.v1alpha1 import GROUP, PLURAL, VERSION
+from bandkeeper.runtime.settings import identity
 
 logger = logging.getLogger(__name__)
 
@@ -92,5 +93,6 @@ class Front:
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
             standalone=True,
+            identity=identity(),  # type: ignore[arg-type]  # kopf's own guess needs an entry in /etc/passwd
             stop_flag=self._stop,
         )
