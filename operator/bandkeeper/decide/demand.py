@@ -21,9 +21,10 @@ from bandkeeper.decide.state import SAMPLES_LIMIT, DemandMemory, Sample
 from bandkeeper.model.curve import NO_FIT, LoadCurve, ServiceFit
 
 SMOOTHING = 0.5  # of the rate window
-PATIENT_SMOOTHING = 1.0  # ThroughputSensitive lets a queue be for a while
-OVERLOAD_SMOOTHING = 0.2
+OVERLOAD_SMOOTHING = 0.2  # but for ThroughputSensitive, which lets a queue be for a while
 NOISE = 3.0  # standard deviations of a Poisson count that are taken for a real change
+FALL_NOISE = 2.0  # the same for a fall over a whole rate window
+MOST_LEAD = 1.25  # of the work that is being done: so much more is believed to arrive before it is there
 RISE_NOISE = 1.5  # the same for two smoothed values
 FEWEST_FINISHED = 20.0  # in one rate window, for a rate to mean anything
 LONGEST_MEMORY_S = 600.0
@@ -50,8 +51,8 @@ class Demand:
         Replicas cannot do more: work queues or is refused.
     rising
         Work rose over the last cold start.
-    queue_gone
-        Work waited in the last rate window and does not any more: latencies still show it.
+    queued_s_ago
+        Seconds since work waited last: latencies show it for their window.
     """
 
     curve: LoadCurve
@@ -61,7 +62,7 @@ class Demand:
     utilization: float
     saturated: bool
     rising: bool
-    queue_gone: bool = False
+    queued_s_ago: float = math.inf
     request_s: float | None = None
     offered_per_s: float | None = None
 
@@ -92,7 +93,7 @@ def observe(
         peak_work=max(work, peaks.highest() or 0.0),
         utilization=in_flight / (load.ready * best_cap),
         saturated=look.saturated,
-        queue_gone=past.queued and not load.queueing,
+        queued_s_ago=0.0 if load.queueing else now_s - memory.queued_s,
         rising=look.saturated or _rising(load, memory, work, best_cap, now_s),
         request_s=look.request_s,
         offered_per_s=look.offered_per_s,
@@ -103,6 +104,7 @@ def observe(
         in_flight=in_flight,
         request_s=look.request_s if past.steady and look.request_s is not None else memory.request_s,
         updated_s=now_s,
+        queued_s=now_s if load.queueing else memory.queued_s,
         fitted_s=memory.fitted_s if fit is memory.service else now_s,
         samples=_remembered(policy, load, memory, work, now_s),
         peaks=peaks,
@@ -117,16 +119,28 @@ def observe(
 class _Past:
     """Averages over the rate window, and growth over it and over its latest part.
 
-    `steady`: the same replicas were ready all the time. `queued`: work waited at some time. `queue_grows`: it waited
-    a while ago already, and waits more now; a queue that a single scrape shows is none.
+    Attributes
+    ----------
+    running_growth_per_s
+        By how much requests in process became more per second.
+    steady
+        The same replicas were ready all the time.
+    rises, falls
+        Requests in the fleet became clearly more, or fewer.
+    queued
+        Work waited at some time.
+    queue_grows
+        It waited a while ago already, and waits more now; a queue that a single scrape shows is none.
     """
 
     running: float
+    running_growth_per_s: float
     ready: float
     steady: bool
     growth_per_s: float | None
     recent_growth_per_s: float | None
-    drained: bool
+    rises: bool
+    falls: bool
     queued: bool
     queue_grows: bool
 
@@ -143,13 +157,19 @@ class _Past:
         if first is not None and now_s - first.at_s < SHORTEST_GROWTH * policy.rate_window_s:
             first = None
         covered = [sample for sample in samples if first is None or sample.at_s >= first.at_s]
+        change = in_flight - first.in_flight if first else 0.0
+        deviation = math.sqrt(max(in_flight, first.in_flight)) if first else 0.0
         return cls(
             running=_mean([(sample.at_s, sample.running) for sample in covered], (now_s, load.running or 0.0)),
+            running_growth_per_s=0.0
+            if first is None
+            else ((load.running or 0.0) - first.running) / (now_s - first.at_s),
             ready=_mean([(sample.at_s, float(sample.ready)) for sample in covered], (now_s, float(load.ready))),
             steady=first is not None and all(sample.ready == load.ready for sample in (first, *window)),
-            growth_per_s=None if first is None else (in_flight - first.in_flight) / (now_s - first.at_s),
+            growth_per_s=None if first is None else change / (now_s - first.at_s),
             recent_growth_per_s=None if recent is None else (in_flight - recent.in_flight) / (now_s - recent.at_s),
-            drained=first is not None and first.in_flight - in_flight > NOISE * math.sqrt(first.in_flight),
+            rises=change > NOISE * deviation,
+            falls=-change > FALL_NOISE * deviation,
             queued=any(sample.waiting > load.quiet_queue for sample in window),
             queue_grows=recent is not None
             and recent.waiting > load.quiet_queue
@@ -209,7 +229,7 @@ class _Look:
         request_s = offered = None
         if finished is not None and finished * policy.rate_window_s >= FEWEST_FINISHED:
             relative = min(1.0, past.running / (past.ready * best_cap))
-            request_s = past.running / finished / best_cap * curve.stretch(1.0, relative)
+            request_s = _service_s(past, finished) / best_cap * curve.stretch(1.0, relative)
             if saturated and not binding:
                 request_s = max(request_s, past.ready / finished)
             if not past.steady and memory.request_s is not None:
@@ -228,12 +248,15 @@ class _Look:
         )
 
     def work(self, before: float | None) -> float:
-        """Offered work in replicas at the best cap. While a backlog is worked off, it is not what is being done."""
+        """Offered work in replicas at the best cap: what is being done, but for a load that rises or a backlog that
+        is worked off; then what arrives."""
         arriving = self._arriving()
         if self.saturated:
             return self._guessed_overload() if arriving is None else arriving
         present = self._done(self.load.in_flight or 0.0)
-        if self.past.drained or self.past.queued:
+        if self.past.rises and arriving is not None:
+            return max(present, min(arriving, MOST_LEAD * present))
+        if self.past.falls or self.past.queued:
             arriving = before if arriving is None else arriving
             return present if arriving is None else min(present, arriving)
         if self.counts_kv and self.load.kv is not None:
@@ -263,6 +286,11 @@ class _Look:
         return done + min(growth_per_s * GUESSED_SERVICE_S, load.waiting or 0.0) / self.best_cap
 
 
+def _service_s(past: _Past, finished_per_s: float) -> float:
+    """Time that a request is in process, by Little's law; while more are begun than end, the flow lies between."""
+    return past.running / max(finished_per_s / 2, finished_per_s + past.running_growth_per_s / 2)
+
+
 def _smoothed(
     policy: Policy, load: Load, memory: DemandMemory, raw: float, saturated: bool, now_s: float
 ) -> tuple[float, float]:
@@ -271,7 +299,7 @@ def _smoothed(
     if memory.work is None or memory.in_flight is None:
         return raw, in_flight
     patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
-    span = PATIENT_SMOOTHING if patient else OVERLOAD_SMOOTHING if saturated else SMOOTHING
+    span = OVERLOAD_SMOOTHING if saturated and not patient else SMOOTHING
     share = 1 - math.exp(-max(0.0, now_s - memory.updated_s) / (span * policy.rate_window_s))
     noise = NOISE / math.sqrt(max(1.0, in_flight, memory.in_flight))
     work = _step(memory.work, raw, share, noise, jumps=not patient)
@@ -295,7 +323,7 @@ def _learned(policy: Policy, load: Load, past: _Past, memory: DemandMemory, best
     changed = abs(past.growth_per_s or 0.0) * policy.rate_window_s > STEADY_SHARE * (load.in_flight or 0.0)
     if not load.complete or not past.steady or changed or now_s - memory.fitted_s < policy.rate_window_s / 4:
         return fit
-    return fit.seen(min(1.0, past.running / (past.ready * best_cap)), past.running / finished)
+    return fit.seen(min(1.0, past.running / (past.ready * best_cap)), _service_s(past, finished))
 
 
 def _rising(load: Load, memory: DemandMemory, work: float, best_cap: int, now_s: float) -> bool:

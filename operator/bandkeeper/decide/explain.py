@@ -7,6 +7,7 @@ from bandkeeper.api.reasons import BandReason
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
 from bandkeeper.decide.decision import MESSAGE_LIMIT, SLOVerdict
+from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.promises import describe
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.state import Ownership
@@ -58,10 +59,11 @@ def _cold_start(scene: Scene) -> str:
     return f"; a new pod takes {durations.text(load.cold_start_s)} to be ready" if load.cold_start_measured else ""
 
 
-def demand_rose(scene: Scene, wanted: int) -> str:
+def demand_rose(scene: Scene, demand: Demand, wanted: int) -> str:
+    offered = _percent(demand.curve.utilization(demand.work / scene.current))
     return (
-        f"{_change(scene, wanted)}: utilisation {_utilization(scene)} is above the band {_band(scene)} "
-        f"at batch {scene.best_cap}{_cold_start(scene)}."
+        f"{_change(scene, wanted)}: the offered work is {offered} of {_count(scene.current)} at batch {scene.best_cap}, "
+        f"above the band {_band(scene)}{_cold_start(scene)}."
     )
 
 
@@ -78,13 +80,13 @@ def promise_broken(scene: Scene, wanted: int, cause: SLOVerdict | None) -> str:
     return f"{_change(scene, wanted)}: {why}{_cold_start(scene)}."
 
 
-def demand_fell(scene: Scene, wanted: int) -> str:
-    demand = scene.demand
-    fits = ""
-    if demand is not None:
-        fits = f"; its peak is {_percent(demand.curve.utilization(demand.peak_work / wanted))} of {_count(wanted)}"
+def demand_fell(scene: Scene, demand: Demand, wanted: int) -> str:
     window = durations.text(scene.policy.scale_down.stabilization_s)
-    return f"{_change(scene, wanted)}: work stayed below the band {_band(scene)} for {window}{fits}."
+    peak = _percent(demand.curve.utilization(demand.peak_work / wanted))
+    return (
+        f"{_change(scene, wanted)}: work stayed below the band {_band(scene)} for {window}; "
+        f"its peak is {peak} of {_count(wanted)}."
+    )
 
 
 def unreachable(scene: Scene, verdict: SLOVerdict) -> str:
@@ -167,7 +169,7 @@ def at_max(scene: Scene, asked: int) -> str:
 
 
 def at_min(scene: Scene, asked: int) -> str:
-    return f"{asked} replicas would do, replicas.min keeps {scene.policy.min_replicas}."
+    return f"{_count(asked)} would do, replicas.min keeps {scene.policy.min_replicas}."
 
 
 def no_room(scene: Scene, asked: int, room: int) -> str:

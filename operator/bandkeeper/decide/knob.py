@@ -29,6 +29,7 @@ LEAST_BATCH = 2.0
 BATCH_SHARE = 0.25  # of the cap, for a batch to be what makes steps long
 BINDING_SHARE = 0.8
 PREEMPTED_SHARE = 0.01
+MOST_REFUSED = 0.1  # of the work, for latency's sake
 GAIN = 1.02
 RATE_MEMORY_S = 3600.0
 BROKEN_MEMORY_S = 1800.0
@@ -135,7 +136,7 @@ def _read_back(
     if not load.caps:
         return memory
     if memory.wanted is None:
-        return replace(memory, wanted=min(load.caps), confirmed=True)
+        return replace(memory, wanted=min(load.caps), confirmed=True, moved_s=now_s)
     seen = next(iter(load.caps)) if len(load.caps) == 1 else None
     if seen == memory.wanted:
         return memory if memory.confirmed else replace(memory, confirmed=True)
@@ -185,7 +186,13 @@ class _View:
 
     @property
     def batch(self) -> float:
+        """Requests in process per replica."""
         return self.load.batch or 0.0
+
+    @property
+    def full(self) -> bool:
+        """Batches are as large as the caps in force let them be."""
+        return self.batch >= BINDING_SHARE * min(self.load.caps, default=self.cap)
 
     @property
     def relative(self) -> float:
@@ -220,26 +227,28 @@ class _View:
 
     def _raise_for_queue(self) -> _Move | None:
         fitting = [cap for cap in self.permitted if self.cap < cap <= self.demand.best_cap and self._fits(cap, GUARD)]
-        if not fitting or self.batch < BINDING_SHARE * self.cap:
+        if not fitting or not self.full:
             return None
         waiting = self.load.waiting or 0.0
         return _Move(
             fitting[-1], Reason.CAP_RAISED, f"{waiting:.0f} requests wait for a place in the batch", urgent=True
         )
 
-    def _lower_for_memory(self) -> _Move | None:
+    @property
+    def preempted_share(self) -> float:
+        """Preemptions per finished request."""
         preempted, finished = self.load.preemptions_per_s, self.load.finished_per_s
-        if not preempted or not finished or preempted <= PREEMPTED_SHARE * finished:
+        return preempted / finished if preempted and finished else 0.0
+
+    def _lower_for_memory(self) -> _Move | None:
+        if self.preempted_share <= PREEMPTED_SHARE:
             return None
         fitting = [cap for cap in self.permitted if cap <= max(self.batch, self.permitted[0])]
         if not fitting or fitting[-1] >= self.cap:
             return None
-        share = 100 * preempted / finished
-        return _Move(
-            fitting[-1],
-            Reason.PREEMPTIONS,
-            f"{share:.0f}% of requests are preempted; KV memory holds about {self.batch:.0f} per replica",
-        )
+        share = 100 * self.preempted_share
+        text = f"{share:.0f}% of requests are preempted; KV memory holds about {self.batch:.0f} per replica"
+        return _Move(fitting[-1], Reason.PREEMPTIONS, text)
 
     def _lower_for_latency(self) -> _Move | None:
         verdict = self._cured_by_cap()
@@ -270,19 +279,21 @@ class _View:
         return None
 
     def _carries(self, cap: int) -> bool:
-        """Whether the fleet can do the present work at `cap`, or its full queue is short enough for every promise.
+        """Whether the fleet can do the present work at `cap`, or refuses a little and keeps the queue short.
 
         A cap that cannot trades a broken latency between tokens for a broken time to the first one.
         """
         if self._queued_before(cap):
             return False
         share = self.demand.curve.load(cap / self.demand.best_cap)
-        if self.demand.work <= GUARD * share * self.load.ready:
+        capacity = share * self.load.ready
+        if self.demand.work <= GUARD * capacity:
             return True
         limits = [slo.limit for slo in self.verdicts if slo.signal in WAIT_SIGNALS or is_total(slo)]
-        if self.load.queue_bound is None or self.demand.request_s is None:
+        bound, request_s = self.load.queue_bound, self.demand.request_s
+        if bound is None or request_s is None or not limits or capacity < (1 - MOST_REFUSED) * self.demand.work:
             return False
-        return bool(limits) and self.load.queue_bound * self.demand.request_s / share <= min(limits) / 2
+        return bound * request_s / share <= min(limits) / 2
 
     def _queued_before(self, cap: int) -> bool:
         memory = self.memory
@@ -293,7 +304,7 @@ class _View:
     def _return_to_best(self) -> _Move | None:
         larger = [cap for cap in self.permitted if self.cap < cap <= self.demand.best_cap]
         larger = [cap for cap in larger if self._fits(cap, RETURN_GUARD) and not self._broke_before(cap)]
-        if not larger or self.batch < BATCH_SHARE * self.cap:
+        if not larger or self.batch < BATCH_SHARE * self.cap or self.preempted_share > PREEMPTED_SHARE:
             return None
         cap = larger[-1] if self.control.cost_class is CostClass.ROLLOUT else larger[0]
         return _Move(cap, Reason.CAP_RAISED, "memory and latency leave room for a larger batch")
@@ -321,11 +332,11 @@ class _View:
         here = rates.get(self.cap)
         larger = next((cap for cap in self.permitted if cap > self.cap), None)
         smaller = next((cap for cap in reversed(self.permitted) if cap < self.cap), None)
-        if here is None and self.batch >= BINDING_SHARE * self.cap and not self._settled():
+        if here is None and self.full and not self._settled():
             return None
         if here is not None and smaller is not None and rates.get(smaller, 0.0) * GAIN >= here:
             return _Move(smaller, Reason.CAP_LOWERED, f"the larger batch did no more work than {smaller}")
-        if larger is None or self.batch < BINDING_SHARE * self.cap or not self._fits(larger, GUARD):
+        if larger is None or not self.full or not self._fits(larger, GUARD):
             return None
         if here is not None and larger in rates and rates[larger] <= GAIN * here:
             return None
@@ -352,9 +363,9 @@ class _View:
     def with_rate(self) -> CapMemory:
         """Note the throughput of a replica that is saturated at a cap in force."""
         memory, produced = self.memory, self.load.produced_per_s
-        full = self.demand.saturated and self.batch >= BINDING_SHARE * self.cap
+        saturated = self.demand.saturated and self.full
         steady = self.load.youngest_s >= self.policy.rate_window_s
-        if produced is None or not full or not steady or not self._settled():
+        if produced is None or not saturated or not steady or not self._settled():
             return memory
         before = next((one for one in memory.rates if one.cap == self.cap), None)
         rate = produced / self.load.ready

@@ -92,7 +92,8 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
         written_s=state.ownership.written_s,
         now_s=now_s,
     )
-    if any(not size.is_futile(verdict, promises) for verdict in broken):
+    curable = any(not size.is_futile(verdict, promises) for verdict in broken)
+    if curable:
         promises = replace(promises, breached_s=now_s)
     band = size.for_band(policy, demand) if demand else None
     queue = size.for_queue(policy, demand, load, scene.cap_in_force) if demand else None
@@ -100,7 +101,7 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     needs = [need for need in (band if over else None, queue, promised.replicas) if need is not None]
     need = max(needs, default=0)
     scale = state.scale
-    scale = size.learn_regret(scale, demand, short=need > current or bool(broken), now_s=now_s)
+    scale = size.learn_regret(scale, demand, short=need > current or curable, now_s=now_s)
     window_s = policy.scale_down.stabilization_s
     known = demand is not None or need > 0
     scale = replace(
@@ -113,7 +114,10 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     if need > current:
         wanted = _more(scene, state, need, band if over else None, queue, promised)
     else:
-        wanted, state = _no_more(scene, state, promised)
+        wanted, state = _no_more(scene, state)
+    if promised.unreachable is not None and wanted.replicas == current:
+        message = explain.unreachable(scene, promised.unreachable)
+        wanted = replace(wanted, reason=Reason.SLO_UNREACHABLE, message=message)
     return replace(wanted, band=band, queue=queue, slo=promised.replicas, unreachable=promised.unreachable), state
 
 
@@ -133,16 +137,16 @@ def _more(
         return Wanted(replicas=current, reason=Reason.LIMITED, message=limit.message, limit=_lost(scene) or limit)
     if queue is not None and queue >= max(band or 0, promised.replicas or 0):
         reason, message = Reason.QUEUE_GROWS, explain.queue_grows(scene, wanted)
-    elif band is not None and band >= (promised.replicas or 0):
-        saturated = demand is not None and demand.saturated
-        reason = Reason.QUEUE_GROWS if saturated else Reason.DEMAND_ROSE
-        message = explain.queue_grows(scene, wanted) if saturated else explain.demand_rose(scene, wanted)
+    elif demand is not None and band is not None and band >= (promised.replicas or 0):
+        reason = Reason.QUEUE_GROWS if demand.saturated else Reason.DEMAND_ROSE
+        saturated = demand.saturated
+        message = explain.queue_grows(scene, wanted) if saturated else explain.demand_rose(scene, demand, wanted)
     else:
         reason, message = Reason.SLO_BREACHED, explain.promise_broken(scene, wanted, promised.cause)
     return Wanted(replicas=wanted, reason=reason, message=message, limit=limit or _lost(scene))
 
 
-def _no_more(scene: Scene, state: State, promised: size.PromiseSize) -> tuple[Wanted, State]:
+def _no_more(scene: Scene, state: State) -> tuple[Wanted, State]:
     demand, current = scene.demand, scene.current
     if demand is None or scene.metrics.state is not MetricsState.USABLE:
         return _blind(scene), state
@@ -150,7 +154,7 @@ def _no_more(scene: Scene, state: State, promised: size.PromiseSize) -> tuple[Wa
         scene.policy, demand, scene.verdicts, state.scale, current=current, cap=scene.cap_in_force, now_s=scene.now_s
     )
     if fewer.replicas >= current:
-        return _kept(scene, fewer.kept_by, promised.unreachable), state
+        return _kept(scene, fewer.kept_by), state
     against = veto(scene, state)
     if against is not None:
         return _held(scene, against), state
@@ -164,7 +168,7 @@ def _less(scene: Scene, state: State, fewer: int, demand: Demand) -> tuple[Wante
     if wanted < current:
         shrink = Shrink(scene.now_s, wanted, demand.peak_work, demand.offered_per_s)
         state = replace(state, scale=replace(state.scale, shrink=shrink))
-        message, kept_by = explain.demand_fell(scene, wanted), BandReason.BELOW_BAND
+        message, kept_by = explain.demand_fell(scene, demand, wanted), BandReason.BELOW_BAND
         return (
             Wanted(replicas=wanted, reason=Reason.DEMAND_FELL, message=message, limit=limit, kept_by=kept_by),
             state,
@@ -191,19 +195,17 @@ def _held(scene: Scene, against: Veto) -> Wanted:
     return Wanted(replicas=scene.current, reason=Reason.HOLDING, message=message, limit=limit, kept_by=against.reason)
 
 
-def _kept(scene: Scene, kept_by: BandReason, unreachable: SLOVerdict | None = None) -> Wanted:
+def _kept(scene: Scene, kept_by: BandReason) -> Wanted:
     demand, band = scene.demand, scene.policy.band
     utilization = demand.utilization if demand else band.low
+    reason = Reason.NO_CHANGE
     if utilization < band.low and scene.current <= scene.policy.min_replicas:
         kept_by = BandReason.AT_BOUND
-    if unreachable is not None:
-        reason, message = Reason.SLO_UNREACHABLE, explain.unreachable(scene, unreachable)
-    else:
-        reason, message = Reason.NO_CHANGE, explain.kept(scene, kept_by)
-        if utilization < band.low and kept_by is BandReason.HOLDING_PEAK:
-            reason = Reason.HOLDING
-        elif band.low <= utilization <= band.high and not breached(scene.verdicts):
-            reason = Reason.IN_BAND
+    elif utilization < band.low and kept_by is BandReason.HOLDING_PEAK:
+        reason = Reason.HOLDING
+    elif band.low <= utilization <= band.high and not breached(scene.verdicts):
+        reason = Reason.IN_BAND
+    message = explain.kept(scene, kept_by)
     return Wanted(replicas=scene.current, reason=reason, message=message, limit=_lost(scene), kept_by=kept_by)
 
 

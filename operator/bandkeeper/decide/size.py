@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bandkeeper.api.reasons import BandReason, SLOState
-from bandkeeper.api.signals import Signal
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide import behavior
 from bandkeeper.decide.decision import SLOVerdict
@@ -18,6 +17,7 @@ from bandkeeper.decide.promises import WAIT_SIGNALS, is_wait
 from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret, ScaleMemory
 
 DRAIN_S = 60.0  # a queue is to be gone in this time
+PATIENT_DRAIN_S = 120.0  # for ThroughputSensitive
 DOWN_MARGIN = 0.2  # of the band's width, below its high edge: what is left must fit with this to spare
 LONE_BATCH = 1.5  # requests per replica below which neither knob changes a latency
 HELP_SHARE = 0.9  # a latency above this share of what it was says that more replicas did not help
@@ -25,6 +25,7 @@ FUTILE_S = 7200.0
 STEEPEST = 4.0  # of real servers: service time at the best batch is at most five times that of one request
 SLO_MARGIN = 0.95
 WAIT_STEP = 1.25  # replicas for a broken promise about waiting where no queue shows how many
+SCRAPE_S = 5.0  # a histogram comes later than what it counts
 REGRET_S = 300.0  # a scale-in that has to be taken back this soon was wrong
 REGRET_MEMORY_S = 3600.0
 REGRET_SHARE = 0.95
@@ -43,19 +44,22 @@ def over_band(policy: Policy, demand: Demand, current: int) -> bool:
 
 
 def for_queue(policy: Policy, demand: Demand, load: Load, cap: int) -> int | None:
-    """Replicas that empty the queue in a minute, beside the margin; None where there is none, or where it may be.
+    """Replicas that empty the queue in a minute, beside the margin; None where there is none.
 
     Bounded by the offered work, not by the queue: at most twice the work and two. Sized at the best cap, because a
-    queue raises `cap` to it; only a cap that takes a rollout stays what it is meanwhile.
+    queue raises `cap` to it; only a cap that takes a rollout stays what it is meanwhile. ThroughputSensitive takes its
+    time, and does not order for what will queue before new pods are there.
     """
-    if policy.objective is Objective.THROUGHPUT_SENSITIVE or not demand.saturated:
+    if not demand.saturated:
         return None
+    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
     work, waiting = demand.work, load.waiting or 0.0
     queued_s = waiting * (demand.request_s if demand.request_s is not None else DRAIN_S / 2 / demand.best_cap)
-    growing_s = max(0.0, work - load.ready) * load.cold_start_s
+    growing_s = 0.0 if patient else max(0.0, work - load.ready) * load.cold_start_s
     fixed = policy.batch is not None and policy.batch.cost_class is CostClass.ROLLOUT
-    share = min(1.0, demand.curve.load(cap / demand.best_cap)) if fixed else 1.0
-    return math.ceil(min(work + (queued_s + growing_s) / DRAIN_S, 2 * work + 2) / share - 1e-9)
+    share = min(1.0, demand.curve.load(cap / demand.best_cap)) if fixed and not patient else 1.0
+    extra = (queued_s + growing_s) / (PATIENT_DRAIN_S if patient else DRAIN_S)
+    return math.ceil(min(work + extra, 2 * work + 2) / share - 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ def for_promises(
             unreachable = unreachable or verdict
             continue
         if settled and (memory.order is None or memory.order.replicas <= current):
-            wanted = _enough_for(verdict, demand, load, current)
+            wanted = _enough_for(verdict, demand, load)
             batch, value = load.batch, _figure(verdict)
             order = Order(signal=verdict.signal, at_s=now_s, replicas=wanted, batch=batch, value=value)
             memory = replace(memory, order=order)
@@ -115,7 +119,7 @@ def _without_old_order(memory: PromiseMemory, broken: Sequence[SLOVerdict], load
 def _is_queue(verdict: SLOVerdict, demand: Demand, load: Load) -> bool:
     """A latency that is broken by a queue, which `for_queue` sizes, or by one that is gone and still in the window."""
     waits = verdict.percentile is not None and is_wait(verdict, load)
-    return waits and (demand.saturated or demand.queue_gone)
+    return waits and (demand.saturated or 0 < demand.queued_s_ago <= verdict.window_s + SCRAPE_S)
 
 
 def _settled(verdict: SLOVerdict, load: Load, current: int, written_s: float | None, now_s: float) -> bool:
@@ -156,9 +160,9 @@ def is_futile(verdict: SLOVerdict, memory: PromiseMemory) -> bool:
     return any(signal is verdict.signal for signal, _ in memory.futile)
 
 
-def _enough_for(verdict: SLOVerdict, demand: Demand | None, load: Load, current: int) -> int:
+def _enough_for(verdict: SLOVerdict, demand: Demand | None, load: Load) -> int:
     """Replicas in proportion to how badly the promise is broken, at most twice what there is."""
-    supply = max(load.supply, min(current, load.supply + 1))
+    supply = max(1, load.supply)
     wanted = math.ceil(supply * WAIT_STEP)
     if verdict.percentile is None and verdict.value:
         wanted = math.ceil(supply * verdict.limit / verdict.value)
@@ -175,7 +179,6 @@ class Fewer:
 
     replicas: int
     kept_by: BandReason
-    message: str = ""
 
 
 def fewest(
@@ -201,7 +204,7 @@ def fewest(
     share = curve.load(high) * min(1.0, curve.load(cap / demand.best_cap))
     by_band = max(1, math.ceil(demand.peak_work / share - 1e-9))
     if by_band >= current:
-        held = demand.work * CLEARLY / share <= current - 1
+        held = current > 1 and demand.work * CLEARLY / share <= current - 1
         return Fewer(current, BandReason.HOLDING_PEAK if held else BandReason.QUANTISED)
     promised = curve.load(_promised_utilization(verdicts, demand))
     by_slo = max(1, math.ceil(demand.peak_work / promised - 1e-9)) if promised > 0 else current
@@ -210,9 +213,8 @@ def fewest(
     by_memory = _remembered(memory, demand, now_s)
     if by_memory >= current:
         return Fewer(current, BandReason.HOLDING_PEAK)
-    half = (
-        behavior.period_start(current, memory.events, policy.rate_window_s, now_s) // 2
-    )  # predictions reach no further
+    # Predictions reach no further than to half, and then there is something new to see.
+    half = behavior.period_start(current, memory.events, policy.rate_window_s, now_s) // 2
     wanted = max(by_band, by_slo, by_memory, half)
     return Fewer(min(current, wanted), BandReason.BELOW_BAND)
 
@@ -264,8 +266,3 @@ def learn_regret(memory: ScaleMemory, demand: Demand | None, *, short: bool, now
         one for one in memory.regrets if one.replicas != shrink.replicas and now_s - one.at_s <= REGRET_MEMORY_S
     )
     return replace(memory, shrink=None, regrets=(*kept, regret)[-REGRETS_LIMIT:])
-
-
-def decode_signals(verdicts: Sequence[SLOVerdict]) -> tuple[SLOVerdict, ...]:
-    """Verdicts about the time between tokens."""
-    return tuple(verdict for verdict in verdicts if verdict.signal is Signal.INTER_TOKEN_LATENCY)

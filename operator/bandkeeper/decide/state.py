@@ -81,6 +81,8 @@ class DemandMemory:
         Smoothed, None before the first data.
     request_s
         Replica-seconds of one request, from the last window in which no replica came or went.
+    queued_s
+        When work waited last.
     """
 
     best_cap: int = 0
@@ -88,6 +90,7 @@ class DemandMemory:
     in_flight: float | None = None
     request_s: float | None = None
     updated_s: float = 0.0
+    queued_s: float = float("-inf")
     fitted_s: float = float("-inf")
     samples: tuple[Sample, ...] = ()
     peaks: Peaks = NO_PEAKS

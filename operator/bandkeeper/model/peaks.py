@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _SLOTS = 60
+SHORTEST_SLOT_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Peaks:
     def push(self, value: float, now_s: float, window_s: float) -> Peaks:
         """With `value` seen now, and without what left the window."""
         slot_s = window_s / _SLOTS
-        end_s = now_s if slot_s <= 0 else (now_s // slot_s + 1) * slot_s
+        end_s = now_s if slot_s < SHORTEST_SLOT_S else max(now_s, (now_s // slot_s + 1) * slot_s)
         kept = list(self.entries)
         while kept and kept[-1][1] <= value:
             kept.pop()

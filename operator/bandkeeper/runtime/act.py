@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from bandkeeper.actuate.adapter import Workload
-from bandkeeper.actuate.outcome import CapResult, Outcome
+from bandkeeper.actuate.adapter import BatchAdapter, Workload
+from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.pod_template import PodTemplate
-from bandkeeper.actuate.replicas import Replicas
+from bandkeeper.actuate.replicas import Replicas, Scale
+from bandkeeper.api.snapshot import Rollout
+from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.engine import written
-from bandkeeper.kube.discovery import Discovery
+from bandkeeper.decide.policy import CostClass
+from bandkeeper.kube.discovery import Discovery, TargetError
 from bandkeeper.kube.lease import LeaseElector
 from bandkeeper.runtime.metrics import Metrics
-from bandkeeper.runtime.tracked import Change, Tracked
+from bandkeeper.runtime.tracked import RECOMMENDED, Change, Tracked
 
-logger = logging.getLogger(__name__)
+_FINE = (Outcome.WRITTEN, Outcome.UNCHANGED)
+_GONE = (Outcome.CHANGED, Outcome.NOT_FOUND)  # what was decided on is no longer there
 
 
 class Actor:
-    """Writes what a decision wants, where the policy may write."""
+    """Writes what a decision wants. Results go to the policy's memory; whether it may act at all, the caller knows."""
 
     def __init__(
         self,
@@ -38,92 +41,151 @@ class Actor:
         self._metrics = metrics
         self._clock = clock
 
-    async def act(self, tracked: Tracked) -> None:
-        """Make the target as the decision wants it; results go to `tracked`."""
-        if tracked.decision is None or tracked.conflict is not None:
-            return
-        if not tracked.managed.enforcing:
-            self._recommend(tracked)
-            return
-        await self._scale(tracked)
-        await self._set_cap(tracked)
-
-    def _recommend(self, tracked: Tracked) -> None:
-        """Note a changed recommendation, once; a paused policy says nothing."""
-        decision = tracked.decision
-        if decision is None or tracked.managed.paused:
-            return
-        wanted = decision.replicas, decision.cap
-        if wanted != tracked.recommended:
-            tracked.recommended = wanted
-            if decision.replicas not in (None, decision.current_replicas):
-                tracked.changes.append(
-                    Change(decision=decision, from_replicas=decision.current_replicas, direction="recommended")
-                )
-
-    async def _scale(self, tracked: Tracked) -> None:
-        decision, scale, spec = tracked.decision, tracked.scale, tracked.managed.spec
-        if decision is None or scale is None or spec is None or decision.replicas is None:
-            return
-        before = scale.target.replicas
-        if decision.replicas == before:
+    @staticmethod
+    def has_work(tracked: Tracked) -> bool:
+        """Whether there may be something to write; where there is not, earlier failures are over."""
+        scales = _wanted_replicas(tracked) is not None
+        caps = tracked.decision is not None and tracked.decision.cap is not None and tracked.managed.adapter is not None
+        if not scales:
             tracked.scale_result = None
+            tracked.scale_retry.clear()
+        if not caps:
+            tracked.cap_result = None
+            tracked.cap_retry.clear()
+        return scales or caps
+
+    async def scale(self, tracked: Tracked) -> None:
+        """Make the target's replicas what the decision wants."""
+        scale, wanted, ref = tracked.scale, _wanted_replicas(tracked), tracked.target_ref
+        if scale is None or wanted is None or ref is None or tracked.scale_retry.holds(self._clock()):
             return
+        if wanted < scale.target.replicas:
+            fresh = await self._fresh(tracked, scale)
+            if fresh is None:
+                return
+            scale = fresh
         result = await self._replicas.write(
-            tracked.managed.ref.namespace,
-            spec.target_ref,
-            decision.replicas,
-            decided_on=scale.target,
-            deadline=self._deadline(),
+            tracked.managed.ref.namespace, ref, wanted, decided_on=scale.target, deadline=self._deadline()
         )
         tracked.scale_result = result
+        self._settle(tracked, scale, wanted, result)
+
+    async def _fresh(self, tracked: Tracked, decided_on: Scale) -> Scale | None:
+        """Read the target once more before replicas are let go; None where it changed or a rollout has begun."""
+        assert tracked.target_ref is not None
+        try:
+            fresh = await self._replicas.read(tracked.managed.ref.namespace, tracked.target_ref)
+        except TargetError as error:
+            tracked.scale_result = ScaleResult(outcome=Outcome.FAILED, message=str(error))
+            tracked.scale_retry.failed(self._clock())
+            tracked.target_read_at = None
+            return None
+        tracked.scale = fresh
+        seen, then = fresh.target, decided_on.target
+        if (seen.uid, seen.replicas) != (then.uid, then.replicas):
+            tracked.scale_result = ScaleResult(outcome=Outcome.CHANGED, target=seen)
+            return None
+        return None if _on_its_way(seen.rollout) else fresh
+
+    def _settle(self, tracked: Tracked, scale: Scale, wanted: int, result: ScaleResult) -> None:
+        """Take in how a write of replicas ended."""
+        before, decision = scale.target.replicas, tracked.decision
         if result.target is not None:
-            target = replace(result.target, rollout=scale.target.rollout)
-            tracked.scale = replace(scale, target=target)
+            tracked.scale = replace(scale, target=replace(result.target, rollout=scale.target.rollout))
+        if result.outcome in _FINE:
+            tracked.scale_retry.clear()
         else:
             tracked.target_read_at = None
-        if result.outcome is Outcome.WRITTEN:
-            tracked.state = written(tracked.state, replicas=decision.replicas, now_s=self._clock())
-            direction = "up" if decision.replicas > before else "down"
+            self._metrics.write_failures.labels(*tracked.managed.key, "replicas").inc()
+            if result.outcome is not Outcome.CHANGED:
+                tracked.scale_retry.failed(self._clock())
+        if result.outcome is Outcome.WRITTEN and decision is not None:
+            tracked.state = written(tracked.state, replicas=wanted, now_s=self._clock())
+            direction = "up" if wanted > before else "down"
             tracked.changes.append(Change(decision=decision, from_replicas=before, direction=direction))
             self._metrics.scalings.labels(*tracked.managed.key, direction, decision.reason).inc()
-        elif result.outcome is not Outcome.UNCHANGED:
-            self._metrics.write_failures.labels(*tracked.managed.key, "replicas").inc()
 
-    async def _set_cap(self, tracked: Tracked) -> None:
-        decision, scale, spec = tracked.decision, tracked.scale, tracked.managed.spec
-        adapter = tracked.managed.adapter
-        if decision is None or scale is None or spec is None or adapter is None or decision.cap is None:
+    async def set_cap(self, tracked: Tracked) -> None:
+        """Make the batch cap what the decision wants, unless the target turned out to be another one."""
+        decision, scale, ref, adapter = tracked.decision, tracked.scale, tracked.target_ref, tracked.managed.adapter
+        if decision is None or decision.cap is None or scale is None or ref is None or adapter is None:
             return
-        resource = await self._discovery.scalable(spec.target_ref.api_version, spec.target_ref.kind)
-        workload = Workload(
-            namespace=tracked.managed.ref.namespace,
-            name=spec.target_ref.name,
-            resource=resource,
-            uid=scale.target.uid,
-            pods=tracked.pods,
-        )
-        if decision.rollback and isinstance(adapter, PodTemplate):
-            result = await adapter.rollback(workload, deadline=self._deadline())
-        elif adapter.settled(workload, decision.cap):
-            result = CapResult(outcome=Outcome.UNCHANGED)
+        if tracked.scale_result is not None and tracked.scale_result.outcome in _GONE:
+            return
+        if tracked.cap_retry.holds(self._clock()):
+            return
+        try:
+            resource = await self._discovery.scalable(ref.api_version, ref.kind)
+        except TargetError as error:
+            result = CapResult(outcome=Outcome.FAILED, message=str(error))
         else:
-            result = await adapter.apply(workload, decision.cap, deadline=self._deadline())
-        self._cap_written(tracked, result, decision.cap)
+            workload = Workload(
+                namespace=tracked.managed.ref.namespace,
+                name=ref.name,
+                resource=resource,
+                uid=scale.target.uid,
+                pods=tracked.pods,
+            )
+            result = await self._apply(adapter, workload, decision, decision.cap)
+        tracked.cap_result = result
+        self._settle_cap(tracked, decision, decision.cap, adapter, result)
 
-    def _cap_written(self, tracked: Tracked, result: CapResult, cap: int) -> None:
-        tracked.cap_result, decision = result, tracked.decision
-        if decision is None:
-            return
-        if result.outcome in (Outcome.WRITTEN, Outcome.PARTIAL):
-            tracked.state = written(tracked.state, cap=cap, now_s=self._clock())
-            if decision.current_cap is not None and cap != decision.current_cap:
-                direction = "raised" if cap > decision.current_cap else "lowered"
-                tracked.changes.append(Change(decision=decision, from_cap=decision.current_cap, direction=direction))
-                self._metrics.batch_changes.labels(*tracked.managed.key, direction, decision.reason).inc()
-            tracked.target_read_at = None
-        elif result.outcome is not Outcome.UNCHANGED:
+    async def _apply(self, adapter: BatchAdapter, workload: Workload, decision: Decision, cap: int) -> CapResult:
+        if decision.rollback and isinstance(adapter, PodTemplate):
+            return await adapter.rollback(workload, deadline=self._deadline())
+        if adapter.settled(workload, cap):
+            return CapResult(outcome=Outcome.UNCHANGED)
+        return await adapter.apply(workload, cap, deadline=self._deadline())
+
+    def _settle_cap(
+        self, tracked: Tracked, decision: Decision, cap: int, adapter: BatchAdapter, result: CapResult
+    ) -> None:
+        """Take in how a write of the cap ended. New pods are written too, which changes nothing that is to be told."""
+        if result.outcome in (*_FINE, Outcome.PARTIAL):
+            tracked.cap_retry.clear()
+        else:
+            tracked.cap_retry.failed(self._clock())
             self._metrics.write_failures.labels(*tracked.managed.key, "batch").inc()
+        if result.outcome not in (Outcome.WRITTEN, Outcome.PARTIAL):
+            return
+        tracked.state = written(tracked.state, cap=cap, now_s=self._clock())
+        if adapter.cost_class is CostClass.ROLLOUT:
+            tracked.target_read_at = None
+        before, news = decision.current_cap, cap != tracked.cap_written
+        tracked.cap_written = cap
+        if news and before is not None and before != cap:
+            direction = "raised" if cap > before else "lowered"
+            tracked.changes.append(Change(decision=decision, from_cap=before, direction=direction))
+            self._metrics.batch_changes.labels(*tracked.managed.key, direction, decision.reason).inc()
 
     def _deadline(self) -> float:
+        """The end of the lease, on the monotonic clock; now, where it is not held."""
         return self._clock() + self._elector.remaining_s()
+
+
+def recommend(tracked: Tracked) -> None:
+    """Note what would be done and was not told yet. The status remembers what was, so a new leader does not repeat it."""
+    decision, told = tracked.decision, tracked.status
+    if decision is None:
+        return
+    before, wanted = decision.current_replicas, decision.replicas
+    told_wanted = told.replicas.desired if told.replicas and told.replicas.desired != told.replicas.current else None
+    if before is not None and wanted not in (None, before, told_wanted):
+        tracked.changes.append(Change(decision=decision, from_replicas=before, direction=RECOMMENDED))
+    cap_before, cap = decision.current_cap, decision.cap
+    told_cap = told.batch.desired if told.batch else None
+    if cap_before is not None and cap not in (None, cap_before, told_cap):
+        tracked.changes.append(Change(decision=decision, from_cap=cap_before, direction=RECOMMENDED))
+
+
+def _wanted_replicas(tracked: Tracked) -> int | None:
+    """The replicas to write, None where they are as wanted or nothing may be said."""
+    decision, scale = tracked.decision, tracked.scale
+    if decision is None or scale is None or decision.replicas == scale.target.replicas:
+        return None
+    return decision.replicas
+
+
+def _on_its_way(rollout: Rollout | None) -> bool:
+    """Whether a rollout forbids to let replicas go: one past its progress deadline does not."""
+    return rollout is not None and not rollout.deadline_exceeded

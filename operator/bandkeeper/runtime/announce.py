@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from prometheus_client import Gauge
+
 from bandkeeper.api.conditions import ConditionType
-from bandkeeper.kube.events import EventRecorder
+from bandkeeper.api.v1alpha1 import Condition, Status
+from bandkeeper.kube.events import EventRecorder, EventType
 from bandkeeper.runtime.metrics import Metrics
 from bandkeeper.runtime.tracked import Change, Tracked
 
@@ -15,14 +18,15 @@ logger = logging.getLogger("bandkeeper.policy")
 
 _VALUES = {"True": 1.0, "False": 0.0, "Unknown": -1.0}
 # Which findings are worth an event: condition type to the status that is news, and its event type.
-_NEWS: Mapping[str, tuple[str, str]] = {
+_NEWS: Mapping[str, tuple[str, EventType]] = {
     ConditionType.READY: ("False", "Warning"),
     ConditionType.METRICS_AVAILABLE: ("False", "Warning"),
     ConditionType.PAUSED: ("True", "Normal"),
     ConditionType.SCALING_LIMITED: ("True", "Normal"),
     ConditionType.BATCH_APPLIED: ("False", "Warning"),
 }
-_QUIET = frozenset({"Pending", "AtMin", "ScaleUpLimit", "ScaleDownLimit", "TerminatingPods"})  # the ordinary course
+# The ordinary course of things; Undone is told by Ready.
+_QUIET = frozenset({"Pending", "AtMin", "ScaleUpLimit", "ScaleDownLimit", "TerminatingPods", "Undone"})
 _ACTIONS = {"up": "ScaleUp", "down": "ScaleDown", "raised": "RaiseBatchCap", "lowered": "LowerBatchCap"}
 
 
@@ -33,25 +37,26 @@ class Announcer:
         self._events = events
         self._metrics = metrics
 
-    def tell(self, tracked: Tracked, status: Mapping[str, Any]) -> None:
-        """Post what is new in `status`, compared with what was told last."""
+    def moved(self, tracked: Tracked) -> None:
+        """Say which moves were made since the last report."""
         for change in tracked.changes:
             self._changed(tracked, change)
-        before = {c["type"]: (c["status"], c["reason"]) for c in tracked.status.get("conditions") or ()}
-        found = {c["type"]: c for c in status["conditions"]}
-        unready = found[ConditionType.READY]["status"] == "False"
-        for kind, condition in found.items():
-            if before.get(kind) == (condition["status"], condition["reason"]):
+
+    def tell(self, tracked: Tracked, status: Status) -> None:
+        """Say what is new in the conditions of `status`, compared with what was told last."""
+        before = {condition.type: (condition.status, condition.reason) for condition in tracked.status.conditions}
+        unready = any(found.type == ConditionType.READY and found.status == "False" for found in status.conditions)
+        for found in status.conditions:
+            if before.get(found.type) == (found.status, found.reason):
                 continue
-            if kind == ConditionType.METRICS_AVAILABLE and unready:
+            if found.type == ConditionType.METRICS_AVAILABLE and unready:
                 continue  # Ready says it already
-            self._transition(tracked, condition, first=kind not in before)
+            self._transition(tracked, found, first=found.type not in before)
 
     def _changed(self, tracked: Tracked, change: Change) -> None:
         decision, ref = change.decision, tracked.managed.ref
         action = _ACTIONS.get(change.direction, "Recommend")
-        note = decision.message if action != "Recommend" else f"Recommended, not done: {decision.message}"
-        self._events.record(ref, type="Normal", reason=decision.reason.value, action=action, note=note)
+        self._events.record(ref, type="Normal", reason=decision.reason.value, action=action, note=change.message)
         fields: dict[str, Any] = {
             "policy": f"{ref.namespace}/{ref.name}",
             "action": action,
@@ -63,54 +68,51 @@ class Announcer:
             fields |= {"from_batch_cap": change.from_cap, "batch_cap": decision.cap}
         logger.info("decision", extra={**fields, "why": decision.message})
 
-    def _transition(self, tracked: Tracked, condition: Mapping[str, Any], *, first: bool) -> None:
-        ref, kind, reason = tracked.managed.ref, condition["type"], condition["reason"]
-        news = _NEWS.get(kind)
-        worth = news is not None and condition["status"] == news[0] and reason not in _QUIET
-        level = logging.WARNING if worth and news is not None and news[1] == "Warning" else logging.INFO
-        if worth and news is not None:
-            self._events.record(
-                ref,
-                type="Warning" if news[1] == "Warning" else "Normal",
-                reason=reason,
-                action="Judge",
-                note=condition["message"],
-            )
-        if worth or (news is not None and not first):
+    def _transition(self, tracked: Tracked, found: Condition, *, first: bool) -> None:
+        ref, news = tracked.managed.ref, _NEWS.get(found.type)
+        if news is None:
+            return
+        wanted, kind = news
+        worth = found.status == wanted and found.reason not in _QUIET
+        if worth:
+            self._events.record(ref, type=kind, reason=found.reason, action="Judge", note=found.message)
+        if worth or not first:
             logger.log(
-                level,
+                logging.WARNING if worth and kind == "Warning" else logging.INFO,
                 "condition",
                 extra={
                     "policy": f"{ref.namespace}/{ref.name}",
-                    "condition": kind,
-                    "status": condition["status"],
-                    "reason": reason,
-                    "why": condition["message"],
+                    "condition": found.type,
+                    "status": found.status.value,
+                    "reason": found.reason,
+                    "why": found.message,
                 },
             )
 
-    def measure(self, tracked: Tracked, status: Mapping[str, Any]) -> None:
+    def measure(self, tracked: Tracked, status: Status) -> None:
         """Set the policy's gauges; what is not known has no series."""
-        key, metrics, decision = tracked.managed.key, self._metrics, tracked.decision
-        replicas, batch = status.get("replicas") or {}, status.get("batch") or {}
-        for gauge, value in (
-            (metrics.desired_replicas, replicas.get("desired")),
-            (metrics.current_replicas, replicas.get("current")),
-            (metrics.ready_replicas, replicas.get("ready")),
-            (metrics.pending_replicas, replicas.get("pending")),
-            (metrics.desired_batch_cap, batch.get("desired")),
-            (metrics.current_batch_cap, batch.get("current")),
-            (metrics.utilization, decision.utilization if decision else None),
-        ):
-            metrics.set(gauge, key, value)
-        if policy := tracked.managed.policy:
-            metrics.set(metrics.band_low, key, policy.band.low)
-            metrics.set(metrics.band_high, key, policy.band.high)
+        self._metrics.show(tracked.managed.key, self._values(tracked, status))
+
+    def _values(self, tracked: Tracked, status: Status) -> Iterator[tuple[Gauge, tuple[str, ...], float | None]]:
+        metrics, decision, policy = self._metrics, tracked.decision, tracked.managed.policy
+        if replicas := status.replicas:
+            yield metrics.desired_replicas, (), replicas.desired
+            yield metrics.current_replicas, (), replicas.current
+            yield metrics.ready_replicas, (), replicas.ready
+            yield metrics.pending_replicas, (), replicas.pending
+        if batch := status.batch:
+            yield metrics.desired_batch_cap, (), batch.desired
+            yield metrics.current_batch_cap, (), batch.current
+        if policy:
+            yield metrics.band_low, (), policy.band.low
+            yield metrics.band_high, (), policy.band.high
+        if decision:
+            yield metrics.utilization, (), decision.utilization
         for verdict in decision.slos if decision else ():
             if verdict.percentile is not None:
                 labels = verdict.signal.value, str(verdict.percentile)
-                metrics.set(metrics.slo_measured, key, verdict.value, *labels)
-                metrics.set(metrics.slo_threshold, key, verdict.limit, *labels)
-                metrics.set(metrics.slo_attainment, key, verdict.attainment_low, *labels)
-        for condition in status["conditions"]:
-            metrics.set(metrics.condition, key, _VALUES[condition["status"]], condition["type"])
+                yield metrics.slo_measured, labels, verdict.value
+                yield metrics.slo_threshold, labels, verdict.limit
+                yield metrics.slo_attainment, labels, verdict.attainment_low
+        for condition in status.conditions:
+            yield metrics.condition, (condition.type,), _VALUES[condition.status]

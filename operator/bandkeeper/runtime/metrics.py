@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -52,7 +53,7 @@ class Metrics:
         self.leader = Gauge("bandkeeper_leader", "1 while this process holds the Lease.", registry=self.registry)
         self.tick_seconds = Histogram(
             "bandkeeper_tick_duration_seconds",
-            "Time of one look at all policies.",
+            "Time of one look at all policies that read from one Prometheus, writes left out.",
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
             registry=self.registry,
         )
@@ -68,25 +69,33 @@ class Metrics:
         self.queries = Counter(
             "bandkeeper_prometheus_queries_total", "Queries sent to Prometheus.", registry=self.registry
         )
-        self._known: dict[tuple[str, str], set[tuple[Gauge, tuple[str, ...]]]] = {}
+        self._shown: dict[tuple[str, str], dict[tuple[Gauge, tuple[str, ...]], Gauge]] = {}
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"bandkeeper_{name}", text, (*_POLICY, *labels), registry=self.registry)
 
-    def set(self, gauge: Gauge, key: tuple[str, str], value: float | None, *labels: str) -> None:
-        """Set a policy's gauge; None removes the series, because missing data is never 0."""
-        series = (*key, *labels)
-        known = self._known.setdefault(key, set())
-        if value is not None:
-            gauge.labels(*series).set(value)
-            known.add((gauge, series))
-        elif (gauge, series) in known:
-            gauge.remove(*series)
-            known.discard((gauge, series))
+    def show(self, key: tuple[str, str], values: Iterable[tuple[Gauge, tuple[str, ...], float | None]]) -> None:
+        """Set all of a policy's gauges, by their further labels.
+
+        What is None or left out loses its series, because missing data is never 0.
+        """
+        shown = self._shown.setdefault(key, {})
+        left = set(shown)
+        for gauge, labels, value in values:
+            if value is None:
+                continue
+            series = gauge, labels
+            if series not in shown:
+                shown[series] = gauge.labels(*key, *labels)
+            shown[series].set(value)
+            left.discard(series)
+        for gauge, labels in left:
+            gauge.remove(*key, *labels)
+            del shown[gauge, labels]
 
     def forget(self, key: tuple[str, str]) -> None:
         """Remove every series of a policy that is gone."""
-        self._known.pop(key, None)
+        self._shown.pop(key, None)
         for metric in _wrappers(self):
             if metric._labelnames[:2] == _POLICY:
                 metric.remove_by_labels(dict(zip(_POLICY, key, strict=True)))

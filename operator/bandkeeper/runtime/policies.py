@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,17 +11,22 @@ from typing import Any
 from bandkeeper.actuate.adapter import AdapterError, BatchAdapter
 from bandkeeper.actuate.registry import batch_adapter
 from bandkeeper.api.conditions import ReadyReason
-from bandkeeper.api.v1alpha1 import PAUSED_ANNOTATION, AdapterType, Mode, Spec
+from bandkeeper.api.v1alpha1 import GROUP, KIND, PAUSED_ANNOTATION, VERSION, AdapterType, Effective, Mode, Spec
 from bandkeeper.api.validation import validate
 from bandkeeper.decide.policy import Policy, resolve
 from bandkeeper.kube.client import KubeClient
 from bandkeeper.kube.objects import Key, ObjectRef, key_of, ref_of
 from bandkeeper.kube.pods import PodSettings
+from bandkeeper.runtime.effective import effective_of
 from bandkeeper.runtime.settings import Settings
 from bandkeeper.signals.collector import CollectorSettings
 from bandkeeper.signals.presets import PRESETS
 from bandkeeper.signals.problems import problems as source_problems
 from bandkeeper.signals.sources import Preset
+
+logger = logging.getLogger(__name__)
+
+_JUDGED = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +41,19 @@ class Flaw:
 class Managed:
     """One policy that can be carried out, or the flaw that prevents it.
 
-    `adapter` is None without a batch knob; `adapter_problem` says why a wanted one is off.
+    `adapter` is None without a batch knob; `adapter_problem` says why a wanted one is off. `paused` policies and those
+    that `mode` only lets recommend never write.
     """
 
     ref: ObjectRef
     generation: int
     created_s: float
     paused: bool
-    observed_status: Mapping[str, Any]
     flaw: Flaw | None = None
     spec: Spec | None = None
     preset: Preset | None = None
     policy: Policy | None = None
+    effective: Effective | None = None
     adapter: BatchAdapter | None = None
     adapter_problem: str = ""
     pod_settings: PodSettings | None = None
@@ -73,14 +80,19 @@ class Interpreter:
         self._known: dict[Key, tuple[tuple[Any, ...], Managed]] = {}
 
     def read(self, raw: Mapping[str, Any]) -> Managed:
-        """The managed policy of a raw object."""
+        """The managed policy of a raw object, the same one until it changes. Never raises."""
         key, metadata = key_of(raw), raw["metadata"]
         paused = (metadata.get("annotations") or {}).get(PAUSED_ANNOTATION) == "true"
         identity = (metadata["uid"], metadata.get("generation"), paused)
         known = self._known.get(key)
         if known is not None and known[0] == identity:
             return known[1]
-        managed = self._interpret(raw, paused)
+        try:
+            managed = self._interpret(raw, paused)
+        except Exception as error:  # what nobody foresaw in one policy must not end the others
+            logger.exception("a policy cannot be read", extra={"policy": "/".join(key)})
+            flaw = Flaw(ReadyReason.INVALID_SPEC, f"the policy cannot be read ({error!r:.100}); the log has more")
+            managed = Managed(**_base(raw, paused), flaw=flaw)
         self._known[key] = identity, managed
         return managed
 
@@ -89,15 +101,9 @@ class Interpreter:
         self._known.pop(key, None)
 
     def _interpret(self, raw: Mapping[str, Any], paused: bool) -> Managed:
-        metadata = raw["metadata"]
-        base: dict[str, Any] = {
-            "ref": ref_of(raw),
-            "generation": metadata.get("generation", 0),
-            "created_s": _epoch_s(metadata.get("creationTimestamp")),
-            "paused": paused,
-            "observed_status": raw.get("status") or {},
-        }
-        verdict = validate({key: value for key, value in raw.items() if key != "status"})
+        base = _base(raw, paused)
+        # Of the metadata only the name: the rest is the API server's, and newer ones may have more of it.
+        verdict = validate({**_JUDGED, "metadata": {"name": raw["metadata"]["name"]}, "spec": raw.get("spec")})
         if not isinstance(verdict, Spec):
             return Managed(**base, flaw=Flaw(ReadyReason.INVALID_SPEC, "; ".join(map(str, verdict))))
         found = source_problems(verdict, self._collector)
@@ -114,12 +120,14 @@ class Interpreter:
             cost_class=adapter.cost_class if adapter else None,
             expected_delay_s=adapter.expected_delay_s if adapter else 0.0,
             restart_hold_s=self._settings.restart_hold,
+            rate_window_s=self._settings.prometheus.rate_window,
         )
         return Managed(
             **base,
             spec=spec,
             preset=preset,
             policy=policy,
+            effective=effective_of(policy, spec, period_s=self._settings.period),
             adapter=adapter,
             adapter_problem=problem,
             pod_settings=_pod_settings(spec, preset),
@@ -132,6 +140,16 @@ class Interpreter:
             return batch_adapter(spec.batch.adapter, self._client, enabled=self._enabled), ""
         except AdapterError as error:
             return None, str(error)
+
+
+def _base(raw: Mapping[str, Any], paused: bool) -> dict[str, Any]:
+    metadata = raw["metadata"]
+    return {
+        "ref": ref_of(raw),
+        "generation": metadata.get("generation", 0),
+        "created_s": _epoch_s(metadata.get("creationTimestamp")),
+        "paused": paused,
+    }
 
 
 def _enabled_adapters(settings: Settings) -> frozenset[AdapterType]:

@@ -14,7 +14,6 @@ from bandkeeper.api.conditions import ConditionType, Finding
 from bandkeeper.api.reasons import BandReason, LimitReason, SLOState
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.decide.decision import Decision, MetricsState, SLOVerdict
-from bandkeeper.decide.policy import Policy, RateLimit, ScalingRules
 from bandkeeper.kube.discovery import TargetProblem
 from bandkeeper.runtime.tracked import Change, Tracked
 
@@ -37,6 +36,11 @@ _GAPS = {  # the gravest first: it names the condition
     GapReason.STALE: api.MetricsAvailableReason.STALE,
     GapReason.PARTIAL: api.MetricsAvailableReason.PARTIAL_DATA,
 }
+_REFUSALS = {
+    Outcome.FORBIDDEN: api.BatchAppliedReason.FORBIDDEN,
+    Outcome.REFUSED: api.BatchAppliedReason.ADAPTER_UNAVAILABLE,
+    Outcome.PARTIAL: api.BatchAppliedReason.PARTIALLY_APPLIED,
+}
 _SLO_GRAVITY = (
     SLOState.BREACHED,
     SLOState.UNREACHABLE,
@@ -48,28 +52,25 @@ _SLO_GRAVITY = (
 )
 
 
-def status_of(tracked: Tracked, *, wall_s: float, period_s: float) -> dict[str, Any]:
-    """The whole status as the API has it; `wall_s` in epoch seconds."""
-    managed, decision = tracked.managed, tracked.decision
-    old = previous(tracked.status)
-    merged = api.merge(old.conditions, findings(tracked), now_s=wall_s, generation=managed.generation)
-    status = v1alpha1.Status(
+def status_of(tracked: Tracked, *, wall_s: float) -> v1alpha1.Status:
+    """The whole status, with what it keeps of `tracked.status`, the one before; `wall_s` in epoch seconds."""
+    managed, decision, old = tracked.managed, tracked.decision, tracked.status
+    return v1alpha1.Status(
         observed_generation=managed.generation,
-        conditions=merged,
+        conditions=api.merge(old.conditions, findings(tracked), now_s=wall_s, generation=managed.generation),
         replicas=_replicas(tracked),
         batch=_batch(tracked),
         utilization=_utilization(decision),
         slos=[_slo(verdict) for verdict in decision.slos] if decision else [],
-        effective=_effective(managed.policy, managed.spec, period_s) if managed.policy and managed.spec else None,
+        effective=managed.effective,
         last_decision=_last(decision, old.last_decision, wall_s) if decision else old.last_decision,
         history=_history(tracked.changes, old.history, wall_s),
         cold_start=_duration(decision.inputs.cold_start_s) if decision else old.cold_start,
     )
-    return status.stored()
 
 
-def previous(status: Mapping[str, Any]) -> v1alpha1.Status:
-    """The status as it stood; one that cannot be read, as of another version, counts as none."""
+def readable(status: Mapping[str, Any]) -> v1alpha1.Status:
+    """A status as it stands on an object; one that cannot be read, as of another version, counts as none."""
     try:
         return v1alpha1.Status.model_validate(status, strict=False)
     except ValidationError:
@@ -107,8 +108,9 @@ def _ready(tracked: Tracked) -> Finding:
         return Finding(ConditionType.READY, managed.flaw.reason, managed.flaw.message)
     if tracked.target_problem is not None:
         return Finding(ConditionType.READY, _TARGET_READY[tracked.target_problem.problem], str(tracked.target_problem))
-    if tracked.conflict is not None:
-        return Finding(ConditionType.READY, api.ReadyReason.CONFLICTED, tracked.conflict.message)
+    conflicted = _conflicted(tracked)
+    if conflicted.reason != api.ConflictedReason.NO_CONFLICT:
+        return Finding(ConditionType.READY, api.ReadyReason.CONFLICTED, conflicted.message)
     if _denied(tracked):
         return Finding(ConditionType.READY, api.ReadyReason.FORBIDDEN, _denied(tracked))
     blind = decision is not None and decision.metrics.state is MetricsState.NONE
@@ -245,22 +247,23 @@ def _batch_verdict(tracked: Tracked) -> tuple[api.BatchAppliedReason, str]:
             api.BatchAppliedReason.UNDONE_BY_MANAGER,
             f"{decision.cap_undone_by} undid the cap three times in 30 minutes.",
         )
-    if result is not None and result.outcome in (Outcome.FORBIDDEN, Outcome.REFUSED):
-        return api.BatchAppliedReason.FORBIDDEN, result.message
-    if result is not None and result.outcome is Outcome.PARTIAL:
-        return (
-            api.BatchAppliedReason.PARTIALLY_APPLIED,
-            result.message or "Some pods could not be written; they are tried again.",
-        )
+    if result is not None and result.outcome in _REFUSALS:
+        return _REFUSALS[result.outcome], result.message or "Some pods could not be written; they are tried again."
     if decision is not None and decision.rollback:
         return api.BatchAppliedReason.ROLLED_BACK, "The cap's rollout missed its progress deadline and was taken back."
-    wanted = decision.cap if decision else None
+    return _read_back(tracked, decision.cap if decision else None)
+
+
+def _read_back(tracked: Tracked, wanted: int | None) -> tuple[api.BatchAppliedReason, str]:
     if wanted is None:
         return api.BatchAppliedReason.PENDING, "No batch cap is wanted yet."
     behind = [pod.name for pod in tracked.pods if pod.state is PodState.READY and pod.cap != wanted]
-    if behind:
-        return api.BatchAppliedReason.PENDING, f"{len(behind)} pods do not read back the cap {wanted} yet."
-    return api.BatchAppliedReason.APPLIED, f"Every ready pod reads back the cap {wanted}."
+    if not behind:
+        return api.BatchAppliedReason.APPLIED, f"Every ready pod reads back the cap {wanted}."
+    if not tracked.managed.enforcing:
+        return api.BatchAppliedReason.PENDING, f"The cap {wanted} is recommended; nothing is written."
+    failed = tracked.cap_result.message if tracked.cap_result else ""
+    return api.BatchAppliedReason.PENDING, failed or f"{len(behind)} pods do not read back the cap {wanted} yet."
 
 
 def _replicas(tracked: Tracked) -> v1alpha1.ReplicaStatus | None:
@@ -318,31 +321,6 @@ def _slo(verdict: SLOVerdict) -> v1alpha1.SLOStatus:
     )
 
 
-def _effective(policy: Policy, spec: v1alpha1.Spec, period_s: float) -> v1alpha1.Effective:
-    return v1alpha1.Effective(
-        band=v1alpha1.Band(low_percent=round(policy.band.low * 100), high_percent=round(policy.band.high * 100)),
-        batch_rule=policy.batching if policy.batch else "ReplicasOnly",
-        scale_up=_rules(policy.scale_up),
-        scale_down=_rules(policy.scale_down),
-        fallback=spec.fallback,
-        period=durations.text(period_s),
-    )
-
-
-def _rules(rules: ScalingRules) -> v1alpha1.EffectiveScalingRules:
-    return v1alpha1.EffectiveScalingRules(
-        stabilization_window_seconds=round(rules.stabilization_s),
-        select_policy=rules.select,
-        limits=" or ".join(_limit(limit) for limit in rules.limits) or "none",
-        tolerance=f"{rules.tolerance:g}",
-    )
-
-
-def _limit(limit: RateLimit) -> str:
-    amount = f"{limit.value}%" if limit.percent else f"{limit.value} pods"
-    return f"{amount} in {limit.period_s:g}s"
-
-
 def _last(decision: Decision, old: v1alpha1.DecisionStatus | None, wall_s: float) -> v1alpha1.DecisionStatus:
     """The decision; its time is when it last became another one."""
     same = old is not None and (old.reason, old.replicas, old.batch_cap) == (
@@ -364,7 +342,7 @@ def _history(changes: list[Change], old: list[v1alpha1.HistoryEntry], wall_s: fl
         v1alpha1.HistoryEntry(
             time=api.rfc3339(wall_s),
             reason=change.decision.reason.value,
-            message=change.decision.message,
+            message=change.message,
             replicas=change.decision.replicas if change.from_replicas is not None else None,
             batch_cap=change.decision.cap if change.from_cap is not None else None,
             from_replicas=change.from_replicas,

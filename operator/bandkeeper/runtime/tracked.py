@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from bandkeeper.actuate.outcome import CapResult, ScaleResult
 from bandkeeper.actuate.replicas import Scale
 from bandkeeper.api.snapshot import Pod, PodState, Snapshot
+from bandkeeper.api.v1alpha1 import Status, TargetRef
 from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.state import State
 from bandkeeper.kube.discovery import TargetError
 from bandkeeper.runtime.conflicts import Conflict
 from bandkeeper.runtime.policies import Managed
+
+RECOMMENDED = "recommended"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +28,43 @@ class Change:
     from_cap: int | None = None
     direction: str = ""
 
+    @property
+    def message(self) -> str:
+        """The decision's message; a recommendation says that it is no more than that."""
+        said = self.decision.message
+        return f"Recommended, not done: {said}" if self.direction == RECOMMENDED else said
+
+
+@dataclass(slots=True)
+class Backoff:
+    """When to try again what failed: each failure doubles the wait, up to a limit."""
+
+    first_s: float
+    most_s: float
+    failures: int = 0
+    until_s: float = -math.inf
+
+    def failed(self, now_s: float) -> None:
+        """Note a failure."""
+        self.until_s = now_s + min(self.most_s, self.first_s * 2 ** min(self.failures, 16))
+        self.failures += 1
+
+    def holds(self, now_s: float) -> bool:
+        """Whether it is too early for the next attempt."""
+        return now_s < self.until_s
+
+    def clear(self) -> None:
+        """It worked, or what failed is no longer wanted."""
+        self.failures, self.until_s = 0, -math.inf
+
+
+def _writes() -> Backoff:
+    return Backoff(first_s=1.0, most_s=60.0)
+
+
+def _reads() -> Backoff:
+    return Backoff(first_s=10.0, most_s=60.0)
+
 
 @dataclass(slots=True)
 class Tracked:
@@ -33,61 +73,93 @@ class Tracked:
     Attributes
     ----------
     status
-        The status as last told, or as found on the object after a start.
+        The status as last told; for one who does not lead, as found on the object.
+    told
+        Whether `status` is what this process told.
+    reported
+        The policy, in the version that was last reported on.
+    looked_at
+        When a look at it last ended, on the loop's clock.
+    busy
+        A look at it, or a write for it, is under way.
+    reading
+        The read of its target, while under way.
+    cap_written
+        The batch cap last written, so that a change of it is said once.
     changes
         Moves since the last report.
-    recommended
-        What was last recommended, so that it is said once.
     """
 
     managed: Managed
     state: State
-    status: Mapping[str, Any]
+    looked_at: float
+    status: Status = field(default_factory=Status)
+    told: bool = False
+    reported: Managed | None = None
+    busy: bool = False
+    reading: asyncio.Task[None] | None = None
     scale: Scale | None = None
     target_problem: TargetError | None = None
     target_read_at: float | None = None
-    pods_mark: frozenset[str] = frozenset()
+    target_retry: Backoff = field(default_factory=_reads)
+    pods_mark: frozenset[tuple[str, bool]] = frozenset()
     pods: tuple[Pod, ...] = ()
     conflict: Conflict | None = None
     decision: Decision | None = None
     snapshot: Snapshot | None = None
     scale_result: ScaleResult | None = None
+    scale_retry: Backoff = field(default_factory=_writes)
     cap_result: CapResult | None = None
+    cap_retry: Backoff = field(default_factory=_writes)
+    cap_written: int | None = None
     changes: list[Change] = field(default_factory=list)
-    recommended: tuple[int | None, int | None] | None = None
 
     @classmethod
     def begin(cls, managed: Managed, now_s: float) -> Tracked:
-        """Start with what the object's status says was told last."""
-        return cls(managed, State.initial(now_s), managed.observed_status)
+        """Nothing is known of it yet."""
+        return cls(managed, State.initial(now_s), now_s)
 
     def adopt(self, managed: Managed) -> None:
-        """Take the policy as it is now; a new target is read at once."""
-        before = self.managed.spec.target_ref if self.managed.spec else None
-        after = managed.spec.target_ref if managed.spec else None
-        if managed is not self.managed:
-            self.target_read_at = None
-        if before != after:
-            self.scale, self.pods, self.decision, self.snapshot = None, (), None, None
-        if managed.flaw is not None:
-            self.decision = self.snapshot = None
+        """Take the policy as it is now: what failed is tried at once, and a new target shares nothing with the old."""
+        if managed is self.managed:
+            return
+        other_target = self.target_ref != (managed.spec.target_ref if managed.spec else None)
         self.managed = managed
+        self.target_read_at = None
+        self.target_retry.clear()
+        self.scale_retry.clear()
+        self.cap_retry.clear()
+        if other_target:
+            self.scale = self.target_problem = self.cap_written = None
+            self.pods, self.pods_mark = (), frozenset()
+            self.unjudged()
+            self.hands_off()
+
+    def unjudged(self) -> None:
+        """Nothing can be decided now."""
+        self.decision = self.snapshot = None
+
+    def hands_off(self) -> None:
+        """Nothing is to be written, so nothing failed."""
+        self.scale_result = self.cap_result = None
+        self.scale_retry.clear()
+        self.cap_retry.clear()
+
+    @property
+    def target_ref(self) -> TargetRef | None:
+        """The target that the policy names, None where its spec cannot be read."""
+        return self.managed.spec.target_ref if self.managed.spec else None
 
     @property
     def ready_pods(self) -> int:
         """Pods of the target that are ready."""
         return sum(pod.state is PodState.READY for pod in self.pods)
 
-    @property
-    def uses_rollout(self) -> bool:
-        """True while a rollout is on its way: the target is then read every tick."""
-        return self.scale is not None and self.scale.target.rollout is not None
-
-    def target_is_due(self, now_s: float, mark: frozenset[str], every_s: float, retry_s: float) -> bool:
-        """Whether to read the target again: never read, changed, in a rollout, failed a while ago, or long ago."""
+    def target_is_due(self, now_s: float, mark: frozenset[tuple[str, bool]], every_s: float) -> bool:
+        """Whether to read the target: never read, failed a while ago, in a rollout, its pods changed, or long ago."""
         if self.target_read_at is None:
             return True
-        age_s = now_s - self.target_read_at
         if self.target_problem is not None:
-            return age_s >= retry_s
-        return self.uses_rollout or mark != self.pods_mark or age_s >= every_s
+            return not self.target_retry.holds(now_s)
+        rolls = self.scale is not None and self.scale.target.rollout is not None
+        return rolls or mark != self.pods_mark or now_s - self.target_read_at >= every_s

@@ -1,0 +1,32 @@
+"""What is in force for a policy, in the words of its status: made once per change of the policy."""
+
+from __future__ import annotations
+
+from bandkeeper.api import durations, v1alpha1
+from bandkeeper.decide.policy import Policy, RateLimit, ScalingRules
+
+
+def effective_of(policy: Policy, spec: v1alpha1.Spec, *, period_s: float) -> v1alpha1.Effective:
+    """The policy with every default filled in, and the time between two looks at it in seconds."""
+    return v1alpha1.Effective(
+        band=v1alpha1.Band(low_percent=round(policy.band.low * 100), high_percent=round(policy.band.high * 100)),
+        batch_rule=policy.batching if policy.batch else "ReplicasOnly",
+        scale_up=_rules(policy.scale_up),
+        scale_down=_rules(policy.scale_down),
+        fallback=spec.fallback,
+        period=durations.text(period_s),
+    )
+
+
+def _rules(rules: ScalingRules) -> v1alpha1.EffectiveScalingRules:
+    return v1alpha1.EffectiveScalingRules(
+        stabilization_window_seconds=round(rules.stabilization_s),
+        select_policy=rules.select,
+        limits=" or ".join(_limit(limit) for limit in rules.limits) or "none",
+        tolerance=f"{rules.tolerance:g}",
+    )
+
+
+def _limit(limit: RateLimit) -> str:
+    amount = f"{limit.value}%" if limit.percent else f"{limit.value} pods"
+    return f"{amount} in {limit.period_s:g}s"
