@@ -29,8 +29,16 @@ LOAD: dict[str, Any] = {
 }
 PROMPT = {"kind": "fixed", "value": 64}
 OUTPUT = {"kind": "lognormal", "median": 240, "sigma": 0.2, "min": 16, "max": 600}
-SERVER = {"alpha_ms": 11.8, "beta_ms": 0.0791, "gamma_ms": 5.0, "delta_ms_per_token": 0.07, "kv_tokens": 400_000,
-          "capacity": CAPACITY, "cap_delay_s": 3, "max_queue": 100}
+SERVER = {
+    "alpha_ms": 11.8,
+    "beta_ms": 0.0791,
+    "gamma_ms": 5.0,
+    "delta_ms_per_token": 0.07,
+    "kv_tokens": 400_000,
+    "capacity": CAPACITY,
+    "cap_delay_s": 3,
+    "max_queue": 100,
+}
 # Prometheus interpolates inside a bucket: the edges are narrow where the promises are.
 BUCKETS = {
     "ttft_s": [0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20],

@@ -22,15 +22,23 @@ def text(metrics: Metrics) -> str:
 
 def test_a_value_that_is_not_known_has_no_series() -> None:
     metrics = Metrics()
-    metrics.set(metrics.utilization, KEY, 0.5)
+    metrics.show(KEY, [(metrics.utilization, (), 0.5)])
     assert 'bandkeeper_utilization_ratio{namespace="serving",policy="chat"} 0.5' in text(metrics)
-    metrics.set(metrics.utilization, KEY, None)
+    metrics.show(KEY, [(metrics.utilization, (), None)])
     assert 'policy="chat"' not in text(metrics)
+
+
+def test_a_promise_that_is_no_longer_made_leaves_no_series() -> None:
+    metrics = Metrics()
+    metrics.show(KEY, [(metrics.slo_measured, ("TimeToFirstToken", "95"), 0.1), (metrics.utilization, (), 0.5)])
+    metrics.show(KEY, [(metrics.utilization, (), 0.6)])
+    assert "TimeToFirstToken" not in text(metrics)
+    assert 'policy="chat"} 0.6' in text(metrics)
 
 
 def test_a_policy_that_is_gone_leaves_no_series() -> None:
     metrics = Metrics()
-    metrics.set(metrics.slo_measured, KEY, 0.1, "TimeToFirstToken", "95")
+    metrics.show(KEY, [(metrics.slo_measured, ("TimeToFirstToken", "95"), 0.1)])
     metrics.scalings.labels(*KEY, "up", "QueueGrows").inc()
     metrics.forget(KEY)
     assert 'policy="chat"' not in text(metrics)

@@ -19,8 +19,9 @@ from bandkeeper.decide.policy import Batching, CostClass, resolve
 from bandkeeper.kube.discovery import TargetError, TargetProblem
 from bandkeeper.kube.objects import ObjectRef
 from bandkeeper.runtime.conflicts import Conflict
+from bandkeeper.runtime.effective import effective_of
 from bandkeeper.runtime.policies import Flaw, Managed
-from bandkeeper.runtime.report import status_of
+from bandkeeper.runtime.report import readable, status_of
 from bandkeeper.runtime.tracked import Change, Tracked
 from bandkeeper.signals.presets import PRESETS
 from tests.unit.builders import a_pod, a_snapshot, a_target, pods
@@ -52,8 +53,9 @@ def managed(**more: Any) -> Managed:
         expected_delay_s=90,
         restart_hold_s=300,
     )
-    fields: dict[str, Any] = {"spec": spec, "preset": PRESETS["VLLM"], "policy": policy}
-    base: dict[str, Any] = {"ref": REF, "generation": 3, "created_s": 0.0, "paused": False, "observed_status": {}}
+    effective = effective_of(policy, spec, period_s=15.0)
+    fields: dict[str, Any] = {"spec": spec, "preset": PRESETS["VLLM"], "policy": policy, "effective": effective}
+    base: dict[str, Any] = {"ref": REF, "generation": 3, "created_s": 0.0, "paused": False}
     return Managed(**(base | fields | more))
 
 
@@ -70,12 +72,12 @@ def tracked(policy: Managed | None = None, **snapshot: Any) -> Tracked:
 
 def conditions(found: Tracked) -> dict[str, tuple[str, str]]:
     """Type to (status, reason)."""
-    status = status_of(found, wall_s=1_700_000_000.0, period_s=15.0)
+    status = status_of(found, wall_s=1_700_000_000.0).stored()
     return {one["type"]: (one["status"], one["reason"]) for one in status["conditions"]}
 
 
 def test_a_healthy_policy_is_ready_and_shows_what_is_in_force() -> None:
-    status = status_of(tracked(), wall_s=1_700_000_000.0, period_s=15.0)
+    status = status_of(tracked(), wall_s=1_700_000_000.0).stored()
     assert conditions(tracked())["Ready"] == ("True", "Ok")
     assert status["observedGeneration"] == 3
     assert status["effective"]["band"] == {"lowPercent": 60, "highPercent": 70}
@@ -166,8 +168,8 @@ def test_conditions_say_what_is_the_matter(name: str, make: Any, reasons: dict[s
 
 
 def test_an_optional_signal_may_be_absent_unless_the_policy_gives_its_source() -> None:
-    own = status_of(with_optional_gap(own=True), wall_s=0.0, period_s=15.0)["conditions"]
-    preset = status_of(with_optional_gap(), wall_s=0.0, period_s=15.0)["conditions"]
+    own = status_of(with_optional_gap(own=True), wall_s=0.0).stored()["conditions"]
+    preset = status_of(with_optional_gap(), wall_s=0.0).stored()["conditions"]
     assert next(one for one in own if one["type"] == "MetricsAvailable")["message"] == "none of it"
     assert next(one for one in preset if one["type"] == "MetricsAvailable")["message"] != "none of it"
 
@@ -176,12 +178,21 @@ def test_a_move_is_kept_in_the_history_and_the_last_decision_keeps_its_time() ->
     found = tracked()
     assert found.decision is not None
     found.changes.append(Change(decision=found.decision, from_replicas=1, direction="up"))
-    first = status_of(found, wall_s=1000.0, period_s=15.0)
+    first = status_of(found, wall_s=1000.0)
     found.status, found.changes = first, []
-    second = status_of(found, wall_s=2000.0, period_s=15.0)
-    assert first["history"] == second["history"]
-    assert first["history"][0]["fromReplicas"] == 1
-    assert first["lastDecision"]["time"] == second["lastDecision"]["time"]
+    second = status_of(found, wall_s=2000.0)
+    assert first.history == second.history
+    assert first.history[0].from_replicas == 1
+    assert first.last_decision is not None
+    assert second.last_decision is not None
+    assert first.last_decision.time == second.last_decision.time
+
+
+def test_the_history_tells_a_recommendation_from_a_move() -> None:
+    found = tracked()
+    assert found.decision is not None
+    found.changes.append(Change(decision=found.decision, from_replicas=1, direction="recommended"))
+    assert status_of(found, wall_s=0.0).history[0].message.startswith("Recommended, not done: ")
 
 
 def test_the_history_is_bounded() -> None:
@@ -189,13 +200,16 @@ def test_the_history_is_bounded() -> None:
     assert found.decision is not None
     for _ in range(30):
         found.changes.append(Change(decision=found.decision, from_replicas=1, direction="up"))
-    assert len(status_of(found, wall_s=0.0, period_s=15.0)["history"]) == 10
+    assert len(status_of(found, wall_s=0.0).history) == 10
 
 
-def test_a_status_of_another_version_is_begun_anew() -> None:
-    found = tracked()
-    found.status = {"conditions": "none of ours"}
-    assert status_of(found, wall_s=0.0, period_s=15.0)["observedGeneration"] == 3
+def test_a_status_of_another_version_counts_as_none() -> None:
+    assert readable({"conditions": "none of ours"}).conditions == []
+
+
+def test_a_status_is_read_back_as_it_was_written() -> None:
+    status = status_of(tracked(), wall_s=1_700_000_000.0)
+    assert readable(status.stored()) == status
 
 
 BATCH = [

@@ -21,9 +21,10 @@ from bandkeeper.decide.state import SAMPLES_LIMIT, DemandMemory, Sample
 from bandkeeper.model.curve import NO_FIT, LoadCurve, ServiceFit
 
 SMOOTHING = 0.5  # of the rate window
-OVERLOAD_SMOOTHING = 0.2  # but for ThroughputSensitive, which lets a queue be for a while
-NOISE = 3.0  # standard deviations of a Poisson count that are taken for a real change
-FALL_NOISE = 2.0  # the same for a fall over a whole rate window
+SERVICE_SMOOTHING = 2.0  # of the time that a request is in process, if that is longer: so long does chance last
+OVERLOAD_SMOOTHING = 0.2  # of the rate window; not for ThroughputSensitive, which lets a queue be for a while
+NOISE = 5.0  # square roots of a count that are taken for a real change: batches make it twice as noisy as Poisson
+FALL_NOISE = 3.0  # the same for a fall over a whole rate window
 MOST_LEAD = 1.25  # of the work that is being done: so much more is believed to arrive before it is there
 RISE_NOISE = 1.5  # the same for two smoothed values
 FEWEST_FINISHED = 20.0  # in one rate window, for a rate to mean anything
@@ -299,8 +300,10 @@ def _smoothed(
     if memory.work is None or memory.in_flight is None:
         return raw, in_flight
     patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
-    span = OVERLOAD_SMOOTHING if saturated and not patient else SMOOTHING
-    share = 1 - math.exp(-max(0.0, now_s - memory.updated_s) / (span * policy.rate_window_s))
+    span_s = max(SMOOTHING * policy.rate_window_s, SERVICE_SMOOTHING * memory.service.mean_s)
+    if saturated and not patient:
+        span_s = OVERLOAD_SMOOTHING * policy.rate_window_s
+    share = 1 - math.exp(-max(0.0, now_s - memory.updated_s) / span_s)
     noise = NOISE / math.sqrt(max(1.0, in_flight, memory.in_flight))
     work = _step(memory.work, raw, share, noise, jumps=not patient)
     smooth = _step(memory.in_flight, in_flight, share, noise, jumps=True)

@@ -62,7 +62,7 @@ def _cold_start(scene: Scene) -> str:
 def demand_rose(scene: Scene, demand: Demand, wanted: int) -> str:
     offered = _percent(demand.curve.utilization(demand.work / scene.current))
     return (
-        f"{_change(scene, wanted)}: the offered work is {offered} of {_count(scene.current)} at batch {scene.best_cap}, "
+        f"{_change(scene, wanted)}: offered work is {offered} of {_count(scene.current)} at batch {scene.best_cap}, "
         f"above the band {_band(scene)}{_cold_start(scene)}."
     )
 

@@ -104,7 +104,7 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
 
     running = _total(snapshot, Signal.REQUESTS_RUNNING, ready)
     waiting = _total(snapshot, Signal.REQUESTS_WAITING, ready)
-    waiting_known = memory.waiting_known or waiting.value is not None or _wanted(snapshot, Signal.REQUESTS_WAITING)
+    waiting_known = memory.waiting_known or _has_source(snapshot, Signal.REQUESTS_WAITING)
     silent = running.silent | waiting.silent if waiting_known else running.silent
     capacities = [pod.capacity for pod in ready if pod.capacity]
     bounds = [pod.queue_bound for pod in ready if pod.queue_bound is not None]
@@ -181,8 +181,10 @@ def _usable(reading: Reading) -> bool:
     return 0 <= reading.value < math.inf and reading.age_s <= STALE_S
 
 
-def _wanted(snapshot: Snapshot, signal: Signal) -> bool:
-    return any(gap.signal is signal for gap in snapshot.gaps)
+def _has_source(snapshot: Snapshot, signal: Signal) -> bool:
+    """Whether the signal is read at all, be it that nothing usable came of it."""
+    told = signal in snapshot.totals or bool(snapshot.by_pod.get(signal))
+    return told or any(gap.signal is signal for gap in snapshot.gaps)
 
 
 def _produced(snapshot: Snapshot, ready: tuple[Pod, ...]) -> float | None:

@@ -17,8 +17,7 @@ from bandkeeper.decide.promises import WAIT_SIGNALS, is_wait
 from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret, ScaleMemory
 
 DRAIN_S = 60.0  # a queue is to be gone in this time
-PATIENT_DRAIN_S = 120.0  # for ThroughputSensitive
-DOWN_MARGIN = 0.2  # of the band's width, below its high edge: what is left must fit with this to spare
+DOWN_MARGIN = 0.2  # of the band's width below its high edge, to spare where latency matters
 LONE_BATCH = 1.5  # requests per replica below which neither knob changes a latency
 HELP_SHARE = 0.9  # a latency above this share of what it was says that more replicas did not help
 FUTILE_S = 7200.0
@@ -47,8 +46,8 @@ def for_queue(policy: Policy, demand: Demand, load: Load, cap: int) -> int | Non
     """Replicas that empty the queue in a minute, beside the margin; None where there is none.
 
     Bounded by the offered work, not by the queue: at most twice the work and two. Sized at the best cap, because a
-    queue raises `cap` to it; only a cap that takes a rollout stays what it is meanwhile. ThroughputSensitive takes its
-    time, and does not order for what will queue before new pods are there.
+    queue raises `cap` to it; only a cap that takes a rollout stays what it is meanwhile. ThroughputSensitive does not
+    order for what will queue before new pods are there.
     """
     if not demand.saturated:
         return None
@@ -58,8 +57,7 @@ def for_queue(policy: Policy, demand: Demand, load: Load, cap: int) -> int | Non
     growing_s = 0.0 if patient else max(0.0, work - load.ready) * load.cold_start_s
     fixed = policy.batch is not None and policy.batch.cost_class is CostClass.ROLLOUT
     share = min(1.0, demand.curve.load(cap / demand.best_cap)) if fixed and not patient else 1.0
-    extra = (queued_s + growing_s) / (PATIENT_DRAIN_S if patient else DRAIN_S)
-    return math.ceil(min(work + extra, 2 * work + 2) / share - 1e-9)
+    return math.ceil(min(work + (queued_s + growing_s) / DRAIN_S, 2 * work + 2) / share - 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +195,10 @@ def fewest(
     """
     band, curve = policy.band, demand.curve
     low = band.low * (1 - policy.scale_down.tolerance)
-    high = band.high - DOWN_MARGIN * (band.high - band.low)
-    if curve.utilization(demand.peak_work / current) >= low:
-        recent = curve.utilization(demand.work / current) < low
-        return Fewer(current, BandReason.HOLDING_PEAK if recent else BandReason.IN_BAND)
+    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
+    high = band.high if patient else band.high - DOWN_MARGIN * (band.high - band.low)
+    if curve.utilization(demand.work / current) >= low:
+        return Fewer(current, BandReason.IN_BAND)
     share = curve.load(high) * min(1.0, curve.load(cap / demand.best_cap))
     by_band = max(1, math.ceil(demand.peak_work / share - 1e-9))
     if by_band >= current:

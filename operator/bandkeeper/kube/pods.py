@@ -98,7 +98,7 @@ class PodSettings:
 
 
 def trim_pod(raw: Mapping[str, Any]) -> PodRecord | None:
-    """What is kept of a raw pod; None for one that has ended, well or not: an evicted pod is replaced, and lies there."""
+    """What is kept of a raw pod; None for one that has ended: an evicted pod is replaced, and its husk lies there."""
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     if status.get("phase") in ENDED:
         return None

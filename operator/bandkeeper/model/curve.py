@@ -65,6 +65,11 @@ class ServiceFit:
             vs=_FORGET * self.vs + v * service_s,
         )
 
+    @property
+    def mean_s(self) -> float:
+        """Mean service time of what was seen, 0 before anything was."""
+        return self.s / self.weight if self.weight else 0.0
+
     def curve(self) -> LoadCurve:
         """The fitted curve, its steepness inside what is physical."""
         if self.weight < 1 or self.s <= 0:

@@ -164,7 +164,7 @@ class Actor:
 
 
 def recommend(tracked: Tracked) -> None:
-    """Note what would be done and was not told yet. The status remembers what was, so a new leader does not repeat it."""
+    """Note what would be done and was not told yet; the status knows what was, also what another leader told."""
     decision, told = tracked.decision, tracked.status
     if decision is None:
         return

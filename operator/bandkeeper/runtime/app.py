@@ -31,11 +31,11 @@ from bandkeeper.signals.prometheus import PrometheusServer
 
 logger = logging.getLogger(__name__)
 
-WAIT_FOR_WRITERS_S = 2.0
+WAIT_FOR_WRITERS_S = 1.0  # with FINISH_S of the loop well below the 3 s in which the lease is to be free
 
 
 async def run(settings: Settings, *, kubeconfig: str | None) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit status."""
+    """Run until SIGTERM or SIGINT; returns the exit status, 1 where something else ended it."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -44,18 +44,18 @@ async def run(settings: Settings, *, kubeconfig: str | None) -> int:
     except ApiError as error:
         logger.error("cannot reach the Kubernetes API", extra={"error": str(error)})
         return 1
+    faults = Faults(stop)
     async with client:
-        await _run(client, settings, kubeconfig, stop)
+        await _run(client, settings, kubeconfig, faults)
     logger.info("stopped")
-    return 0
+    return 1 if faults.found else 0
 
 
-async def _run(client: KubeClient, settings: Settings, kubeconfig: str | None, stop: asyncio.Event) -> None:
+async def _run(client: KubeClient, settings: Settings, kubeconfig: str | None, faults: Faults) -> None:
     """Stores first, then the lease, the loop and the front door; the reverse on the way out."""
     name = identity()
     metrics = Metrics()
     collector_settings = collector_settings_of(settings)
-    collector = Collector(collector_settings)
     stores = stores_of(client, settings)
     elector = LeaseElector(
         client,
@@ -75,15 +75,19 @@ async def _run(client: KubeClient, settings: Settings, kubeconfig: str | None, s
         interpreter=Interpreter(client, settings, collector_settings),
         discovery=discovery,
         replicas=Replicas(client, discovery),
-        collector=collector,
+        collectors=lambda: Collector(collector_settings),
         elector=elector,
         events=events,
         statuses=statuses,
         metrics=metrics,
     )
-    runner, port = await web.serve(
-        web.application(alive=loop.alive, ready=loop.ready, registry=metrics.registry), *settings.address
-    )
+    pages = web.application(alive=loop.alive, ready=loop.ready, registry=metrics.registry)
+    try:
+        runner, port = await web.serve(pages, *settings.address)
+    except OSError as error:
+        logger.error("cannot listen: choose another port", extra={"listen": settings.listen, "error": str(error)})
+        faults.found = True
+        return
     front = Front(
         namespaces=settings.namespaces,
         kubeconfig=kubeconfig,
@@ -91,17 +95,18 @@ async def _run(client: KubeClient, settings: Settings, kubeconfig: str | None, s
     )
     logger.info("started", extra={"version": __version__, "identity": name, "port": port, "period_s": settings.period})
     try:
-        async with _running(*(reflector.run() for reflector in stores.reflectors), collect=stop):
+        async with _running(*(reflector.run() for reflector in stores.reflectors), faults=faults):
             front.start()
-            async with _running(elector.run(), collect=stop), _running(events.run(), statuses.run(), collect=stop):
-                async with _running(loop.run(), collect=stop):
-                    await stop.wait()
+            async with (
+                _running(elector.run(), faults=faults),
+                _running(events.run(), statuses.run(), faults=faults),
+            ):
+                async with _running(loop.run(), faults=faults):
+                    await faults.stop.wait()
                     logger.info("stopping")
-                await statuses.drain(WAIT_FOR_WRITERS_S)
-                await events.drain(WAIT_FOR_WRITERS_S)
+                await asyncio.gather(statuses.drain(WAIT_FOR_WRITERS_S), events.drain(WAIT_FOR_WRITERS_S))
     finally:
         await front.stop()
-        collector.close()
         await runner.cleanup()
 
 
@@ -146,24 +151,30 @@ def _threadsafe(loop: asyncio.AbstractEventLoop, call: Any) -> Any:
     return forward
 
 
-@contextlib.asynccontextmanager
-async def _running(*jobs: Coroutine[Any, Any, None], collect: asyncio.Event) -> AsyncIterator[None]:
-    """Run jobs beside the body; one that ends by itself is a fault that stops the process."""
-    tasks = [asyncio.create_task(job) for job in jobs]
+class Faults:
+    """Parts that ended by themselves: each stops the process, which is then not well ended."""
 
-    def ended(task: asyncio.Task[None]) -> None:
+    def __init__(self, stop: asyncio.Event) -> None:
+        self.stop = stop
+        self.found = False
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Callback of a part's task."""
         if not task.cancelled():
-            logger.error(
-                "a part of the operator ended", extra={"part": task.get_name(), "error": str(task.exception())}
-            )
-            collect.set()
+            logger.error("a part of the operator ended", extra={"part": task.get_name()}, exc_info=task.exception())
+            self.found = True
+            self.stop.set()
 
+
+@contextlib.asynccontextmanager
+async def _running(*jobs: Coroutine[Any, Any, None], faults: Faults) -> AsyncIterator[None]:
+    """Run jobs beside the body."""
+    tasks = [asyncio.create_task(job, name=getattr(job, "__qualname__", None)) for job in jobs]
     for task in tasks:
-        task.add_done_callback(ended)
+        task.add_done_callback(faults.ended)
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)

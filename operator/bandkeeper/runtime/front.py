@@ -7,6 +7,7 @@ It runs in a thread of its own: signals stay ours, and it stops at once by a fla
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -38,6 +39,7 @@ def _registry(wake: Callable[[], None], kubeconfig: str | None) -> kopf.Operator
         settings.watching.chunk_size = 500
         settings.networking.request_timeout = 30
         settings.networking.connect_timeout = 10
+        settings.process.ultimate_exiting_timeout = None  # it would kill the whole process
 
     @kopf.on.login(registry=registry)
     async def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
@@ -65,7 +67,8 @@ class Front:
         self._namespaces = namespaces
         self._kubeconfig = kubeconfig
         self._wake = wake
-        self._stop = threading.Event()
+        self._stopping = threading.Event()
+        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
     def start(self) -> None:
@@ -76,23 +79,33 @@ class Front:
 
     async def stop(self, timeout_s: float = 5.0) -> None:
         """Ask kopf to end and wait for its thread."""
-        self._stop.set()
-        await asyncio.to_thread(self._thread.join, timeout_s)
+        self._stopping.set()
+        if self._running is not None:
+            loop, flag = self._running
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                loop.call_soon_threadsafe(flag.set)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, timeout_s)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stopping.is_set():
             try:
                 asyncio.run(self._operator())
             except Exception as error:
                 logger.warning("kopf ended and is started again", extra={"error": str(error)})
-            self._stop.wait(RESTART_AFTER_S)
+            self._stopping.wait(RESTART_AFTER_S)
 
     async def _operator(self) -> None:
+        """Run kopf once. Its flag must be asyncio's: on any other it waits in a thread, which outlives its own end."""
+        flag = asyncio.Event()
+        self._running = asyncio.get_running_loop(), flag
+        if self._stopping.is_set():
+            return
         await kopf.operator(
             registry=_registry(self._wake, self._kubeconfig),
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
             standalone=True,
             identity=identity(),  # type: ignore[arg-type]  # kopf's own guess needs an entry in /etc/passwd
-            stop_flag=self._stop,
+            stop_flag=flag,
         )

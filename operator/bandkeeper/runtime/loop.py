@@ -1,6 +1,7 @@
 """The control loop: one look at every policy per period, and at once at a policy that changed.
 
-Collect once for all, then for each policy: snapshot, decide, act, report. A policy that fails harms no other.
+A look: collect once for all that read from one Prometheus, then for each policy snapshot, decide, act, report. Nobody
+waits for another's Prometheus, target or write, and a policy that fails harms no other.
 """
 
 from __future__ import annotations
@@ -9,38 +10,46 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from bandkeeper.actuate.replicas import Replicas
-from bandkeeper.api.snapshot import Snapshot
+from bandkeeper.actuate.replicas import Replicas, Scale
+from bandkeeper.api.snapshot import Gap, GapReason, PodState, Snapshot
+from bandkeeper.api.v1alpha1 import TargetRef
 from bandkeeper.decide.engine import decide
-from bandkeeper.kube.discovery import Discovery, TargetError
+from bandkeeper.kube.discovery import Discovery, TargetError, TargetProblem
 from bandkeeper.kube.events import EventRecorder
 from bandkeeper.kube.lease import LeaseElector
 from bandkeeper.kube.objects import Key
 from bandkeeper.kube.pods import PodStore
 from bandkeeper.kube.reflector import Reflector
 from bandkeeper.kube.scalers import Scalers
+from bandkeeper.kube.selector import SelectorError
 from bandkeeper.kube.status import StatusWriter
-from bandkeeper.runtime.act import Actor
+from bandkeeper.runtime.act import Actor, recommend
 from bandkeeper.runtime.announce import Announcer
-from bandkeeper.runtime.conflicts import conflict_of, owners
+from bandkeeper.runtime.conflicts import TargetKey, conflict_of, owners
+from bandkeeper.runtime.lanes import Lane, Lanes
 from bandkeeper.runtime.metrics import Metrics
 from bandkeeper.runtime.policies import Interpreter, Managed
-from bandkeeper.runtime.report import status_of
+from bandkeeper.runtime.report import readable, status_of
 from bandkeeper.runtime.settings import Settings
-from bandkeeper.runtime.tracked import Tracked
+from bandkeeper.runtime.tracked import PodsMark, Tracked
 from bandkeeper.signals.collector import Collector
 from bandkeeper.signals.want import Observations, Want
 
 logger = logging.getLogger(__name__)
 
 TARGET_READ_EVERY_S = 300.0
-TARGET_RETRY_AFTER_S = 15.0
-CONCURRENCY = 16
+PATIENCE_S = 1.0  # so long a look waits for targets that are being read
+READS_AT_ONCE = 32
+WRITES_AT_ONCE = 64
 MIN_GAP_S = 0.1
+FINISH_S = 1.0  # on the way out, for writes under way
+STUCK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +68,13 @@ class Stores:
             reflector.problem or "the first list is not in" for reflector in self.reflectors if not reflector.synced
         ]
 
+    def age_s(self) -> float:
+        """Seconds since the stalest of them heard from the server."""
+        return max(reflector.age_s() for reflector in self.reflectors)
+
 
 class ControlLoop:
-    """Runs ticks until cancelled. Only the holder of the lease writes; a standby decides all the same."""
+    """Runs until cancelled. Only the holder of the lease writes; a standby decides all the same."""
 
     def __init__(
         self,
@@ -71,7 +84,7 @@ class ControlLoop:
         interpreter: Interpreter,
         discovery: Discovery,
         replicas: Replicas,
-        collector: Collector,
+        collectors: Callable[[], Collector],
         elector: LeaseElector,
         events: EventRecorder,
         statuses: StatusWriter,
@@ -82,9 +95,7 @@ class ControlLoop:
         self._settings = settings
         self._stores = stores
         self._interpreter = interpreter
-        self._discovery = discovery
         self._replicas = replicas
-        self._collector = collector
         self._elector = elector
         self._statuses = statuses
         self._metrics = metrics
@@ -92,22 +103,33 @@ class ControlLoop:
         self._wall = wall
         self._actor = Actor(replicas=replicas, discovery=discovery, elector=elector, metrics=metrics, clock=clock)
         self._announcer = Announcer(events=events, metrics=metrics)
+        self._lanes = Lanes(collectors, default=settings.prometheus.servers[0].name)
         self._tracked: dict[Key, Tracked] = {}
         self._wake = asyncio.Event()
-        self._turns = asyncio.Semaphore(CONCURRENCY)
+        self._missed = False
+        self._reads = asyncio.Semaphore(READS_AT_ONCE)
+        self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
+        self._looking: set[asyncio.Task[None]] = set()
+        self._acting: set[asyncio.Task[None]] = set()
         self._ticked_at: float | None = None
         self._blind_to = ""
         self._started_at = clock()
+        metrics.leader.set_function(lambda: float(elector.held))
 
     def wake(self) -> None:
         """A policy may have changed: look at once."""
         self._wake.set()
 
     def alive(self) -> str | None:
-        """A sentence when no tick ended for far too long."""
-        limit = 60 + 5 * self._settings.period
-        silent = self._clock() - (self._ticked_at or self._started_at)
-        return None if silent < limit or self._stores.unsynced else f"no tick ended for {silent:.0f} s"
+        """A sentence when the loop, or the look at one policy, has not got on for far too long."""
+        if self._stores.unsynced:
+            return None
+        slowest_s = max(self._settings.period, *(server.timeout for server in self._settings.prometheus.servers))
+        oldest = min(
+            (tracked.looked_at for tracked in self._tracked.values()), default=self._ticked_at or self._started_at
+        )
+        silent_s = self._clock() - min(oldest, self._ticked_at or self._started_at)
+        return None if silent_s < STUCK_S + 5 * slowest_s else f"the control loop is stuck for {silent_s:.0f} s"
 
     def ready(self) -> str | None:
         """A sentence until the stores are synced and the first tick is done."""
@@ -122,32 +144,63 @@ class ControlLoop:
         gc.collect()
         gc.freeze()  # the stores live as long as we do: walking them again and again would hold up the loop
         due = self._clock()
-        while True:
-            full = self._clock() >= due
-            if full:
-                due = max(due + self._settings.period, self._clock() + MIN_GAP_S)
-            await self._tick(full)
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(max(MIN_GAP_S, due - self._clock())):
-                    await self._wake.wait()
-                    await asyncio.sleep(MIN_GAP_S)  # our own store may be a moment behind kopf's
-            except TimeoutError:
-                pass
+        try:
+            while True:
+                full = self._clock() >= due
+                if full:
+                    due = max(due + self._settings.period, self._clock() + MIN_GAP_S)
+                self._wake.clear()
+                try:
+                    self._tick(full)
+                except Exception:  # /healthz tells if it stays so
+                    logger.exception("a tick failed")
+                try:
+                    async with asyncio.timeout(max(MIN_GAP_S, due - self._clock())):
+                        await self._wake.wait()
+                        await asyncio.sleep(MIN_GAP_S)  # our own store may be a moment behind kopf's
+                except TimeoutError:
+                    pass
+        finally:
+            await self._stop()
 
-    async def _tick(self, full: bool) -> None:
-        started = self._clock()
-        present = [self._interpreter.read(raw) for raw in list(self._stores.policies.objects.values())]
-        self._forget({managed.key for managed in present})
-        due = present if full else [managed for managed in present if self._changed(managed)]
-        if due:
-            await self._look_at(due, owners(present))
-        self._look_for_blindness()
+    async def _stop(self) -> None:
+        """Give writes under way a moment to end and to be told, then end everything."""
+        for task in self._looking:
+            task.cancel()
+        if self._acting:
+            await asyncio.wait(self._acting, timeout=FINISH_S)
+        for task in self._acting:
+            task.cancel()
+        await asyncio.gather(*self._looking, *self._acting, return_exceptions=True)
+        self._lanes.close()
+
+    def _tick(self, full: bool) -> None:
+        """Begin the looks that are due. A policy whose last look or write is still under way is left out."""
+        present = [self._interpreter.read(raw) for raw in self._stores.policies.objects.values() if not _leaves(raw)]
+        self._forget(present)
+        due = present if full else [managed for managed in present if self._is_due(managed)]
+        owner_of = owners(present) if due else {}
+        looks: dict[Lane, list[Tracked]] = defaultdict(list)
+        for managed in due:
+            if managed.flaw is not None:
+                self._report_unjudged(self._track(managed, owner_of))
+            elif (lane := self._lanes.of(managed)).busy or self._busy(managed):
+                self._miss(managed)
+            else:
+                looks[lane].append(self._track(managed, owner_of))
+        for lane, group in looks.items():
+            lane.look = self._start(self._looking, self._look_at(lane, group, timed=full))
         self._metrics.policies.set(len(present))
-        self._metrics.leader.set(1 if self._elector.held else 0)
+        self._look_for_blindness()
         if full:
-            self._metrics.tick_seconds.observe(self._clock() - started)
+            self._lanes.keep(present)
             self._ticked_at = self._clock()
+
+    def _start(self, tasks: set[asyncio.Task[None]], job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(job)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return task
 
     def _look_for_blindness(self) -> None:
         """Say once that conflicts cannot be seen, because nothing else would show it."""
@@ -158,106 +211,239 @@ class ControlLoop:
             )
         self._blind_to = problem
 
-    def _changed(self, managed: Managed) -> bool:
+    def _is_due(self, managed: Managed) -> bool:
+        """Whether a policy changed since it was reported on, or was left out of a tick."""
         tracked = self._tracked.get(managed.key)
-        return tracked is None or tracked.managed is not managed
+        return tracked is None or tracked.overdue or tracked.reported is not managed
 
-    def _forget(self, present: set[Key]) -> None:
-        for key in [key for key in self._tracked if key not in present]:
-            tracked = self._tracked.pop(key)
-            self._interpreter.forget(key)
+    def _busy(self, managed: Managed) -> bool:
+        tracked = self._tracked.get(managed.key)
+        return tracked is not None and tracked.busy
+
+    def _miss(self, managed: Managed) -> None:
+        """Leave a policy out of this tick; it is looked at as soon as what is under way has ended."""
+        self._missed = True
+        if tracked := self._tracked.get(managed.key):
+            tracked.overdue = True
+
+    def _forget(self, present: Sequence[Managed]) -> None:
+        """Drop the policies that are gone, or were made anew under their old name."""
+        uids = {managed.key: managed.ref.uid for managed in present}
+        for key, tracked in list(self._tracked.items()):
+            if uids.get(key) == tracked.managed.ref.uid:
+                continue
+            del self._tracked[key]
+            if key not in uids:
+                self._interpreter.forget(key)
             self._statuses.forget(tracked.managed.ref.uid)
             self._metrics.forget(key)
             logger.info("policy gone, its workload is left as it is", extra={"policy": "/".join(key)})
 
-    async def _look_at(self, due: Sequence[Managed], owner_of: Mapping[Any, Managed]) -> None:
-        now_s, wall_s = self._clock(), self._wall()
-        looks = [self._track(managed, owner_of, now_s) for managed in due]
-        await asyncio.gather(*(self._guarded(tracked, self._read_target(tracked, now_s)) for tracked in looks))
-        wants = [want for tracked in looks if (want := self._want(tracked, wall_s)) is not None]
-        wanted = {want.key for want in wants}
-        for tracked in looks:
-            if "/".join(tracked.managed.key) not in wanted:
-                tracked.decision = tracked.snapshot = None
-                self._report(tracked)
-        by_key = {"/".join(tracked.managed.key): tracked for tracked in looks}
-        async with asyncio.TaskGroup() as group:
-            async for key, observations in self._collector.stream(wants, wall_s):
-                tracked = by_key[key]
-                group.create_task(self._guarded(tracked, self._conclude(tracked, observations)))
-        if wants:
-            self._metrics.queries.inc(self._collector.last.queries)
-
-    def _track(self, managed: Managed, owner_of: Mapping[Any, Managed], now_s: float) -> Tracked:
+    def _track(self, managed: Managed, owner_of: Mapping[TargetKey, Managed]) -> Tracked:
         tracked = self._tracked.get(managed.key)
-        if tracked is None or tracked.managed.ref.uid != managed.ref.uid:
-            tracked = self._tracked[managed.key] = Tracked.begin(managed, now_s)
+        if tracked is None:
+            tracked = self._tracked[managed.key] = Tracked.begin(managed, self._clock())
+        tracked.overdue = False
         tracked.adopt(managed)
         tracked.conflict = conflict_of(managed, owner_of, self._stores.scalers)
+        if not (self._elector.held and tracked.told):
+            tracked.status = readable(self._observed(managed))
         return tracked
 
-    async def _guarded(self, tracked: Tracked, job: Coroutine[Any, Any, None]) -> None:
+    def _observed(self, managed: Managed) -> Mapping[str, Any]:
+        """The status as the policy's object has it now."""
+        raw = self._stores.policies.objects.get(managed.key) or {}
+        return raw.get("status") or {}
+
+    @contextmanager
+    def _guard(self, tracked: Tracked) -> Iterator[None]:
         """One policy's trouble stays its own."""
-        async with self._turns:
-            try:
-                await job
-            except Exception:
-                self._metrics.tick_failures.inc()
-                logger.exception("a policy's tick failed", extra={"policy": "/".join(tracked.managed.key)})
-
-    async def _read_target(self, tracked: Tracked, now_s: float) -> None:
-        managed = tracked.managed
-        if managed.spec is None or managed.flaw is not None:
-            return
-        if not tracked.target_is_due(now_s, self._pods_mark(tracked), TARGET_READ_EVERY_S, TARGET_RETRY_AFTER_S):
-            return
-        tracked.target_read_at = now_s
         try:
-            tracked.scale = await self._replicas.read(managed.ref.namespace, managed.spec.target_ref)
-            tracked.target_problem = None
-        except TargetError as error:
-            tracked.scale, tracked.target_problem = None, error
-        tracked.pods_mark = self._pods_mark(tracked)
+            yield
+        except Exception:
+            self._metrics.tick_failures.inc()
+            logger.exception("a policy's tick failed", extra={"policy": "/".join(tracked.managed.key)})
+        finally:
+            tracked.looked_at = self._clock()
 
-    def _pods_mark(self, tracked: Tracked) -> frozenset[str]:
-        """Names of the target's pods: when they change, the target may have."""
-        if tracked.scale is None:
+    async def _look_at(self, lane: Lane, looks: Sequence[Tracked], *, timed: bool) -> None:
+        """Read targets, collect, decide, and begin the writes, for policies of one lane."""
+        started = self._clock()
+        for tracked in looks:
+            tracked.looking = True
+        try:
+            await self._read_targets(looks)
+            asked: dict[str, tuple[Tracked, Want]] = {}
+            for tracked in looks:
+                with self._guard(tracked):
+                    if (want := self._want(tracked)) is not None:
+                        asked[want.key] = tracked, want
+                    elif tracked.target_problem is not None:
+                        self._report_unjudged(tracked)
+            if asked:
+                await self._collect(lane, asked)
+        finally:
+            for tracked in looks:
+                tracked.looking = False
+            self._look_at_missed()
+        if timed:
+            self._metrics.tick_seconds.observe(self._clock() - started)
+
+    def _look_at_missed(self) -> None:
+        """Something under way has ended: those that were left out need not wait for the next period."""
+        if self._missed:
+            self._missed = False
+            self._wake.set()
+
+    async def _read_targets(self, looks: Sequence[Tracked]) -> None:
+        """Read the targets that are due, and wait a moment; who answers later is used in the next look."""
+        now_s, started = self._clock(), []
+        for tracked in looks:
+            mark = self._pods_mark(tracked.managed, tracked.scale)
+            if tracked.reading is None and tracked.target_is_due(now_s, mark, TARGET_READ_EVERY_S):
+                tracked.target_read_at, tracked.pods_mark = now_s, mark
+                tracked.reading = self._start(self._looking, self._read_target(tracked))
+                started.append(tracked.reading)
+        if started:
+            await asyncio.wait(started, timeout=PATIENCE_S)
+
+    async def _read_target(self, tracked: Tracked) -> None:
+        """Take in the target as it is now, unless it was written, or another one named, meanwhile."""
+        ref, before = tracked.target_ref, tracked.scale
+        with self._guard(tracked):
+            found: Scale | TargetError
+            try:
+                found = await self._read(tracked.managed, ref)
+            except TargetError as error:
+                found = error
+            finally:
+                tracked.reading = None
+            if tracked.target_ref != ref or tracked.scale is not before:
+                tracked.target_read_at = None
+            elif isinstance(found, TargetError):
+                tracked.target_failed(found, self._clock())
+            else:
+                mark = self._pods_mark(tracked.managed, found) if before is None else tracked.pods_mark
+                tracked.target_found(found, mark)
+
+    async def _read(self, managed: Managed, ref: TargetRef | None) -> Scale:
+        """The target, with a selector that can be read. Raises TargetError."""
+        assert ref is not None
+        async with self._reads:
+            scale = await self._replicas.read(managed.ref.namespace, ref)
+        try:
+            self._stores.pods.records(managed.ref.namespace, scale.selector)
+        except SelectorError as error:  # of a custom resource it may be any text
+            raise TargetError(TargetProblem.NO_SELECTOR, str(error)) from error
+        return scale
+
+    def _pods_mark(self, managed: Managed, scale: Scale | None) -> PodsMark:
+        """The target's pods, and which of them end: when that changes, the target may have changed."""
+        if scale is None:
             return frozenset()
-        records = self._stores.pods.records(tracked.managed.ref.namespace, tracked.scale.selector)
-        return frozenset(record.name for record in records)
+        records = self._stores.pods.records(managed.ref.namespace, scale.selector)
+        return frozenset((record.uid, record.state is PodState.TERMINATING) for record in records)
 
-    def _want(self, tracked: Tracked, wall_s: float) -> Want | None:
+    def _want(self, tracked: Tracked) -> Want | None:
         managed, scale = tracked.managed, tracked.scale
         if scale is None or managed.spec is None or managed.pod_settings is None:
             return None
         tracked.pods = self._stores.pods.pods(
-            managed.ref.namespace, scale.selector, now=wall_s, settings=managed.pod_settings
+            managed.ref.namespace, scale.selector, now=self._wall(), settings=managed.pod_settings
         )
-        ready = tuple(pod.name for pod in tracked.pods if pod.state == "Ready")
+        ready = tuple(pod.name for pod in tracked.pods if pod.state is PodState.READY)
         return Want.of("/".join(managed.key), managed.ref.namespace, managed.spec, ready)
 
-    async def _conclude(self, tracked: Tracked, observations: Observations) -> None:
+    async def _collect(self, lane: Lane, asked: dict[str, tuple[Tracked, Want]]) -> None:
+        """Judge each policy as soon as its own answers are in; those without an answer are judged without data."""
+        wants = [want for _, want in asked.values()]
+        stream = cast("AsyncGenerator[tuple[str, Observations], None]", lane.collector.stream(wants, self._wall()))
+        try:
+            async with aclosing(stream) as answers:
+                async for key, observations in answers:
+                    tracked, _ = asked.pop(key)
+                    with self._guard(tracked):
+                        self._judge(tracked, observations)
+        except Exception:
+            logger.exception("a collection failed")
+        self._metrics.queries.inc(lane.collector.last.queries)
+        for tracked, want in asked.values():
+            with self._guard(tracked):
+                self._judge(tracked, _nothing_of(want))
+
+    def _judge(self, tracked: Tracked, observations: Observations) -> None:
+        """Decide, and begin the writes; what is not written is reported at once."""
         managed, scale = tracked.managed, tracked.scale
         if managed.policy is None or scale is None:
             return
         snapshot = Snapshot(
-            target=scale.target, pods=tracked.pods, pods_age_s=self._stores.pods.age_s(), **observations.as_fields()
+            target=scale.target, pods=tracked.pods, pods_age_s=self._stores.age_s(), **observations.as_fields()
         )
-        now_s = self._clock()
-        policy = replace(managed.policy, acts=managed.enforcing and tracked.conflict is None)
+        acts = managed.enforcing and tracked.conflict is None
         with self._metrics.decide_seconds.time():
-            decision, tracked.state = decide(policy, snapshot, tracked.state, now_s)
-        tracked.decision, tracked.snapshot = decision, snapshot
-        if self._elector.held:
-            await self._actor.act(tracked)
+            tracked.decision, tracked.state = decide(
+                replace(managed.policy, acts=acts), snapshot, tracked.state, self._clock()
+            )
+        tracked.snapshot = snapshot
+        if acts and self._elector.held and self._actor.has_work(tracked):
+            tracked.acting = True
+            self._start(self._acting, self._act(tracked))
+            return
+        if not acts:
+            tracked.hands_off()
+            if not managed.enforcing and not managed.paused and self._elector.held:
+                recommend(tracked)
         self._report(tracked)
 
+    async def _act(self, tracked: Tracked) -> None:
+        """Write, then report. An emergency does not wait for its turn."""
+        emergency = tracked.decision is not None and tracked.decision.emergency
+        try:
+            with self._guard(tracked):
+                async with nullcontext() if emergency else self._writes:
+                    if self._stands(tracked):
+                        await self._actor.scale(tracked)
+                    if self._stands(tracked):
+                        await self._actor.set_cap(tracked)
+                self._report(tracked)
+        finally:
+            tracked.acting = False
+            self._look_at_missed()
+
+    def _stands(self, tracked: Tracked) -> bool:
+        """Whether the policy is still as it was decided on, and this process may still write."""
+        raw = self._stores.policies.objects.get(tracked.managed.key)
+        same = raw is not None and not _leaves(raw) and self._interpreter.read(raw) is tracked.managed
+        return same and self._elector.held
+
+    def _report_unjudged(self, tracked: Tracked) -> None:
+        tracked.unjudged()
+        with self._guard(tracked):
+            self._report(tracked)
+
     def _report(self, tracked: Tracked) -> None:
-        status = status_of(tracked, wall_s=self._wall(), period_s=self._settings.period)
-        self._announcer.measure(tracked, status)
-        if not self._elector.held:
+        """Say what was found, and what was done; only the leader tells others than its own log and metrics."""
+        managed, held = tracked.managed, self._elector.held
+        if self._tracked.get(managed.key) is not tracked:
             return
-        self._announcer.tell(tracked, status)
-        self._statuses.submit(tracked.managed.ref, status, observed=tracked.managed.observed_status)
-        tracked.status = status
+        status = status_of(tracked, wall_s=self._wall())
+        self._announcer.measure(tracked, status)
+        self._announcer.moved(tracked)  # what was written was written, whoever leads by now
         tracked.changes.clear()
+        if held:
+            self._announcer.tell(tracked, status)
+            self._statuses.submit(managed.ref, status.stored(), observed=self._observed(managed))
+            tracked.status = status
+        tracked.told, tracked.reported = held, managed
+
+
+def _leaves(raw: Mapping[str, Any]) -> bool:
+    """Whether a policy was deleted and only waits for somebody's finalizer."""
+    return "deletionTimestamp" in raw["metadata"]
+
+
+def _nothing_of(want: Want) -> Observations:
+    """No data, for a policy that got no answer."""
+    signals = sorted(want.signals | {latency.signal for latency in want.latencies})
+    detail = "the metrics were not collected; the operator's log says why"
+    return Observations(gaps=tuple(Gap(signal=one, reason=GapReason.UNREACHABLE, detail=detail) for one in signals))

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 
 from bandkeeper.api import durations
+from bandkeeper.signals.prometheus import url_problem
 
 
 class SettingsError(Exception):
@@ -94,8 +95,8 @@ class Server(_Model):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url must begin with http:// or https://, not {self.url!r}")
+        if sentence := url_problem(self.url):
+            raise ValueError(f"url: {sentence}")
         if (self.username is None) != (self.password_file is None):
             raise ValueError("username and passwordFile go together: give both or neither")
         if (self.cert_file is None) != (self.key_file is None):

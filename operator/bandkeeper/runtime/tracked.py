@@ -12,9 +12,12 @@ from bandkeeper.api.snapshot import Pod, PodState, Snapshot
 from bandkeeper.api.v1alpha1 import Status, TargetRef
 from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.state import State
-from bandkeeper.kube.discovery import TargetError
+from bandkeeper.kube.discovery import TargetError, TargetProblem
 from bandkeeper.runtime.conflicts import Conflict
 from bandkeeper.runtime.policies import Managed
+
+PodsMark = frozenset[tuple[str, bool]]
+"""Each pod's uid, and whether it ends."""
 
 RECOMMENDED = "recommended"
 
@@ -80,8 +83,10 @@ class Tracked:
         The policy, in the version that was last reported on.
     looked_at
         When a look at it last ended, on the loop's clock.
-    busy
+    looking, acting
         A look at it, or a write for it, is under way.
+    overdue
+        It was left out of a tick.
     reading
         The read of its target, while under way.
     cap_written
@@ -96,13 +101,15 @@ class Tracked:
     status: Status = field(default_factory=Status)
     told: bool = False
     reported: Managed | None = None
-    busy: bool = False
+    looking: bool = False
+    acting: bool = False
+    overdue: bool = False
     reading: asyncio.Task[None] | None = None
     scale: Scale | None = None
     target_problem: TargetError | None = None
     target_read_at: float | None = None
     target_retry: Backoff = field(default_factory=_reads)
-    pods_mark: frozenset[tuple[str, bool]] = frozenset()
+    pods_mark: PodsMark = frozenset()
     pods: tuple[Pod, ...] = ()
     conflict: Conflict | None = None
     decision: Decision | None = None
@@ -155,11 +162,28 @@ class Tracked:
         """Pods of the target that are ready."""
         return sum(pod.state is PodState.READY for pod in self.pods)
 
-    def target_is_due(self, now_s: float, mark: frozenset[tuple[str, bool]], every_s: float) -> bool:
+    @property
+    def busy(self) -> bool:
+        """Whether the next look must wait."""
+        return self.looking or self.acting
+
+    def target_is_due(self, now_s: float, mark: PodsMark, every_s: float) -> bool:
         """Whether to read the target: never read, failed a while ago, in a rollout, its pods changed, or long ago."""
-        if self.target_read_at is None:
-            return True
         if self.target_problem is not None:
-            return not self.target_retry.holds(now_s)
-        rolls = self.scale is not None and self.scale.target.rollout is not None
+            return self.target_read_at is None or not self.target_retry.holds(now_s)
+        if self.target_read_at is None or self.scale is None:
+            return True
+        rolls = self.scale.target.rollout is not None
         return rolls or mark != self.pods_mark or now_s - self.target_read_at >= every_s
+
+    def target_found(self, scale: Scale, mark: PodsMark) -> None:
+        """The target was read; `mark` is of its pods from before that, so that no later change is missed."""
+        self.scale, self.pods_mark, self.target_problem = scale, mark, None
+        self.target_retry.clear()
+
+    def target_failed(self, problem: TargetError, now_s: float) -> None:
+        """The target was not read. What was known of it holds while the API server merely does not answer."""
+        self.target_problem = problem
+        self.target_retry.failed(now_s)
+        if problem.problem is not TargetProblem.UNAVAILABLE:
+            self.scale, self.pods = None, ()

@@ -33,9 +33,12 @@ def application(*, alive: Probe, ready: Probe, registry: CollectorRegistry) -> w
 
 
 async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunner, int]:
-    """Listen; returns the runner to clean up and the port that was taken."""
+    """Listen; returns the runner to clean up and the port that was taken. Raises OSError where it cannot."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    await site.start()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
     return runner, runner.addresses[0][1]
