@@ -445,15 +445,15 @@ async def test_the_same_way_of_writing_lets_through_what_is_allowed(
     installed: ControlPlane, operator: KubeClient
 ) -> None:
     """Else the refusals below would prove nothing."""
+    pod = pods(installed)[0]["metadata"]["name"]
+    path = f"/api/v1/namespaces/{SERVING}/pods/{pod}"
+    await attempt(operator, path, put("metadata.annotations.bandkeeper~dev/x", "1"))
     for plural in ("deployments", "statefulsets"):
         path = f"/apis/apps/v1/namespaces/{SERVING}/{plural}/chat"
         await attempt(operator, path, put("spec.template.metadata.annotations.bandkeeper~dev/x", "1"))
         await attempt(operator, path, put(f"{IN_SERVER}.env.1.value", "48"))
         await attempt(operator, path, put(f"{IN_SERVER}.args.1", "--max-num-seqs=48"))
         await attempt(operator, path, put(f"{IN_SERVER}.args.3", "48"))
-    pod = pods(installed)[0]["metadata"]["name"]
-    path = f"/api/v1/namespaces/{SERVING}/pods/{pod}"
-    await attempt(operator, path, put("metadata.annotations.bandkeeper~dev/x", "1"))
 
 
 @pytest.mark.parametrize("plural", ["deployments", "statefulsets"])

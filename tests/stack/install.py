@@ -29,6 +29,7 @@ class Installed:
 def install_chart(cluster: ControlPlane, namespace: str, values: Mapping[str, Any]) -> Installed:
     """`helm upgrade --install` with no replicas; the operator runs elsewhere, under the chart's service account."""
     words = ["upgrade", "--install", RELEASE, str(CHART), "--namespace", namespace, "--create-namespace", "--wait"]
+    words.append("--take-ownership")  # of CRDs that an earlier release in the same cluster left behind
     for key, value in {"replicaCount": 0, **values}.items():
         words += ["--set-json", f"{key}={json.dumps(value)}"]
     cluster.helm(*words)

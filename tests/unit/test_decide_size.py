@@ -96,9 +96,11 @@ class TestQueue:
         assert size.for_queue(knob, demand, a_load(2), 16) == 5  # 16 of 64 do 43 % of the work
         assert size.for_queue(a_policy(batch=a_batch()), demand, a_load(2), 16) == 2
 
-    def test_throughput_lets_a_queue_be(self) -> None:
-        demand = a_demand(2.12, saturated=True, request_s=0.1)
-        assert size.for_queue(a_policy(Objective.THROUGHPUT_SENSITIVE), demand, a_load(2, waiting=900), 64) is None
+    def test_throughput_raises_the_cap_first_and_orders_for_nothing_to_come(self) -> None:
+        policy = a_policy(Objective.THROUGHPUT_SENSITIVE, batch=a_batch())
+        demand = a_demand(10.0, saturated=True, request_s=0.1)
+        assert size.for_queue(policy, demand, a_load(4, waiting=60), 32) is None
+        assert size.for_queue(policy, demand, a_load(4, waiting=60), 64) == 11
 
     def test_no_queue_asks_for_nothing(self) -> None:
         assert size.for_queue(a_policy(), a_demand(2.12), a_load(), 64) is None
@@ -119,7 +121,8 @@ class TestFewest:
         ("work", "peak", "current", "want"),
         [
             (2.6, 2.6, 4, (4, BandReason.IN_BAND)),
-            (2.0, 2.6, 4, (4, BandReason.HOLDING_PEAK)),
+            (2.0, 2.6, 4, (4, BandReason.QUANTISED)),
+            (1.8, 2.6, 4, (4, BandReason.HOLDING_PEAK)),
             (2.1, 2.1, 4, (4, BandReason.QUANTISED)),  # 3 would be at 70 %, which is not below 68
             (2.0, 2.0, 4, (3, BandReason.BELOW_BAND)),
             (1.0, 2.1, 4, (4, BandReason.HOLDING_PEAK)),
@@ -160,7 +163,7 @@ class TestFewest:
     def test_what_proved_too_few_is_remembered(self) -> None:
         memory = ScaleMemory(regrets=(Regret(900.0, 3, 2.0),))
         assert self.fewest(a_demand(2.0), 4, memory=memory) == (4, BandReason.HOLDING_PEAK)
-        assert self.fewest(a_demand(1.8, ready=4), 4, memory=memory)[0] == 3  # for less work it may do
+        assert self.fewest(a_demand(1.7, ready=4), 4, memory=memory)[0] == 3  # for less work it may do
         assert self.fewest(a_demand(2.0), 4, memory=memory, now_s=900 + 3601.0)[0] == 3
 
     def test_what_a_promise_or_a_queue_needed_is_held(self) -> None:
@@ -192,7 +195,7 @@ class TestRegret:
             (a_demand(3.0), True, 1100.0, False, False),
             (a_demand(2.1), False, 1100.0, False, True),
             (None, True, 1100.0, False, True),
-            (a_demand(2.1), True, 1301.0, False, False),
+            (a_demand(2.1), True, 1601.0, False, False),
         ],
     )
     def test_only_a_step_that_was_wrong(

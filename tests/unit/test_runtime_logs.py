@@ -31,3 +31,8 @@ def test_json_carries_the_fields() -> None:
 def test_text_quotes_what_has_spaces() -> None:
     line = TextFormatter().format(record(policy="serving/chat", why="the queue grows", empty=""))
     assert line == '00:00:00 INFO    decision policy=serving/chat why="the queue grows" empty=""'
+
+
+def test_text_stays_on_one_line() -> None:
+    line = TextFormatter().format(record(error="first\nsecond", pair="a=b"))
+    assert line == '00:00:00 INFO    decision error="first\\nsecond" pair="a=b"'

@@ -55,6 +55,7 @@ BAD = [
     ({**GOOD, "logLevel": "loud"}, "logLevel"),
     ({**GOOD, "listen": "8080"}, "listen"),
     ({"prometheus": {"servers": [{"url": "prometheus:9090"}]}}, "http://"),
+    ({"prometheus": {"servers": [{"url": "http://me:secret@prometheus:9090"}]}}, "passwordFile"),
     ({"prometheus": {"servers": [{"name": "a", "url": "http://p"}, {"name": "a", "url": "http://q"}]}}, "two servers"),
     ({"prometheus": {"servers": [{"url": "http://p", "passwordFile": "/p"}]}}, "username"),
     ({**GOOD, "lease": {"duration": "5s", "renewDeadline": "6s"}}, "renewDeadline"),

@@ -18,7 +18,7 @@ _SENTENCES_OF_BAND = {
     BandReason.QUANTISED: "one replica fewer would be above the band",
     BandReason.SLO_BOUND: "one replica fewer would break a promise",
     BandReason.HOLDING_PEAK: "the peak of the scale-down window is still held",
-    BandReason.AT_BOUND: "replicas.min keeps them",
+    BandReason.AT_BOUND: "replicas.min is reached",
 }
 
 

@@ -130,20 +130,28 @@ def _more(
         message = explain.person_holds(scene, state.ownership, need)
         return Wanted(replicas=current, reason=Reason.HOLDING, message=message, limit=_lost(scene))
     steady = -int(state.scale.ups.highest() or 0)
-    goal = max(current, min(need, steady))
-    wanted, limit = _limited(scene, state, goal, asked=need)
+    wanted, limit = current, None
+    if steady > current:
+        wanted, limit = _limited(scene, state, min(need, steady), asked=need)
     if wanted == current:
         limit = limit or Limitation(LimitReason.SCALE_UP_LIMIT, explain.stabilising(scene, need))
         return Wanted(replicas=current, reason=Reason.LIMITED, message=limit.message, limit=_lost(scene) or limit)
-    if queue is not None and queue >= max(band or 0, promised.replicas or 0):
-        reason, message = Reason.QUEUE_GROWS, explain.queue_grows(scene, wanted)
-    elif demand is not None and band is not None and band >= (promised.replicas or 0):
-        reason = Reason.QUEUE_GROWS if demand.saturated else Reason.DEMAND_ROSE
-        saturated = demand.saturated
-        message = explain.queue_grows(scene, wanted) if saturated else explain.demand_rose(scene, demand, wanted)
-    else:
-        reason, message = Reason.SLO_BREACHED, explain.promise_broken(scene, wanted, promised.cause)
+    reason, message = _why_more(scene, wanted, band, queue, promised)
     return Wanted(replicas=wanted, reason=reason, message=message, limit=limit or _lost(scene))
+
+
+def _why_more(
+    scene: Scene, wanted: int, band: int | None, queue: int | None, promised: size.PromiseSize
+) -> tuple[Reason, str]:
+    """The rule that asked for most."""
+    demand = scene.demand
+    if queue is not None and queue >= max(band or 0, promised.replicas or 0):
+        return Reason.QUEUE_GROWS, explain.queue_grows(scene, wanted)
+    if demand is None or band is None or band < (promised.replicas or 0):
+        return Reason.SLO_BREACHED, explain.promise_broken(scene, wanted, promised.cause)
+    if demand.saturated:
+        return Reason.QUEUE_GROWS, explain.queue_grows(scene, wanted)
+    return Reason.DEMAND_ROSE, explain.demand_rose(scene, demand, wanted)
 
 
 def _no_more(scene: Scene, state: State) -> tuple[Wanted, State]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bandkeeper.api.snapshot import Target
+from bandkeeper.decide.cap_rules import CapChoice
 from bandkeeper.decide.decision import Inputs, MetricsVerdict, SLOVerdict
 from bandkeeper.decide.demand import Demand
-from bandkeeper.decide.knob import CapChoice
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
 

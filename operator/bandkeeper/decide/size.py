@@ -25,9 +25,9 @@ STEEPEST = 4.0  # of real servers: service time at the best batch is at most fiv
 SLO_MARGIN = 0.95
 WAIT_STEP = 1.25  # replicas for a broken promise about waiting where no queue shows how many
 SCRAPE_S = 5.0  # a histogram comes later than what it counts
-REGRET_S = 300.0  # a scale-in that has to be taken back this soon was wrong
+REGRET_S = 600.0  # a scale-in that has to be taken back this soon was wrong
 REGRET_MEMORY_S = 3600.0
-REGRET_SHARE = 0.95
+REGRET_SHARE = 0.9
 CLEARLY = 1.1  # work this much larger would still do with one fewer: only then the peak is what holds it
 
 
@@ -46,17 +46,17 @@ def for_queue(policy: Policy, demand: Demand, load: Load, cap: int) -> int | Non
     """Replicas that empty the queue in a minute, beside the margin; None where there is none.
 
     Bounded by the offered work, not by the queue: at most twice the work and two. Sized at the best cap, because a
-    queue raises `cap` to it; only a cap that takes a rollout stays what it is meanwhile. ThroughputSensitive does not
-    order for what will queue before new pods are there.
+    queue raises `cap` to it; only a cap that takes a rollout stays what it is meanwhile. ThroughputSensitive raises the
+    cap first, and does not order for what will queue before new pods are there.
     """
-    if not demand.saturated:
-        return None
     patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
+    if not demand.saturated or (patient and policy.batch is not None and cap < demand.best_cap):
+        return None
     work, waiting = demand.work, load.waiting or 0.0
     queued_s = waiting * (demand.request_s if demand.request_s is not None else DRAIN_S / 2 / demand.best_cap)
     growing_s = 0.0 if patient else max(0.0, work - load.ready) * load.cold_start_s
     fixed = policy.batch is not None and policy.batch.cost_class is CostClass.ROLLOUT
-    share = min(1.0, demand.curve.load(cap / demand.best_cap)) if fixed and not patient else 1.0
+    share = min(1.0, demand.curve.load(cap / demand.best_cap)) if fixed else 1.0
     return math.ceil(min(work + (queued_s + growing_s) / DRAIN_S, 2 * work + 2) / share - 1e-9)
 
 

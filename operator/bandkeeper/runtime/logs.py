@@ -53,7 +53,8 @@ class TextFormatter(logging.Formatter):
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if " " in text or not text else text
+    plain = bool(text) and text.isprintable() and not set(text) & set(' "=')
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def configure(log_format: LogFormat, level: str) -> None:
@@ -63,5 +64,6 @@ def configure(log_format: LogFormat, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
     logging.getLogger("bandkeeper").setLevel(level.upper())
     logging.getLogger("kopf").setLevel(logging.ERROR)  # it warns of its thread; what matters we notice ourselves

@@ -151,7 +151,7 @@ class ControlLoop:
                     due = max(due + self._settings.period, self._clock() + MIN_GAP_S)
                 self._wake.clear()
                 try:
-                    self._tick(full)
+                    self.tick(full)
                 except Exception:  # /healthz tells if it stays so
                     logger.exception("a tick failed")
                 try:
@@ -174,7 +174,7 @@ class ControlLoop:
         await asyncio.gather(*self._looking, *self._acting, return_exceptions=True)
         self._lanes.close()
 
-    def _tick(self, full: bool) -> None:
+    def tick(self, full: bool) -> None:
         """Begin the looks that are due. A policy whose last look or write is still under way is left out."""
         present = [self._interpreter.read(raw) for raw in self._stores.policies.objects.values() if not _leaves(raw)]
         self._forget(present)
