@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is a
 
 from prometheus_client import generate_latest
 
+from bandkeeper.api.v1alpha1 import Status
 from bandkeeper.kube.client import KubeClient
 from bandkeeper.kube.events import EventRecorder
 from bandkeeper.kube.status import StatusWriter
@@ -34,7 +35,10 @@ TICKS = 8
 PODS_PER_POLICY = 4
 PARTS: dict[str, tuple[Any, str]] = {
     "decide": (runtime, "decide"),
-    "report": (runtime, "status_of"),
+    "findings": (runtime, "findings"),
+    "news": (runtime, "news_of"),
+    "status": (runtime, "status_of"),
+    "stored": (Status, "stored"),
     "measure": (Announcer, "measure"),
     "tell": (Announcer, "tell"),
     "submit": (StatusWriter, "submit"),
@@ -96,6 +100,8 @@ async def measured(policies: int) -> None:
         loop.tick(full=True)
         await rest(loop)
         await asyncio.sleep(0.2)
+    writer.cancel()  # its own work is bounded for all policies together
+    await asyncio.gather(writer, return_exceptions=True)
     gc.collect()
     gc.freeze()
 
@@ -119,7 +125,6 @@ async def measured(policies: int) -> None:
         loop.tick(full=True)
         await rest(loop)
         total_s += time.process_time() - begun
-        await asyncio.sleep(0.05)  # the statuses' own writing, which is bounded for all policies together
     for one in patches:
         one.stop()
     each_ms = 1e3 / TICKS / policies
@@ -129,8 +134,6 @@ async def measured(policies: int) -> None:
     wakes_ms = milliseconds(lambda: loop.tick(full=False))
     page_ms = milliseconds(lambda: generate_latest(world.own.registry))
     print(f"                 a wake-up for nothing {wakes_ms:.2f} ms, a scrape of /metrics {page_ms:.0f} ms")
-    writer.cancel()
-    await asyncio.gather(writer, return_exceptions=True)
     await loop._stop()
     gc.unfreeze()
 

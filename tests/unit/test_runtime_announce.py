@@ -12,7 +12,7 @@ from bandkeeper.api.v1alpha1 import Condition, ConditionStatus, Status
 from bandkeeper.kube.events import EventRecorder
 from bandkeeper.runtime.announce import Announcer
 from bandkeeper.runtime.metrics import Metrics
-from bandkeeper.runtime.report import status_of
+from bandkeeper.runtime.report import findings
 from bandkeeper.runtime.tracked import Change, Tracked
 from tests.unit.runtime_world import FakeEvents
 from tests.unit.test_runtime_report import tracked, with_outage
@@ -125,7 +125,7 @@ def test_each_move_is_one_event_with_its_reason(change: dict[str, Any], action: 
 
 
 def shown(metrics: Metrics, found: Tracked, announcer: Announcer) -> str:
-    announcer.measure(found, status_of(found, wall_s=0.0))
+    announcer.measure(found, findings(found))
     return generate_latest(metrics.registry).decode()
 
 

@@ -495,6 +495,24 @@ async def test_a_refusal_is_forgotten_where_nothing_is_to_be_written(world: Worl
     assert world.condition("Ready") == ("True", "Ok")
 
 
+async def test_news_is_told_at_once_and_what_merely_drifts_now_and_then(world: World) -> None:
+    loads = iter(range(41, 60))
+    world.metrics.jitter = lambda: next(loads) / 41
+    world.deploy()
+    world.apply(mode="Recommend")
+    for _ in range(8):
+        await world.look(after_s=10.0)
+    assert len(world.statuses.submitted) <= 4
+    told = len(world.statuses.submitted)
+    world.pod("chat", 2, ready=False)
+    await world.look(after_s=1.0)
+    assert len(world.statuses.submitted) == told + 1
+    assert world.status().replicas is not None
+    world.apply(mode="Recommend", paused=True)
+    await world.look(after_s=1.0, full=False)
+    assert world.condition("Paused") == ("True", "Annotation")
+
+
 async def test_a_cap_is_told_once_although_new_pods_are_written_later(world: World) -> None:
     world.deploy()
     world.metrics.running_per_pod = 20.0

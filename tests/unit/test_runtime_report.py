@@ -12,7 +12,7 @@ from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Scale
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
-from bandkeeper.api.v1alpha1 import Spec
+from bandkeeper.api.v1alpha1 import Spec, Status
 from bandkeeper.api.validation import validate
 from bandkeeper.decide.engine import decide
 from bandkeeper.decide.policy import Batching, CostClass, resolve
@@ -21,7 +21,7 @@ from bandkeeper.kube.objects import ObjectRef
 from bandkeeper.runtime.conflicts import Conflict
 from bandkeeper.runtime.effective import effective_of
 from bandkeeper.runtime.policies import Flaw, Managed
-from bandkeeper.runtime.report import readable, status_of
+from bandkeeper.runtime.report import findings, readable, status_of
 from bandkeeper.runtime.tracked import Change, Tracked
 from bandkeeper.signals.presets import PRESETS
 from tests.unit.builders import a_pod, a_snapshot, a_target, pods
@@ -70,14 +70,19 @@ def tracked(policy: Managed | None = None, **snapshot: Any) -> Tracked:
     return found
 
 
+def told(found: Tracked, wall_s: float = 1_700_000_000.0) -> Status:
+    """Its status."""
+    return status_of(found, findings(found), wall_s=wall_s)
+
+
 def conditions(found: Tracked) -> dict[str, tuple[str, str]]:
     """Type to (status, reason)."""
-    status = status_of(found, wall_s=1_700_000_000.0).stored()
+    status = told(found).stored()
     return {one["type"]: (one["status"], one["reason"]) for one in status["conditions"]}
 
 
 def test_a_healthy_policy_is_ready_and_shows_what_is_in_force() -> None:
-    status = status_of(tracked(), wall_s=1_700_000_000.0).stored()
+    status = told(tracked()).stored()
     assert conditions(tracked())["Ready"] == ("True", "Ok")
     assert status["observedGeneration"] == 3
     assert status["effective"]["band"] == {"lowPercent": 60, "highPercent": 70}
@@ -168,8 +173,8 @@ def test_conditions_say_what_is_the_matter(name: str, make: Any, reasons: dict[s
 
 
 def test_an_optional_signal_may_be_absent_unless_the_policy_gives_its_source() -> None:
-    own = status_of(with_optional_gap(own=True), wall_s=0.0).stored()["conditions"]
-    preset = status_of(with_optional_gap(), wall_s=0.0).stored()["conditions"]
+    own = told(with_optional_gap(own=True), 0.0).stored()["conditions"]
+    preset = told(with_optional_gap(), 0.0).stored()["conditions"]
     assert next(one for one in own if one["type"] == "MetricsAvailable")["message"] == "none of it"
     assert next(one for one in preset if one["type"] == "MetricsAvailable")["message"] != "none of it"
 
@@ -178,9 +183,9 @@ def test_a_move_is_kept_in_the_history_and_the_last_decision_keeps_its_time() ->
     found = tracked()
     assert found.decision is not None
     found.changes.append(Change(decision=found.decision, from_replicas=1, direction="up"))
-    first = status_of(found, wall_s=1000.0)
+    first = told(found, 1000.0)
     found.status, found.changes = first, []
-    second = status_of(found, wall_s=2000.0)
+    second = told(found, 2000.0)
     assert first.history == second.history
     assert first.history[0].from_replicas == 1
     assert first.last_decision is not None
@@ -192,7 +197,7 @@ def test_the_history_tells_a_recommendation_from_a_move() -> None:
     found = tracked()
     assert found.decision is not None
     found.changes.append(Change(decision=found.decision, from_replicas=1, direction="recommended"))
-    assert status_of(found, wall_s=0.0).history[0].message.startswith("Recommended, not done: ")
+    assert told(found, 0.0).history[0].message.startswith("Recommended, not done: ")
 
 
 def test_the_history_is_bounded() -> None:
@@ -200,7 +205,7 @@ def test_the_history_is_bounded() -> None:
     assert found.decision is not None
     for _ in range(30):
         found.changes.append(Change(decision=found.decision, from_replicas=1, direction="up"))
-    assert len(status_of(found, wall_s=0.0).history) == 10
+    assert len(told(found, 0.0).history) == 10
 
 
 def test_a_status_of_another_version_counts_as_none() -> None:
@@ -208,7 +213,7 @@ def test_a_status_of_another_version_counts_as_none() -> None:
 
 
 def test_a_status_is_read_back_as_it_was_written() -> None:
-    status = status_of(tracked(), wall_s=1_700_000_000.0)
+    status = told(tracked())
     assert readable(status.stored()) == status
 
 

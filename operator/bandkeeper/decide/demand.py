@@ -22,7 +22,7 @@ from bandkeeper.model.curve import NO_FIT, LoadCurve, ServiceFit
 
 SMOOTHING = 0.5  # of the rate window
 SERVICE_SMOOTHING = 2.0  # of the time that a request is in process, if that is longer: so long does chance last
-OVERLOAD_SMOOTHING = 0.2  # of the rate window; not for ThroughputSensitive, which lets a queue be for a while
+OVERLOAD_SMOOTHING = 0.2  # of the rate window; not for ThroughputSensitive while its batch may still grow
 NOISE = 5.0  # square roots of a count that are taken for a real change: batches make it twice as noisy as Poisson
 FALL_NOISE = 3.0  # the same for a fall over a whole rate window
 MOST_LEAD = 1.25  # of the work that is being done: so much more is believed to arrive before it is there
@@ -299,7 +299,9 @@ def _smoothed(
     in_flight = load.in_flight or 0.0
     if memory.work is None or memory.in_flight is None:
         return raw, in_flight
-    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
+    # A larger batch comes before replicas: as long as one may be had, a queue is no reason to hurry.
+    batch_first = min(load.caps, default=memory.best_cap) < memory.best_cap
+    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE and batch_first
     span_s = max(SMOOTHING * policy.rate_window_s, SERVICE_SMOOTHING * memory.service.mean_s)
     if saturated and not patient:
         span_s = OVERLOAD_SMOOTHING * policy.rate_window_s

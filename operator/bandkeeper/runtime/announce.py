@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import Gauge
 
-from bandkeeper.api.conditions import ConditionType
+from bandkeeper.api.conditions import ConditionType, Finding
 from bandkeeper.api.v1alpha1 import Condition, Status
 from bandkeeper.kube.events import EventRecorder, EventType
 from bandkeeper.runtime.metrics import Metrics
+from bandkeeper.runtime.report import batch_of, replicas_of
 from bandkeeper.runtime.tracked import Change, Tracked
 
 logger = logging.getLogger("bandkeeper.policy")
@@ -89,18 +90,20 @@ class Announcer:
                 },
             )
 
-    def measure(self, tracked: Tracked, status: Status) -> None:
+    def measure(self, tracked: Tracked, seen: Iterable[Finding]) -> None:
         """Set the policy's gauges; what is not known has no series."""
-        self._metrics.show(tracked.managed.key, self._values(tracked, status))
+        self._metrics.show(tracked.managed.key, self._values(tracked, seen))
 
-    def _values(self, tracked: Tracked, status: Status) -> Iterator[tuple[Gauge, tuple[str, ...], float | None]]:
+    def _values(
+        self, tracked: Tracked, seen: Iterable[Finding]
+    ) -> Iterator[tuple[Gauge, tuple[str, ...], float | None]]:
         metrics, decision, policy = self._metrics, tracked.decision, tracked.managed.policy
-        if replicas := status.replicas:
+        if replicas := replicas_of(tracked):
             yield metrics.desired_replicas, (), replicas.desired
             yield metrics.current_replicas, (), replicas.current
             yield metrics.ready_replicas, (), replicas.ready
             yield metrics.pending_replicas, (), replicas.pending
-        if batch := status.batch:
+        if batch := batch_of(tracked):
             yield metrics.desired_batch_cap, (), batch.desired
             yield metrics.current_batch_cap, (), batch.current
         if policy:
@@ -114,5 +117,5 @@ class Announcer:
                 yield metrics.slo_measured, labels, verdict.value
                 yield metrics.slo_threshold, labels, verdict.limit
                 yield metrics.slo_attainment, labels, verdict.attainment_low
-        for condition in status.conditions:
-            yield metrics.condition, (condition.type,), _VALUES[condition.status]
+        for finding in seen:
+            yield metrics.condition, (finding.type.value,), _VALUES[finding.status]

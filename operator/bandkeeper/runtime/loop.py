@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from bandkeeper.actuate.replicas import Replicas, Scale
+from bandkeeper.api.conditions import Finding
 from bandkeeper.api.snapshot import Gap, GapReason, PodState, Snapshot
 from bandkeeper.api.v1alpha1 import TargetRef
 from bandkeeper.decide.engine import decide
@@ -35,7 +36,7 @@ from bandkeeper.runtime.conflicts import TargetKey, conflict_of, owners
 from bandkeeper.runtime.lanes import Lane, Lanes
 from bandkeeper.runtime.metrics import Metrics
 from bandkeeper.runtime.policies import Interpreter, Managed
-from bandkeeper.runtime.report import readable, status_of
+from bandkeeper.runtime.report import findings, news_of, readable, status_of
 from bandkeeper.runtime.settings import Settings
 from bandkeeper.runtime.tracked import PodsMark, Tracked
 from bandkeeper.signals.collector import Collector
@@ -50,6 +51,7 @@ WRITES_AT_ONCE = 64
 MIN_GAP_S = 0.1
 FINISH_S = 1.0  # on the way out, for writes under way
 STUCK_S = 60.0
+DRIFT_EVERY_S = 25.0  # the status writer lets drifting figures through once a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +354,9 @@ class ControlLoop:
             managed.ref.namespace, scale.selector, now=self._wall(), settings=managed.pod_settings
         )
         ready = tuple(pod.name for pod in tracked.pods if pod.state is PodState.READY)
-        return Want.of("/".join(managed.key), managed.ref.namespace, managed.spec, ready)
+        if tracked.want is None or tracked.want.pods != ready:
+            tracked.want = Want.of("/".join(managed.key), managed.ref.namespace, managed.spec, ready)
+        return tracked.want
 
     async def _collect(self, lane: Lane, asked: dict[str, tuple[Tracked, Want]]) -> None:
         """Judge each policy as soon as its own answers are in; those without an answer are judged without data."""
@@ -426,15 +430,24 @@ class ControlLoop:
         managed, held = tracked.managed, self._elector.held
         if self._tracked.get(managed.key) is not tracked:
             return
-        status = status_of(tracked, wall_s=self._wall())
-        self._announcer.measure(tracked, status)
+        seen = findings(tracked)
+        self._announcer.measure(tracked, seen)
         self._announcer.moved(tracked)  # what was written was written, whoever leads by now
-        tracked.changes.clear()
         if held:
-            self._announcer.tell(tracked, status)
-            self._statuses.submit(managed.ref, status.stored(), observed=self._observed(managed))
-            tracked.status = status
+            self._tell(tracked, seen)
+        tracked.changes.clear()
         tracked.told, tracked.reported = held, managed
+
+    def _tell(self, tracked: Tracked, seen: Sequence[Finding]) -> None:
+        """Events and status: at once where there is news, else now and then, because figures drift."""
+        news, now_s = news_of(tracked, seen), self._clock()
+        fresh = tracked.told and now_s - tracked.told_at < DRIFT_EVERY_S
+        if fresh and not tracked.changes and news == tracked.news:
+            return
+        status = status_of(tracked, seen, wall_s=self._wall())
+        self._announcer.tell(tracked, status)
+        self._statuses.submit(tracked.managed.ref, status.stored(), observed=self._observed(tracked.managed))
+        tracked.status, tracked.news, tracked.told_at = status, news, now_s
 
 
 def _leaves(raw: Mapping[str, Any]) -> bool:

@@ -69,7 +69,7 @@ class Metrics:
         self.queries = Counter(
             "bandkeeper_prometheus_queries_total", "Queries sent to Prometheus.", registry=self.registry
         )
-        self._shown: dict[tuple[str, str], dict[tuple[Gauge, tuple[str, ...]], Gauge]] = {}
+        self._shown: dict[tuple[str, str], dict[tuple[Gauge, tuple[str, ...]], float]] = {}
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"bandkeeper_{name}", text, (*_POLICY, *labels), registry=self.registry)
@@ -85,10 +85,10 @@ class Metrics:
             if value is None:
                 continue
             series = gauge, labels
-            if series not in shown:
-                shown[series] = gauge.labels(*key, *labels)
-            shown[series].set(value)
             left.discard(series)
+            if shown.get(series) != value:
+                gauge.labels(*key, *labels).set(value)
+                shown[series] = value
         for gauge, labels in left:
             gauge.remove(*key, *labels)
             del shown[gauge, labels]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -52,14 +52,26 @@ _SLO_GRAVITY = (
 )
 
 
-def status_of(tracked: Tracked, *, wall_s: float) -> v1alpha1.Status:
+def news_of(tracked: Tracked, seen: Iterable[Finding]) -> tuple[object, ...]:
+    """What is told at once when it changes; the rest of the status are figures that drift, and may be a while old."""
+    decision = tracked.decision
+    return (
+        tracked.managed,
+        [(finding.type, finding.reason) for finding in seen],
+        replicas_of(tracked),
+        batch_of(tracked),
+        (decision.reason, decision.replicas, decision.cap, [slo.state for slo in decision.slos]) if decision else None,
+    )
+
+
+def status_of(tracked: Tracked, seen: Iterable[Finding], *, wall_s: float) -> v1alpha1.Status:
     """The whole status, with what it keeps of `tracked.status`, the one before; `wall_s` in epoch seconds."""
     managed, decision, old = tracked.managed, tracked.decision, tracked.status
     return v1alpha1.Status(
         observed_generation=managed.generation,
-        conditions=api.merge(old.conditions, findings(tracked), now_s=wall_s, generation=managed.generation),
-        replicas=_replicas(tracked),
-        batch=_batch(tracked),
+        conditions=api.merge(old.conditions, seen, now_s=wall_s, generation=managed.generation),
+        replicas=replicas_of(tracked),
+        batch=batch_of(tracked),
         utilization=_utilization(decision),
         slos=[_slo(verdict) for verdict in decision.slos] if decision else [],
         effective=managed.effective,
@@ -266,7 +278,8 @@ def _read_back(tracked: Tracked, wanted: int | None) -> tuple[api.BatchAppliedRe
     return api.BatchAppliedReason.PENDING, failed or f"{len(behind)} pods do not read back the cap {wanted} yet."
 
 
-def _replicas(tracked: Tracked) -> v1alpha1.ReplicaStatus | None:
+def replicas_of(tracked: Tracked) -> v1alpha1.ReplicaStatus | None:
+    """Replica counts; None where the target is not known."""
     scale, decision = tracked.scale, tracked.decision
     if scale is None:
         return None
@@ -280,7 +293,8 @@ def _replicas(tracked: Tracked) -> v1alpha1.ReplicaStatus | None:
     )
 
 
-def _batch(tracked: Tracked) -> v1alpha1.BatchStatus | None:
+def batch_of(tracked: Tracked) -> v1alpha1.BatchStatus | None:
+    """Batch caps; None without a batch knob, or where nothing is decided."""
     decision = tracked.decision
     if decision is None or tracked.managed.spec is None or tracked.managed.spec.batch is None:
         return None

@@ -15,6 +15,7 @@ from bandkeeper.decide.state import State
 from bandkeeper.kube.discovery import TargetError, TargetProblem
 from bandkeeper.runtime.conflicts import Conflict
 from bandkeeper.runtime.policies import Managed
+from bandkeeper.signals.want import Want
 
 PodsMark = frozenset[tuple[str, bool]]
 """Each pod's uid, and whether it ends."""
@@ -77,8 +78,8 @@ class Tracked:
     ----------
     status
         The status as last told; for one who does not lead, as found on the object.
-    told
-        Whether `status` is what this process told.
+    told, told_at, news
+        Whether `status` is what this process told, when it did, and what of it is told at once when it changes.
     reported
         The policy, in the version that was last reported on.
     looked_at
@@ -89,6 +90,8 @@ class Tracked:
         It was left out of a tick.
     reading
         The read of its target, while under way.
+    want
+        What was last asked of Prometheus.
     cap_written
         The batch cap last written, so that a change of it is said once.
     changes
@@ -100,6 +103,8 @@ class Tracked:
     looked_at: float
     status: Status = field(default_factory=Status)
     told: bool = False
+    told_at: float = -math.inf
+    news: tuple[object, ...] = ()
     reported: Managed | None = None
     looking: bool = False
     acting: bool = False
@@ -111,6 +116,7 @@ class Tracked:
     target_retry: Backoff = field(default_factory=_reads)
     pods_mark: PodsMark = frozenset()
     pods: tuple[Pod, ...] = ()
+    want: Want | None = None
     conflict: Conflict | None = None
     decision: Decision | None = None
     snapshot: Snapshot | None = None
@@ -132,7 +138,7 @@ class Tracked:
             return
         other_target = self.target_ref != (managed.spec.target_ref if managed.spec else None)
         self.managed = managed
-        self.target_read_at = None
+        self.target_read_at = self.want = None
         self.target_retry.clear()
         self.scale_retry.clear()
         self.cap_retry.clear()
