@@ -16,6 +16,7 @@ pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
 CAPACITY = 16
+FLOOR = [{"signal": "GenerationTokens", "minPerSecond": 1, "window": "10s"}]
 OUTAGE_S = float(os.environ.get("OUTAGE_S", "20"))
 TOKENS = {"prompt": {"kind": "fixed", "value": 100}, "output": {"kind": "fixed", "value": 50}}
 
@@ -127,7 +128,7 @@ def test_a_batch_cap_reaches_the_pods_by_annotation(stack: Stack) -> None:
     stack.deploy("live", replicas=1, annotations={"bandkeeper.dev/batch-cap": "4"})
     stack.wait_ready("live", 1)
     batch = {"min": 4, "max": CAPACITY, "adapter": {"type": "Annotation"}}
-    stack.apply_policy(policy("live", objective="ThroughputSensitive", slos=[], batch=batch))
+    stack.apply_policy(policy("live", objective="ThroughputSensitive", slos=FLOOR, batch=batch))
     stack.load("live", {"kind": "constant", "rate_per_s": 6})
 
     def raised() -> bool:
@@ -135,7 +136,7 @@ def test_a_batch_cap_reaches_the_pods_by_annotation(stack: Stack) -> None:
         caps = [int(pod["metadata"]["annotations"]["bandkeeper.dev/batch-cap"]) for pod in pods]
         return min(caps) > 4
 
-    eventually(raised, timeout_s=60, what="a higher cap on every pod")
+    eventually(raised, timeout_s=90, what="a higher cap on every pod")
     assert stack.policy("live")["status"]["batch"]["desired"] > 4
 
 
@@ -145,7 +146,7 @@ def test_a_batch_cap_reaches_the_pods_by_a_rollout(stack: Stack) -> None:
     adapter = {"type": "PodTemplate", "podTemplate": {"container": "server", "env": "MAX_NUM_SEQS"}}
     batch = {"min": 4, "max": CAPACITY, "adapter": adapter}
     stack.apply_policy(
-        policy("roll", objective="ThroughputSensitive", slos=[], replicas={"min": 1, "max": 1}, batch=batch)
+        policy("roll", objective="ThroughputSensitive", slos=FLOOR, replicas={"min": 1, "max": 1}, batch=batch)
     )
     stack.load("roll", {"kind": "constant", "rate_per_s": 5})
 

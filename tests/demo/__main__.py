@@ -32,12 +32,14 @@ from .scenario import (
     PODS,
     SETTING,
     SETTINGS,
-    START_REPLICAS,
+    WARM_UP_S,
 )
 from .screen import Screen, summary
 
 LOOK_EVERY_S = 1.0
+PLAIN_WIDTH = 160
 SETTLE_S = 2.0  # the last scrape of the last interval
+WORST_LAG_S = 1.0
 
 
 class BrokenError(RuntimeError):
@@ -51,7 +53,7 @@ def main() -> int:
     out: Path = parser.parse_args().out
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    console = Console(highlight=False)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PLAIN_WIDTH)
     try:
         _demo(console, out)
     except KeyboardInterrupt:
@@ -59,7 +61,8 @@ def main() -> int:
         return 130
     except Exception as error:
         console.print(f"[bold red]The demo broke:[/] {error}", soft_wrap=True)
-        console.print(f"Logs: {out / 'logs'}")
+        if (out / "logs").exists():
+            console.print(f"Logs: {out / 'logs'}")
         return 1
     return 0
 
@@ -74,6 +77,7 @@ def _demo(console: Console, out: Path) -> None:
             recorder = _play(console, stack, operator)
             courses = _courses(stack, recorder)
             texts = _texts(stack)
+            _warn_if_slow(console, stack)
         finally:
             shutil.copytree(stack.logs, out / "logs")
     _write(out, recorder, courses, texts)
@@ -89,18 +93,20 @@ def _demo(console: Console, out: Path) -> None:
 def _prepare(console: Console, stack: Stack) -> OperatorProcess:
     """Workloads, policies, operator; returns once all pods are ready and every policy has a decision."""
     for member in MEMBERS:
-        stack.deploy(member.name, replicas=START_REPLICAS, **PODS)
+        stack.deploy(member.name, replicas=member.replicas, **PODS)
         stack.apply_policy(member.document)
-    operator = stack.start_operator()
     for member in MEMBERS:
-        stack.wait_ready(member.name, START_REPLICAS)
+        stack.wait_ready(member.name, member.replicas)
+    time.sleep(WARM_UP_S)  # until requests come and go at an even rate
+    operator = stack.start_operator()
 
     def decided() -> bool:
         _check(operator)
         return all(stack.policy(member.name).get("status", {}).get("lastDecision") for member in MEMBERS)
 
     eventually(decided, timeout_s=30, every_s=0.5, what="a decision in the status of every policy")
-    console.print(f"{len(MEMBERS)} policies applied, the operator decides; the load begins and lasts {LOAD_S} s.")
+    time.sleep(WARM_UP_S)
+    console.print(f"{len(MEMBERS)} policies are in force; the load begins and lasts {LOAD_S} s.")
     return operator
 
 
@@ -120,6 +126,13 @@ def _play(console: Console, stack: Stack, operator: OperatorProcess) -> Recorder
             screen.show(recorder)
             time.sleep(max(0.0, LOOK_EVERY_S - recorder.at_s % LOOK_EVERY_S))
     return recorder
+
+
+def _warn_if_slow(console: Console, stack: Stack) -> None:
+    """The figures mean little where the emulated servers could not keep up with the clock."""
+    lag_s = stack.emulator_health()["worst_lag_s"]
+    if lag_s > WORST_LAG_S:
+        console.print(f"[yellow]This machine was too busy: the emulated servers were up to {lag_s:.1f} s late.[/]")
 
 
 def _courses(stack: Stack, recorder: Recorder) -> list[Course]:

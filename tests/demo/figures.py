@@ -33,6 +33,8 @@ class Sample:
         Requests that the ready pods may run together: the sum of their batch caps in force.
     ready, wanted
         Ready pods; replicas that the policy wants (None before its first decision).
+    arrived, refused
+        Requests that came, and those refused by a full queue or failed, since the servers began.
     pod_s
         Seconds that pods have held their GPUs so far, loading and draining included.
     """
@@ -43,6 +45,8 @@ class Sample:
     slots: int
     ready: int
     wanted: int | None
+    arrived: int
+    refused: int
     pod_s: float
 
     @property
@@ -53,12 +57,16 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """One workload over one stretch of time: means, and the latencies of what was answered in it."""
+    """One workload over one stretch of time: means, and the latencies of what was answered in it.
+
+    `refused` is the share of the requests that came and were refused or failed.
+    """
 
     start_s: float
     end_s: float
     in_hand: float
     ready: float
+    refused: float
     latencies: Mapping[Signal, Distribution]
 
     def utilization(self, best_cap: int) -> float | None:
@@ -127,10 +135,16 @@ def intervals(
                     end_s=end_s,
                     in_hand=fmean(one.in_hand for one in inside),
                     ready=fmean(one.ready for one in inside),
+                    refused=_refused(inside),
                     latencies=latencies.get(end_s, {}),
                 )
             )
     return found
+
+
+def _refused(samples: Sequence[Sample]) -> float:
+    arrived = samples[-1].arrived - samples[0].arrived
+    return (samples[-1].refused - samples[0].refused) / arrived if arrived else 0.0
 
 
 def first_cold_start_s(samples: Sequence[Sample]) -> float:
@@ -141,7 +155,7 @@ def first_cold_start_s(samples: Sequence[Sample]) -> float:
 def kept(interval: Interval, slos: Iterable[LatencySLO | ThroughputSLO]) -> bool | None:
     """Whether every latency promise was kept in the interval; None where nothing was answered in it.
 
-    A threshold between two edges of the histogram counts as its lower edge.
+    A refused request is one that no promise was kept for. A threshold between two edges counts as the lower one.
     """
     told = []
     for slo in slos:
@@ -149,7 +163,7 @@ def kept(interval: Interval, slos: Iterable[LatencySLO | ThroughputSLO]) -> bool
             share = attainment(interval.latencies[slo.signal], slo.threshold_s)
             if share is not None:
                 least, _ = share
-                told.append(least >= slo.percentile / 100)
+                told.append(least * (1 - interval.refused) >= slo.percentile / 100)
     return all(told) if told else None
 
 

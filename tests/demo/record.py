@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -78,6 +78,8 @@ class Recorder:
                     slots=sum(pod["cap"] for pod in ready),
                     ready=len(ready),
                     wanted=None if wanted is None else int(wanted),
+                    arrived=ledger["arrived"],
+                    refused=ledger["rejected"] + ledger["failed"],
                     pod_s=ledger["pod_s"],
                 )
             )
@@ -152,7 +154,4 @@ def distributions(answer: Iterable[Mapping[str, Any]], window_s: float) -> dict[
 
 def as_json(samples: Mapping[str, Iterable[Sample]]) -> str:
     """The recorded series for a file."""
-    fields = ("at_s", "offered_per_s", "in_hand", "slots", "ready", "wanted", "pod_s")
-    return json.dumps(
-        {name: [{key: getattr(one, key) for key in fields} for one in series] for name, series in samples.items()}
-    )
+    return json.dumps({name: [asdict(one) for one in series] for name, series in samples.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -19,6 +20,7 @@ from .scenario import MEMBERS
 
 MOVES_SHOWN = 8
 PLAIN_EVERY_S = 15.0
+WIDE = 100  # columns, for the reason too
 
 
 class Screen:
@@ -56,38 +58,31 @@ class Screen:
             self._console.print(self._table(recorder))
 
     def _table(self, recorder: Recorder) -> Table:
-        table = Table(title=f"{recorder.at_s:.0f} s of {self._total_s:.0f} s", title_justify="left", title_style="bold")
-        for heading in (
-            "Policy",
-            "Objective",
-            "Load",
-            "Replicas",
-            "Batch cap",
-            "Utilisation",
-            "TTFT p95",
-            "ITL p95",
-            "Reason",
-        ):
+        offered = max((series[-1].offered_per_s for series in recorder.samples.values() if series), default=0.0)
+        title = f"{recorder.at_s:.0f} s of {self._total_s:.0f} s, {offered:.0f} requests/s to each"
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        headings = ["Policy", "Ready/wanted", "Batch cap", "Utilisation", "TTFT p95", "ITL p95"]
+        with_reason = self._console.width >= WIDE
+        for heading in [*headings, "Reason"] if with_reason else headings:
             table.add_column(heading, no_wrap=True)
         for name, policy in self._policies.items():
             if recorder.samples[name]:
-                table.add_row(*_row(name, policy, recorder))
+                cells = list(_row(name, policy, recorder))
+                table.add_row(*(cells if with_reason else cells[:-1]))
         return table
 
 
 def _row(name: str, policy: Policy, recorder: Recorder) -> Iterator[str | Text]:
     sample, glance = recorder.samples[name][-1], recorder.glances[name]
-    yield name
-    yield Text(policy.objective, style=COLOURS[policy.objective])
-    yield f"{sample.offered_per_s:.0f}/s"
-    yield f"{sample.ready} ready, {'-' if sample.wanted is None else sample.wanted} wanted"
+    yield Text(name, style=COLOURS[policy.objective])
+    yield f"{sample.ready}/{'-' if sample.wanted is None else sample.wanted}"
     yield "-" if sample.cap is None else f"{sample.cap:.0f}"
     band = policy.band
     if glance.utilization is None:
         yield "-"
     else:
         style = "green" if band.low <= glance.utilization <= band.high else "yellow"
-        yield Text(f"{glance.utilization:4.0%} in {100 * band.low:.0f}-{100 * band.high:.0f} %", style=style)
+        yield Text(f"{glance.utilization:4.0%} ({100 * band.low:.0f}-{100 * band.high:.0f})", style=style)
     for signal in (Signal.TIME_TO_FIRST_TOKEN, Signal.INTER_TOKEN_LATENCY):
         yield _promise(policy, signal, glance.p95_s.get(signal))
     yield glance.reason
@@ -111,7 +106,7 @@ def _move_line(move: Move) -> Text:
 
 def summary(courses: Sequence[Course]) -> Table:
     """The figures, one row for each objective."""
-    table = Table(title="Summary", title_justify="left", title_style="bold")
+    table = Table(title="Summary", title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("Objective", "SLO kept in", "Band held in", "GPU-seconds", "Most replicas", "Changes of replicas"):
         table.add_column(heading, justify="left" if heading == "Objective" else "right")
     for course in courses:

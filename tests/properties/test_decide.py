@@ -67,7 +67,7 @@ throughput_slos = st.builds(
 batches = st.builds(
     BatchControl,
     candidates=st.sets(st.sampled_from(SIZES), min_size=2).map(lambda sizes: tuple(sorted(sizes))),
-    cost_class=st.sampled_from(CostClass),
+    cost_class=st.sampled_from([*CostClass, CostClass.ROLLOUT, CostClass.ROLLOUT]),
     expected_delay_s=st.sampled_from([0.0, 5.0, 90.0]),
 )
 
@@ -84,7 +84,7 @@ def policies(draw: st.DrawFn) -> Policy:
         band=draw(st.sampled_from([BANDS[objective], Band(0.3, 0.9)])),
         min_replicas=least,
         max_replicas=most,
-        batch=draw(st.none() | batches | batches),
+        batch=draw(st.none() | batches | batches | batches),
         scale_up=draw(scaling_rules),
         scale_down=draw(scaling_rules),
         fallback=Fallback(after_s=60.0, behavior=behavior, replicas=draw(st.integers(least, most))),
@@ -437,7 +437,7 @@ def test_the_strategy_reaches_what_it_is_for() -> None:
     """Raises, scale-ins, caps and rollouts do happen, so that no property above holds for want of an occasion."""
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=300, database=None, derandomize=True)
+    @settings(max_examples=500, database=None, derandomize=True)
     @given(policies(), sequences, starts)
     def count(policy: Policy, sequence: list[Scene], start: int) -> None:
         for step in driven(policy, sequence, start):

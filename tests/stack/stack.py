@@ -180,6 +180,11 @@ class Stack:
         ledger: Json = json.loads(self._emulator("GET", f"/workloads/{workload}/ledger"))
         return ledger
 
+    def emulator_health(self) -> Json:
+        """How far the emulated servers are behind the clock: `lag_s` and `worst_lag_s` among others."""
+        health: Json = json.loads(self._emulator("GET", "/healthz"))
+        return health
+
     # -- policies -----------------------------------------------------------------------------------------------------
 
     def apply_policy(self, policy: Mapping[str, Any]) -> str:

@@ -95,6 +95,7 @@ class FakeReplicas:
     hung: set[str] = field(default_factory=set)
     hung_writes: set[str] = field(default_factory=set)
     before_write: Callable[[], None] = lambda: None
+    write_s: float = 0.0
     reads: list[str] = field(default_factory=list)
     writes: list[tuple[str, int]] = field(default_factory=list)
     attempts: list[tuple[str, int]] = field(default_factory=list)
@@ -119,7 +120,7 @@ class FakeReplicas:
         if ref.name in self.hung_writes:
             await asyncio.Event().wait()
         self.before_write()
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.write_s)
         if deadline <= self.clock():
             return ScaleResult(outcome=Outcome.FAILED, message="out of time")
         if ref.name in self.refusals:

@@ -12,7 +12,7 @@ from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import MetricsState
-from bandkeeper.decide.policy import Band, LatencySLO, Policy
+from bandkeeper.decide.policy import Band, CostClass, LatencySLO, Policy
 from tests.unit.builders import LIMITS_DOWN, TTFT, a_batch, a_policy, rules
 from tests.unit.tiny_fleet import Fleet, Server, Tick, play
 
@@ -81,6 +81,28 @@ class TestOverload:
         for before, tick in pairwise(ticks):
             if tick.in_flight > 2 * tick.cap + 10 and before.decision.cap and tick.decision.cap:
                 assert tick.decision.cap >= before.decision.cap
+
+
+class TestStuckCap:
+    """Caps that may not rise: what they carry is what there is, and a queue must still end."""
+
+    def run(self, cost_class: CostClass, itl_s: float) -> list[Tick]:
+        itl = LatencySLO(signal=Signal.INTER_TOKEN_LATENCY, percentile=95, threshold_s=itl_s, window_s=60.0)
+        fleet = Fleet(replicas=3, seed=1)
+        for pod in fleet.pods:
+            pod.cap = 16
+        knob = a_batch((8, 16, 32, 64), cost_class=cost_class)
+        return play(fleet, a_policy(slos=[PATIENT_TTFT, itl], batch=knob), offered(2.0), seconds=2400)
+
+    @pytest.mark.parametrize(
+        ("cost_class", "itl_s"), [(CostClass.LIVE, 0.03), (CostClass.ROLLOUT, 0.03), (CostClass.ROLLOUT, 1.0)]
+    )
+    def test_a_queue_behind_it_ends(self, cost_class: CostClass, itl_s: float) -> None:
+        ticks = self.run(cost_class, itl_s)
+        assert max(tick.replicas for tick in ticks) <= 16
+        late = [tick for tick in ticks if tick.at_s > 1200]
+        assert all(tick.in_flight <= tick.ready * tick.cap * 1.2 for tick in late)
+        assert sum(tick.decision.slos[0].state is SLOState.MET for tick in late) >= 0.9 * len(late)
 
 
 class TestRamp:

@@ -17,7 +17,7 @@ from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.engine import decide, written
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.ownership import recorded
-from bandkeeper.decide.policy import CostClass, Policy, ThroughputSLO
+from bandkeeper.decide.policy import Policy, ThroughputSLO
 from bandkeeper.decide.state import EVENTS_LIMIT, Regret, ScaleEvent, ScaleMemory, Shrink, State
 from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.peaks import NO_PEAKS
@@ -84,26 +84,27 @@ class TestQueue:
         self, work: float, waiting: float, ready: int, want: int
     ) -> None:
         demand = a_demand(work, saturated=True, request_s=0.1)
-        assert size.for_queue(a_policy(), demand, a_load(ready, waiting=waiting), 64) == want
+        assert size.for_queue(a_policy(), demand, a_load(ready, waiting=waiting)) == want
 
     def test_without_a_rate_a_request_is_guessed(self) -> None:
         demand = a_demand(2.0, saturated=True)
-        assert size.for_queue(a_policy(), demand, a_load(2, waiting=256.0), 64) == 4
+        assert size.for_queue(a_policy(), demand, a_load(2, waiting=256.0)) == 4
 
-    def test_a_cap_that_takes_a_rollout_is_what_there_is(self) -> None:
+    def test_a_cap_that_cannot_rise_is_what_there_is(self) -> None:
         demand = a_demand(2.0, saturated=True, request_s=0.1, curve=BENT)
-        knob = a_policy(batch=a_batch(cost_class=CostClass.ROLLOUT))
-        assert size.for_queue(knob, demand, a_load(2), 16) == 5  # 16 of 64 do 43 % of the work
-        assert size.for_queue(a_policy(batch=a_batch()), demand, a_load(2), 16) == 2
+        assert size.for_queue(a_policy(), demand, a_load(2), stuck_at=16) == 5  # 16 of 64 do 43 % of the work
+        assert size.for_queue(a_policy(), demand, a_load(2)) == 2
 
     def test_throughput_raises_the_cap_first_and_orders_for_nothing_to_come(self) -> None:
         policy = a_policy(Objective.THROUGHPUT_SENSITIVE, batch=a_batch())
         demand = a_demand(10.0, saturated=True, request_s=0.1)
-        assert size.for_queue(policy, demand, a_load(4, waiting=60), 32) is None
-        assert size.for_queue(policy, demand, a_load(4, waiting=60), 64) == 11
+        low = a_load(4, waiting=60, caps=frozenset({32}))
+        assert size.for_queue(policy, demand, low) is None
+        assert size.for_queue(policy, demand, low, stuck_at=32) == 21
+        assert size.for_queue(policy, demand, a_load(4, waiting=60, caps=frozenset({64}))) == 11
 
     def test_no_queue_asks_for_nothing(self) -> None:
-        assert size.for_queue(a_policy(), a_demand(2.12), a_load(), 64) is None
+        assert size.for_queue(a_policy(), a_demand(2.12), a_load()) is None
 
 
 def met(signal: Signal, limit: float, **figures: float) -> SLOVerdict:

@@ -30,13 +30,23 @@ TTFT, ITL = Signal.TIME_TO_FIRST_TOKEN, Signal.INTER_TOKEN_LATENCY
 
 
 def a_sample(at_s: float, **other: object) -> Sample:
-    given = {"offered_per_s": 10.0, "in_hand": 65, "slots": 100, "ready": 1, "wanted": 1, "pod_s": at_s, **other}
+    given = {
+        "offered_per_s": 10.0,
+        "in_hand": 65,
+        "slots": 100,
+        "ready": 1,
+        "wanted": 1,
+        "arrived": 0,
+        "refused": 0,
+        "pod_s": at_s,
+        **other,
+    }
     return Sample(at_s=at_s, **given)  # type: ignore[arg-type]
 
 
-def an_interval(in_hand: float = 65, ready: float = 1, **latencies: Distribution) -> Interval:
+def an_interval(in_hand: float = 65, ready: float = 1, refused: float = 0, **latencies: Distribution) -> Interval:
     named = {Signal(name): value for name, value in latencies.items()}
-    return Interval(start_s=0, end_s=5, in_hand=in_hand, ready=ready, latencies=named)
+    return Interval(start_s=0, end_s=5, in_hand=in_hand, ready=ready, refused=refused, latencies=named)
 
 
 def a_distribution(*pairs: tuple[float, float]) -> Distribution:
@@ -98,6 +108,18 @@ def test_every_promise_must_be_kept_and_no_answers_do_not_count() -> None:
     assert kept(an_interval(TimeToFirstToken=good, InterTokenLatency=silent), slos) is True
     assert kept(an_interval(TimeToFirstToken=silent), slos) is None
     assert kept(an_interval(), slos) is None
+
+
+@pytest.mark.parametrize(("refused", "expected"), [(0.0, True), (0.03, True), (0.04, False)])
+def test_a_refused_request_is_one_that_no_promise_was_kept_for(refused: float, expected: bool) -> None:
+    ttft = a_distribution((0.3, 98.0), (math.inf, 100.0))
+    assert kept(an_interval(refused=refused, TimeToFirstToken=ttft), a_policy().slos) is expected
+
+
+def test_an_interval_knows_its_share_of_refused_requests() -> None:
+    samples = [a_sample(float(at_s), arrived=100 + 10 * at_s, refused=7 + at_s) for at_s in range(6)]
+    assert intervals(samples, 5, {})[0].refused == pytest.approx(0.1)
+    assert intervals([a_sample(0), a_sample(5)], 5, {})[0].refused == 0
 
 
 def test_percentile_is_interpolated_and_none_without_data() -> None:

@@ -32,6 +32,8 @@ def a_course(member: Member, seconds: int = 30) -> Course:
             slots=128 if at_s < 10 else 256,
             ready=1 if at_s < 10 else 2,
             wanted=None if at_s < 2 else 2,
+            arrived=10 * at_s,
+            refused=0,
             pod_s=2.0 * at_s,
         )
         for at_s in range(seconds + 1)
@@ -67,8 +69,8 @@ def test_every_promise_stands_on_a_bucket_edge(member: Member) -> None:
 
 def test_the_load_rises_falls_and_leaves_room_in_five_minutes() -> None:
     rates = [rate for _, rate in LOAD["points"]]
-    assert max(rates) > 2 * rates[0]
-    assert max(rates) > 2 * rates[-1]
+    assert max(rates) > 1.2 * rates[0]
+    assert max(rates) > 1.2 * rates[-1]
     assert LOAD["points"][-1][0] == LOAD_S <= 255
     assert LOAD_S % INTERVAL_S == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -156,6 +157,22 @@ async def test_a_partly_written_cap_is_finished_by_the_next_tick(world: World) -
     assert len(world.client.patches) == 3
     assert world.tracked().cap_result is not None
     assert world.condition("BatchApplied") == ("True", "Applied")
+
+
+async def test_a_cap_that_is_written_in_several_ticks_is_one_move(world: World) -> None:
+    actor, tracked = await decided(world, batch=BATCH)
+    assert tracked.decision is not None
+    tracked.decision = dataclasses.replace(tracked.decision, cap=32)
+    calls = iter(range(10))
+
+    def fail_every_third() -> None:
+        world.client.error = Unavailable(0, "Timeout", "no answer") if next(calls) % 3 == 0 else None
+
+    world.client.before = fail_every_third
+    await actor.set_cap(tracked)
+    await actor.set_cap(tracked)
+    assert len(world.client.patches) == 4
+    assert [(change.from_cap, change.direction) for change in tracked.changes] == [(64, "lowered")]
 
 
 async def test_a_kind_that_cannot_be_resolved_is_a_failed_write_not_a_fault(world: World) -> None:

@@ -21,6 +21,7 @@ def read(world: World, name: str = "chat") -> Managed:
 def told(world: World) -> dict[str, str]:
     """Reason of each policy's conflict, "" for none."""
     policies = [world.loop._interpreter.read(raw) for raw in world.policies.objects.values()]
+    policies.reverse()  # the order in the store must not count
     owner_of = owners(policies)
     found = {policy.ref.name: conflict_of(policy, owner_of, world.loop._stores.scalers) for policy in policies}
     return {name: str(conflict.reason) if conflict else "" for name, conflict in found.items()}

@@ -157,6 +157,7 @@ async def test_rule_8_deleting_a_policy_leaves_the_workload_and_nothing_of_the_p
     assert world.written == [("chat", 3)]
     assert world.statuses.forgotten == ["uid-chat"]
     assert 'policy="chat"' not in exposed(world)
+    assert (world.loop._tracked, world.loop._interpreter._known) == ({}, {})
 
 
 async def test_a_policy_that_waits_for_a_finalizer_acts_no_more(world: World) -> None:
@@ -165,6 +166,7 @@ async def test_a_policy_that_waits_for_a_finalizer_acts_no_more(world: World) ->
     world.policies.objects[NAMESPACE, "chat"]["metadata"]["deletionTimestamp"] = "2025-01-01T00:00:00Z"
     await world.look()
     assert world.replicas.attempts == []
+    assert world.statuses.submitted == []
 
 
 async def test_a_report_that_comes_after_the_policy_is_gone_leaves_no_trace(world: World) -> None:
@@ -432,6 +434,24 @@ async def test_a_new_leader_goes_on_where_the_old_one_stopped(world: World) -> N
     await standby._stop()
 
 
+async def test_a_new_leader_does_not_wait_for_the_next_period(world: World) -> None:
+    world.elector.left_s = 0.0
+    world.deploy()
+    world.apply(replicas=MORE)
+    running = asyncio.create_task(world.loop.run())
+    await world.rest()
+    assert world.tracked().decision is not None
+    world.elector.left_s = 9.0
+    world.loop.wake()  # nothing has changed
+    await asyncio.sleep(0.1)
+    assert world.written == []
+    world.loop.hurry()
+    await asyncio.sleep(0.1)
+    assert world.written == [("chat", 3)]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_moves_are_not_kept_for_later_where_the_lease_was_lost(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -565,6 +585,20 @@ async def test_a_wake_during_a_tick_is_not_lost(world: World) -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_a_changed_policy_asks_prometheus_anew(world: World) -> None:
+    world.deploy()
+    world.apply()
+    await world.look()
+    before = world.tracked().want
+    await world.look()
+    assert world.tracked().want is before
+    world.apply(slos=[{"signal": "TimeToFirstToken", "threshold": "2s"}])
+    await world.look(full=False)
+    asked = world.tracked().want
+    assert asked is not None
+    assert asked.latencies[0].threshold_s == 2.0
+
+
 async def test_only_what_changed_is_looked_at_between_two_periods(world: World) -> None:
     for name in ("a", "b"):
         world.deploy(name)
@@ -579,6 +613,7 @@ async def test_only_what_changed_is_looked_at_between_two_periods(world: World) 
 
 
 async def test_a_stop_lets_a_write_under_way_end_and_tells_it(world: World) -> None:
+    world.replicas.write_s = 0.005
     world.deploy()
     world.apply(replicas=MORE)
     running = asyncio.create_task(world.loop.run())

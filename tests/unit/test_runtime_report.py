@@ -108,6 +108,13 @@ def with_conflict() -> Tracked:
     return found
 
 
+def with_a_manager_that_undoes() -> Tracked:
+    found = tracked()
+    assert found.decision is not None
+    found.decision = dataclasses.replace(found.decision, replicas=None, undone_by="argocd")
+    return found
+
+
 def with_refusal() -> Tracked:
     found = tracked()
     found.scale_result = ScaleResult(outcome=Outcome.FORBIDDEN, message="grant patch on deployments/scale")
@@ -140,6 +147,11 @@ CASES = [
     ("target missing", with_target_problem, {"Ready": "TargetNotFound", "TargetResolved": "NotFound"}),
     ("flaw", with_flaw, {"Ready": "UnknownRuntime", "WithinBand": "Unknown"}),
     ("conflict", with_conflict, {"Ready": "Conflicted", "Conflicted": "HPA"}),
+    (
+        "undone by a manager",
+        with_a_manager_that_undoes,
+        {"Ready": "Conflicted", "Conflicted": "UndoneByManager", "ScalingLimited": "Undone"},
+    ),
     ("write refused", with_refusal, {"Ready": "Forbidden", "TargetResolved": "Forbidden"}),
     ("outage", with_outage, {"Ready": "MetricsUnavailable", "MetricsAvailable": "Unreachable"}),
     (

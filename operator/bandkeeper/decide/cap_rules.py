@@ -16,7 +16,7 @@ from bandkeeper.api.snapshot import Rollout
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import FULL_KV, Demand
-from bandkeeper.decide.load import Load
+from bandkeeper.decide.load import Load, is_batch_first
 from bandkeeper.decide.policy import BatchControl, Batching, CostClass, Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS, breached, describe, is_total, is_wait
 from bandkeeper.decide.state import RATES_LIMIT, CapMemory, CapRate
@@ -50,6 +50,8 @@ class CapChoice:
         Broken promises that the cap takes care of, so that replicas need not.
     busy
         A rollout for the cap begins now, or is not visible in the target yet.
+    stuck
+        Work waits, and the cap cannot be raised to let it in: memory, latency or a rollout's rules stand against it.
     """
 
     cap: int | None
@@ -59,6 +61,7 @@ class CapChoice:
     handles: frozenset[Signal] = frozenset()
     rollback: bool = False
     busy: bool = False
+    stuck: bool = False
     undone_by: str = ""
 
 
@@ -306,8 +309,9 @@ class CapRules:
             in_force = self.memory.confirmed or not self.load.caps
             return move.urgent or (rested and in_force)
         load, memory = self.load, self.memory
-        patient = self.policy.objective is Objective.THROUGHPUT_SENSITIVE  # a queue is no emergency there
-        calm = (patient or not self.demand.saturated) and rollout is None and not load.terminating
+        waits = any(is_wait(verdict, load) for verdict in breached(self.verdicts))
+        emergency = (self.demand.saturated or waits) and not self._batch_first
+        calm = not emergency and rollout is None and not load.terminating
         all_ready = load.ready == self.replicas and not load.pending and not load.lost
         spared = self.now_s - memory.rollout_s >= ROLLOUT_REST * load.cold_start_s
         return calm and all_ready and spared and rested
@@ -334,7 +338,19 @@ class CapRules:
 
     def kept(self) -> CapChoice:
         busy = is_busy(self.control, self.memory, self.now_s)
-        return CapChoice(self.memory.wanted, handles=self._handled(self.memory), busy=busy)
+        return CapChoice(self.memory.wanted, handles=self._handled(self.memory), busy=busy, stuck=self._stuck())
+
+    def _stuck(self) -> bool:
+        in_force = min(self.load.caps, default=self.cap)
+        if not self.demand.saturated or max(in_force, self.cap) >= self.demand.best_cap:
+            return False
+        if self.control.cost_class is CostClass.ROLLOUT and not self._batch_first:
+            return True
+        return not any(self._fits(cap, GUARD) for cap in self.permitted if cap > self.cap)
+
+    @property
+    def _batch_first(self) -> bool:
+        return is_batch_first(self.policy, self.load, self.demand.best_cap)
 
     def _handled(self, memory: CapMemory) -> frozenset[Signal]:
         """Broken latency promises whose cure is on its way: the cap was lowered, and not long enough ago to judge."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from bandkeeper.api.reasons import SLOState
-from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import SLOVerdict
-from bandkeeper.decide.load import Load
+from bandkeeper.decide.load import Load, is_batch_first
 from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS
 from bandkeeper.decide.state import SAMPLES_LIMIT, DemandMemory, Sample
@@ -299,9 +298,7 @@ def _smoothed(
     in_flight = load.in_flight or 0.0
     if memory.work is None or memory.in_flight is None:
         return raw, in_flight
-    # A larger batch comes before replicas: as long as one may be had, a queue is no reason to hurry.
-    batch_first = min(load.caps, default=memory.best_cap) < memory.best_cap
-    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE and batch_first
+    patient = is_batch_first(policy, load, memory.best_cap)
     span_s = max(SMOOTHING * policy.rate_window_s, SERVICE_SMOOTHING * memory.service.mean_s)
     if saturated and not patient:
         span_s = OVERLOAD_SMOOTHING * policy.rate_window_s

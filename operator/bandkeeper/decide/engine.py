@@ -10,7 +10,7 @@ from bandkeeper.decide import explain
 from bandkeeper.decide.decision import BandVerdict, Decision, MetricsState, MetricsVerdict, SLOVerdict
 from bandkeeper.decide.demand import observe
 from bandkeeper.decide.knob import best_cap, steer, wrote_cap
-from bandkeeper.decide.load import assess
+from bandkeeper.decide.load import assess, is_batch_first
 from bandkeeper.decide.ownership import follow, wrote_replicas
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.promises import breached, is_wait, judge
@@ -29,10 +29,10 @@ def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tu
     if target is None:
         return _no_target(state, now_s), state
     state = follow(policy, target, _of_target(state, target, now_s), now_s)
-    scene, state = _look(policy, snapshot, target, state, now_s)
+    scene, seen = _look(policy, snapshot, target, state, now_s)
     if scene.current == 0:
-        return _at_zero(scene), state
-    wanted, state = choose(scene, state)
+        return _at_zero(scene), replace(seen, cap=state.cap)
+    wanted, state = choose(scene, seen)
     return _decision(scene, wanted), state
 
 
@@ -90,6 +90,7 @@ def _decision(scene: Scene, wanted: Wanted) -> Decision:
         message = explain.joined(explain.cap_undone(cap.undone_by), message)
     waits = any(is_wait(verdict, scene.load) for verdict in breached(scene.verdicts))
     pressing = waits or (scene.demand is not None and scene.demand.saturated)
+    pressing = pressing and (cap.stuck or not is_batch_first(scene.policy, scene.load, scene.best_cap))
     return Decision(
         replicas=wanted.replicas,
         cap=cap.cap,

@@ -70,7 +70,8 @@ def _read_back(policy: Policy, control: BatchControl, load: Load, memory: CapMem
     if not load.caps:
         return memory
     if memory.wanted is None:
-        return replace(memory, wanted=min(load.caps), confirmed=True, moved_s=now_s)
+        seen_s = now_s - control.expected_delay_s  # what is in force has acted: one window of it is enough to judge by
+        return replace(memory, wanted=min(load.caps), confirmed=True, moved_s=seen_s)
     seen = next(iter(load.caps)) if len(load.caps) == 1 else None
     if seen == memory.wanted:
         return memory if memory.confirmed else replace(memory, confirmed=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Pod, PodState, Reading, Snapshot
+from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.state import DemandMemory
 
@@ -135,6 +136,12 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         quiet_queue=len(ready) * _quiet_per_replica(policy.batching, per_replica),
         waiting_known=waiting_known,
     )
+
+
+def is_batch_first(policy: Policy, load: Load, best_cap: int) -> bool:
+    """ThroughputSensitive, and a larger batch may still be had: it comes before replicas, a queue may wait for it."""
+    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE and policy.batch is not None
+    return patient and min(load.caps, default=best_cap) < best_cap
 
 
 def rate_of(snapshot: Snapshot, signal: Signal) -> float | None:

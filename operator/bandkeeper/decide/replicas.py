@@ -96,7 +96,8 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     if curable:
         promises = replace(promises, breached_s=now_s)
     band = size.for_band(policy, demand) if demand else None
-    queue = size.for_queue(policy, demand, load, scene.cap_in_force) if demand else None
+    stuck_at = scene.cap_in_force if scene.cap.stuck else None
+    queue = size.for_queue(policy, demand, load, stuck_at=stuck_at) if demand else None
     over = demand is not None and band is not None and size.over_band(policy, demand, current)
     needs = [need for need in (band if over else None, queue, promised.replicas) if need is not None]
     need = max(needs, default=0)

@@ -11,8 +11,8 @@ from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide import behavior
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
-from bandkeeper.decide.load import Load
-from bandkeeper.decide.policy import CostClass, Policy
+from bandkeeper.decide.load import Load, is_batch_first
+from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS, is_wait
 from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret, ScaleMemory
 
@@ -42,21 +42,20 @@ def over_band(policy: Policy, demand: Demand, current: int) -> bool:
     return demand.work > current * demand.curve.load(high) * (1 + 1e-9)
 
 
-def for_queue(policy: Policy, demand: Demand, load: Load, cap: int) -> int | None:
+def for_queue(policy: Policy, demand: Demand, load: Load, *, stuck_at: int | None = None) -> int | None:
     """Replicas that empty the queue in a minute, beside the margin; None where there is none.
 
     Bounded by the offered work, not by the queue: at most twice the work and two. Sized at the best cap, because a
-    queue raises `cap` to it; only a cap that takes a rollout stays what it is meanwhile. ThroughputSensitive raises the
+    queue raises the cap to it; only one that cannot rise (`stuck_at`) is what there is. ThroughputSensitive raises the
     cap first, and does not order for what will queue before new pods are there.
     """
-    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
-    if not demand.saturated or (patient and policy.batch is not None and cap < demand.best_cap):
+    if not demand.saturated or (stuck_at is None and is_batch_first(policy, load, demand.best_cap)):
         return None
     work, waiting = demand.work, load.waiting or 0.0
     queued_s = waiting * (demand.request_s if demand.request_s is not None else DRAIN_S / 2 / demand.best_cap)
+    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
     growing_s = 0.0 if patient else max(0.0, work - load.ready) * load.cold_start_s
-    fixed = policy.batch is not None and policy.batch.cost_class is CostClass.ROLLOUT
-    share = min(1.0, demand.curve.load(cap / demand.best_cap)) if fixed else 1.0
+    share = 1.0 if stuck_at is None else min(1.0, demand.curve.load(stuck_at / demand.best_cap))
     return math.ceil(min(work + (queued_s + growing_s) / DRAIN_S, 2 * work + 2) / share - 1e-9)
 
 

@@ -49,7 +49,7 @@ PATIENCE_S = 1.0  # so long a look waits for targets that are being read
 READS_AT_ONCE = 32
 WRITES_AT_ONCE = 64
 MIN_GAP_S = 0.1
-FINISH_S = 1.0  # on the way out, for writes under way
+FINISH_S = 0.5  # on the way out, for writes under way
 STUCK_S = 60.0
 DRIFT_EVERY_S = 25.0  # the status writer lets drifting figures through once a minute
 
@@ -115,11 +115,16 @@ class ControlLoop:
         self._acting: set[asyncio.Task[None]] = set()
         self._ticked_at: float | None = None
         self._blind_to = ""
-        self._started_at = clock()
+        self._started_at = self._due = clock()
         metrics.leader.set_function(lambda: float(elector.held))
 
     def wake(self) -> None:
         """A policy may have changed: look at once."""
+        self._wake.set()
+
+    def hurry(self) -> None:
+        """The lease was won: look at all policies at once, so that nobody waits a period for the new leader."""
+        self._due = self._clock()
         self._wake.set()
 
     def alive(self) -> str | None:
@@ -145,19 +150,19 @@ class ControlLoop:
             await reflector.wait_synced()
         gc.collect()
         gc.freeze()  # the stores live as long as we do: walking them again and again would hold up the loop
-        due = self._clock()
+        self._due = self._clock()
         try:
             while True:
-                full = self._clock() >= due
+                full = self._clock() >= self._due
                 if full:
-                    due = max(due + self._settings.period, self._clock() + MIN_GAP_S)
+                    self._due = max(self._due + self._settings.period, self._clock() + MIN_GAP_S)
                 self._wake.clear()
                 try:
                     self.tick(full)
                 except Exception:  # /healthz tells if it stays so
                     logger.exception("a tick failed")
                 try:
-                    async with asyncio.timeout(max(MIN_GAP_S, due - self._clock())):
+                    async with asyncio.timeout(max(MIN_GAP_S, self._due - self._clock())):
                         await self._wake.wait()
                         await asyncio.sleep(MIN_GAP_S)  # our own store may be a moment behind kopf's
                 except TimeoutError:
@@ -231,12 +236,11 @@ class ControlLoop:
     def _forget(self, present: Sequence[Managed]) -> None:
         """Drop the policies that are gone, or were made anew under their old name."""
         uids = {managed.key: managed.ref.uid for managed in present}
+        self._interpreter.keep(uids.keys())
         for key, tracked in list(self._tracked.items()):
             if uids.get(key) == tracked.managed.ref.uid:
                 continue
             del self._tracked[key]
-            if key not in uids:
-                self._interpreter.forget(key)
             self._statuses.forget(tracked.managed.ref.uid)
             self._metrics.forget(key)
             logger.info("policy gone, its workload is left as it is", extra={"policy": "/".join(key)})
@@ -301,11 +305,12 @@ class ControlLoop:
         """Read the targets that are due, and wait a moment; who answers later is used in the next look."""
         now_s, started = self._clock(), []
         for tracked in looks:
-            mark = self._pods_mark(tracked.managed, tracked.scale)
-            if tracked.reading is None and tracked.target_is_due(now_s, mark, TARGET_READ_EVERY_S):
-                tracked.target_read_at, tracked.pods_mark = now_s, mark
-                tracked.reading = self._start(self._looking, self._read_target(tracked))
-                started.append(tracked.reading)
+            with self._guard(tracked):
+                mark = self._pods_mark(tracked.managed, tracked.scale)
+                if tracked.reading is None and tracked.target_is_due(now_s, mark, TARGET_READ_EVERY_S):
+                    tracked.target_read_at, tracked.pods_mark = now_s, mark
+                    tracked.reading = self._start(self._looking, self._read_target(tracked))
+                    started.append(tracked.reading)
         if started:
             await asyncio.wait(started, timeout=PATIENCE_S)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -96,9 +96,10 @@ class Interpreter:
         self._known[key] = identity, managed
         return managed
 
-    def forget(self, key: Key) -> None:
-        """Drop what is remembered of a policy that is gone."""
-        self._known.pop(key, None)
+    def keep(self, present: Set[Key]) -> None:
+        """Drop what is remembered of policies that are gone."""
+        for key in self._known.keys() - present:
+            del self._known[key]
 
     def _interpret(self, raw: Mapping[str, Any], paused: bool) -> Managed:
         base = _base(raw, paused)
