@@ -105,7 +105,6 @@ def _prepare(console: Console, stack: Stack) -> OperatorProcess:
         return all(stack.policy(member.name).get("status", {}).get("lastDecision") for member in MEMBERS)
 
     eventually(decided, timeout_s=30, every_s=0.5, what="a decision in the status of every policy")
-    time.sleep(WARM_UP_S)
     console.print(f"{len(MEMBERS)} policies are in force; the load begins and lasts {LOAD_S} s.")
     return operator
 
@@ -140,7 +139,7 @@ def _courses(stack: Stack, recorder: Recorder) -> list[Course]:
     seen = latencies(stack.prometheus, began_s=recorder.began_s, ends_s=ends_s, length_s=INTERVAL_S)
     courses = []
     for member in MEMBERS:
-        samples = [one for one in recorder.samples[member.name] if one.at_s <= LOAD_S]
+        samples = [one for one in recorder.samples[member.name] if one.at_s < LOAD_S + LOOK_EVERY_S]
         cut = intervals(samples, INTERVAL_S, seen.get(member.name, {}))
         policy = member.policy
         cap = best_cap(policy, CAPACITY)

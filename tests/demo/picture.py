@@ -63,6 +63,7 @@ class _Row:
     label: str
     draw: Callable[[Axes, Course, str], None]
     log: bool = False
+    bottom: float | None = 0
 
 
 def draw(courses: Sequence[Course], path: Path) -> None:
@@ -81,7 +82,7 @@ def _figure(courses: Sequence[Course]) -> Figure:
         for row, axes in zip(rows, grid[:, column], strict=True):
             row.draw(axes, course, colour)
             axes.tick_params(length=0, labelsize=8.5)
-            axes.margins(x=0.01)
+            axes.margins(x=0.01, y=0.12)
         grid[-1][column].set_xlabel("seconds since the load began", color=MUTED, fontsize=9)
     for row, axes in zip(rows, grid[:, 0], strict=True):
         axes.set_ylabel(row.label, fontsize=9.5)
@@ -90,7 +91,7 @@ def _figure(courses: Sequence[Course]) -> Figure:
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=row.bottom)
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     figure.text(0.055, 0.978, TITLE, fontsize=15, fontweight="bold", va="top")
     figure.text(0.055, 0.956, SUBTITLE, fontsize=10, color=MUTED, va="top")
@@ -113,7 +114,7 @@ def _rows() -> list[_Row]:
         _Row("Load\nrequests/s", _load),
         _Row("Replicas", _replicas),
         _Row("Batch cap\nrequests per replica", _cap),
-        _Row("Utilisation\n%", _utilization),
+        _Row("Utilisation\n%", _utilization, bottom=None),
         _Row("TTFT p95\nms, log scale", partial(_latency, signal=Signal.TIME_TO_FIRST_TOKEN), log=True),
         _Row("ITL p95\nms", partial(_latency, signal=Signal.INTER_TOKEN_LATENCY)),
     ]
@@ -151,7 +152,8 @@ def _utilization(axes: Axes, course: Course, colour: str) -> None:
     for counts, face in ((True, colour), (False, "white")):
         chosen = [(at_s, value) for at_s, value, does in told if does is counts]
         axes.scatter(*_columns(chosen), s=15, facecolor=face, edgecolor=colour, linewidth=0.9, zorder=3)
-    _note(axes, f"band {low:.0f}-{high:.0f} %; hollow: no replica count puts the load inside")
+    hollow = "" if all(does for _, _, does in told) else "; hollow: no replica count puts the load inside"
+    _note(axes, f"band {low:.0f}-{high:.0f} %{hollow}")
 
 
 def _latency(axes: Axes, course: Course, colour: str, signal: Signal) -> None:

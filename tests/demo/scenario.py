@@ -14,7 +14,7 @@ from bandkeeper.api.validation import validate
 from bandkeeper.decide.policy import Batching, CostClass, Policy, resolve
 
 NAMESPACE = "serving"
-LOAD_S = 240
+LOAD_S = 250
 INTERVAL_S = 5
 WARM_UP_S = 8
 COLD_START_S = 5
@@ -28,7 +28,7 @@ CAPACITY = 64
 LOAD: dict[str, Any] = {
     "kind": "linear",
     "seed": 7,
-    "points": [[0, 216], [40, 216], [50, 290], [140, 290], [150, 216], [LOAD_S, 216]],
+    "points": [[0, 216], [45, 216], [50, 283], [150, 283], [155, 216], [LOAD_S, 216]],
 }
 BASE_LOAD = {"kind": "constant", "seed": 1, "rate_per_s": LOAD["points"][0][1]}
 # Steps as measured on a B200 with Llama-3.1-70B fp4 (aiconfigurator's silicon_sample.csv, Apache-2.0: 11.80 + .0791 b,

@@ -27,6 +27,7 @@ WAIT_STEP = 1.25  # replicas for a broken promise about waiting where no queue s
 SCRAPE_S = 5.0  # a histogram comes later than what it counts
 REGRET_S = 600.0  # a scale-in that has to be taken back this soon was wrong
 REGRET_MEMORY_S = 3600.0
+REGRET_WINDOWS = 4.0  # scale-down windows that a regret counts for: a load that fell rebounds, and one dip is no lesson
 REGRET_SHARE = 0.9
 CLEARLY = 1.1  # work this much larger would still do with one fewer: only then the peak is what holds it
 
@@ -207,7 +208,7 @@ def fewest(
     by_slo = max(1, math.ceil(demand.peak_work / promised - 1e-9)) if promised > 0 else current
     if by_slo >= current:
         return Fewer(current, BandReason.SLO_BOUND)
-    by_memory = _remembered(memory, demand, now_s)
+    by_memory = _remembered(policy, memory, demand, now_s)
     if by_memory >= current:
         return Fewer(current, BandReason.HOLDING_PEAK)
     # Predictions reach no further than to half, and then there is something new to see.
@@ -234,11 +235,12 @@ def _promised_utilization(verdicts: Sequence[SLOVerdict], demand: Demand) -> flo
     return max(0.0, bound)
 
 
-def _remembered(memory: ScaleMemory, demand: Demand, now_s: float) -> int:
+def _remembered(policy: Policy, memory: ScaleMemory, demand: Demand, now_s: float) -> int:
     """Replicas that a queue or a promise needed in the window, and one more than what proved too few."""
     fewest_known = int(max(memory.needs.highest() or 0, memory.queues.highest() or 0))
     for regret in memory.regrets:
-        if now_s - regret.at_s <= REGRET_MEMORY_S and demand.peak_work >= REGRET_SHARE * regret.work:
+        counts = now_s - regret.at_s <= min(REGRET_MEMORY_S, REGRET_WINDOWS * policy.scale_down.stabilization_s)
+        if counts and demand.peak_work >= REGRET_SHARE * regret.work:
             fewest_known = max(fewest_known, regret.replicas + 1)
     return fewest_known
 
