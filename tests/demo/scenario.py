@@ -40,7 +40,7 @@ SERVER = {
     "delta_ms_per_token": 0.07,
     "kv_tokens": 400_000,
     "capacity": CAPACITY,
-    "max_queue": 12,
+    "max_queue": 32,
     "cap_delay_s": 3,
 }
 TOKENS = {
