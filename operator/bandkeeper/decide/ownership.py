@@ -22,9 +22,10 @@ LONGEST_PERIOD_S = 1800.0  # of a policy of behavior
 def follow(policy: Policy, target: Target, state: State, now_s: float) -> State:
     """Take in the count that the target shows: ours, not yet ours, or somebody else's."""
     owner, seen = state.ownership, target.replicas
-    if owner.expected is None:
-        return replace(state, ownership=replace(owner, expected=seen))
-    if seen == owner.expected or _not_yet_seen(owner, seen, now_s):
+    if owner.shown != seen:
+        owner = replace(owner, shown=seen, expected=seen if owner.expected is None else owner.expected)
+        state = replace(state, ownership=owner)
+    if owner.expected is None or seen == owner.expected or _not_yet_seen(owner, seen, now_s):
         return state
     if not policy.acts:
         return replace(state, ownership=replace(owner, expected=seen))
@@ -74,7 +75,7 @@ def recorded(memory: ScaleMemory, change: int, now_s: float) -> ScaleMemory:
 def wrote_replicas(state: State, replicas: int, now_s: float) -> State:
     """Our own write went through."""
     owner = state.ownership
-    before = owner.expected if owner.expected is not None else replicas
+    before = owner.shown if owner.shown is not None else replicas
     owner = replace(owner, expected=replicas, before=before, written_s=now_s)
     return replace(state, ownership=owner, scale=recorded(state.scale, replicas - before, now_s))
 

@@ -31,6 +31,8 @@ class Ownership:
     ----------
     expected
         Replicas that the target should show: seen last, or written since.
+    shown
+        What the target showed last; behind `expected` for a moment after a write of ours.
     before
         Replicas before our last write, None before the first.
     written_s
@@ -42,6 +44,7 @@ class Ownership:
     """
 
     expected: int | None = None
+    shown: int | None = None
     before: int | None = None
     written_s: float | None = None
     hold_until_s: float = float("-inf")
