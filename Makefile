@@ -47,7 +47,7 @@ fuzz: $(STAMP) ## the property tests with 100,000 cases
 
 lock: $(STAMP) ## renew the hashed locks
 	@$(BIN)/uv pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11 --quiet --output-file requirements/runtime.lock
-	@$(BIN)/uv pip compile pyproject.toml --group dev --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11 --quiet --constraints requirements/runtime.lock --output-file requirements/dev.lock
+	@$(BIN)/uv pip compile pyproject.toml --extra lab --group dev --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11 --quiet --constraints requirements/runtime.lock --output-file requirements/dev.lock
 
 clean: ## remove what the other targets made here
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

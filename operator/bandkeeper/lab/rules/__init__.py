@@ -1,0 +1,1 @@
+"""The rules that the lab compares: ours, the peers' from what they published, and bounds. One file each."""
