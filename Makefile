@@ -10,18 +10,22 @@ SOURCES := operator tests
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-$(STAMP): requirements/dev.lock pyproject.toml
-	@echo "==> Setting up $(VENV) from the hashed lock (about a minute, once)"
+$(STAMP): requirements/dev.lock requirements/uv.lock pyproject.toml
+	@echo "==> Setting up $(VENV) from the hashed lock (less than a minute, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Bandkeeper needs Python 3.11 or newer; call make PYTHON=python3.x")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.lock \
+	  || { echo "==> uv cannot reach the package index; pip does it more slowly"; \
+	       $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 cluster: $(STAMP) ## build the local control plane's binaries, or find them in the cache
 	@$(BIN)/python -m tests.cluster build
 
-demo: cluster ## three objectives under one load on a local control plane, ending in a report
+demo: $(STAMP) ## a simulated report, then three objectives under one load on a local control plane
+	@$(BIN)/python -m tests.demo.preview
 	@$(BIN)/python -m tests.demo
 
 lint: $(STAMP) ## ruff, mypy --strict, import contracts
@@ -45,9 +49,12 @@ bench: $(STAMP) ## benchmarks, by hand
 fuzz: $(STAMP) ## the property tests with 100,000 cases
 	@HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/properties
 
+COMPILE := $(BIN)/uv pip compile --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11 --quiet
+
 lock: $(STAMP) ## renew the hashed locks
-	@$(BIN)/uv pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11 --quiet --output-file requirements/runtime.lock
-	@$(BIN)/uv pip compile pyproject.toml --extra lab --group dev --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11 --quiet --constraints requirements/runtime.lock --output-file requirements/dev.lock
+	@$(COMPILE) pyproject.toml --output-file requirements/runtime.lock
+	@$(COMPILE) pyproject.toml --extra lab --group dev --constraints requirements/runtime.lock --output-file requirements/dev.lock
+	@echo uv | $(COMPILE) - --constraints requirements/dev.lock --output-file requirements/uv.lock
 
 clean: ## remove what the other targets made here
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
