@@ -399,11 +399,18 @@ def test_everything_goes_when_the_parent_is_killed() -> None:
     eventually(lambda: not Path(said["run_dir"]).exists(), what="the end of the run directory")
 
 
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_up_by_hand_ends_with_a_signal(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "tests.cluster", "up", "--nodes", "1"]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as up:
+    # A test run in the background of a shell has SIGINT ignored, and its children would inherit that.
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts
+    ) as up:
         assert up.stdout is not None
         said = up.stdout.readline()
         while "export KUBECONFIG=" not in (line := up.stdout.readline()):
@@ -415,7 +422,10 @@ def test_up_by_hand_ends_with_a_signal(number: signal.Signals) -> None:
         nodes = subprocess.run(kubectl, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
         assert nodes.stdout.split() == ["node/cpu-0", "node/gpu-0"]
         up.send_signal(number)
-        assert up.wait(20) == 0
+        try:
+            assert up.wait(20) == 0
+        finally:
+            up.kill()
     assert re.match(r"Up after \d+\.\d s at https://127\.0\.0\.1:\d+", said)
     assert not kubeconfig.parent.parent.exists()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from bandkeeper.actuate.outcome import Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Replicas, Scale
+from bandkeeper.actuate.rights import Rights
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Distribution, Reading, Rollout, Target
 from bandkeeper.api.v1alpha1 import Status, TargetRef
@@ -39,7 +40,8 @@ EDGES = (0.1, 0.5, 1.0, float("inf"))
 class FakeStore:
     """A reflector without a server."""
 
-    def __init__(self) -> None:
+    def __init__(self, plural: str) -> None:
+        self.plural = plural
         self.objects: dict[Key, Any] = {}
         self.problem = ""
         self.age = 1.0
@@ -94,6 +96,7 @@ class FakeReplicas:
     refusals: dict[str, Outcome] = field(default_factory=dict)
     hung: set[str] = field(default_factory=set)
     hung_writes: set[str] = field(default_factory=set)
+    before_read: Callable[[], Awaitable[object]] | None = None
     before_write: Callable[[], None] = lambda: None
     write_s: float = 0.0
     reads: list[str] = field(default_factory=list)
@@ -105,7 +108,7 @@ class FakeReplicas:
         self.reads.append(ref.name)
         if ref.name in self.hung:
             await asyncio.Event().wait()
-        await asyncio.sleep(0)
+        await (self.before_read() if self.before_read else asyncio.sleep(0))
         if ref.name in self.problems or ref.name not in self.targets:
             problem = self.problems.get(ref.name, TargetProblem.NOT_FOUND)
             raise TargetError(problem, f"{ref.name}: {problem}")
@@ -153,6 +156,7 @@ class FakeMetrics:
         self.running_per_pod = 41.0  # 65 % of what a replica carries: inside the band
         self.hung: set[str] = set()  # names of the Prometheus that do not answer
         self.faults: list[Exception] = []
+        self.odd: set[str] = set()  # policies whose answers break a collection off
         self.down = False
         self.jitter: Callable[[], float] = lambda: 1.0
         self.streams: list[tuple[str, ...]] = []
@@ -206,6 +210,8 @@ class _FakeCollector:
             for number, want in enumerate(wants):
                 if number == 1 and self._metrics.faults:
                     raise self._metrics.faults.pop(0)
+                if want.key in self._metrics.odd:
+                    raise KeyError(want.key)
                 yield want.key, self._metrics.observations(want)
         finally:
             self._streaming = False
@@ -216,12 +222,29 @@ class _FakeCollector:
 
 @dataclass
 class FakeClient:
-    """Takes the patches of pods, and shows their annotations in the store."""
+    """Takes the patches of pods, and shows their annotations in the store; those of workloads it keeps as they are."""
 
     pods: FakeStore
+    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     patches: list[tuple[str, Any]] = field(default_factory=list)
     error: ApiError | None = None
     before: Callable[[], None] = lambda: None
+    missing: set[str] = field(default_factory=set)  # resources that may not be patched
+    asked: list[dict[str, str]] = field(default_factory=list)
+    silent: bool = False  # about our rights
+
+    async def post(self, path: str, body: Any, **_: Any) -> dict[str, Any]:
+        """A review of our own rights."""
+        assert path.endswith("/selfsubjectaccessreviews")
+        attributes = body["spec"]["resourceAttributes"]
+        self.asked.append(attributes)
+        if self.silent:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+        return {"status": {"allowed": attributes["resource"] not in self.missing}}
+
+    async def get(self, path: str, **_: Any) -> dict[str, Any]:
+        return self.manifests[path]
 
     async def patch(self, path: str, body: Any, **_: Any) -> dict[str, Any]:
         self.before()
@@ -229,6 +252,8 @@ class FakeClient:
             raise self.error
         await asyncio.sleep(0)
         self.patches.append((path, body))
+        if "/pods/" not in path:
+            return {}
         key = (NAMESPACE, path.rpartition("/")[2])
         record = cast(PodRecord, self.pods.objects[key])
         annotations = {name: int(value) for name, value in body["metadata"]["annotations"].items()}
@@ -272,7 +297,8 @@ class World:
         self.settings: Settings = parse(
             {"prometheus": {"servers": servers}, "adapters": {"annotation": True}, **settings}, "test"
         )
-        self.policies, self.pods, self.hpas = FakeStore(), FakeStore(), FakeStore()
+        self.policies, self.pods = FakeStore("gpuscalingpolicies"), FakeStore("pods")
+        self.hpas = FakeStore("horizontalpodautoscalers")
         self.elector = FakeElector()
         self.replicas = FakeReplicas(self.clock)
         self.discovery = FakeDiscovery()
@@ -300,6 +326,7 @@ class World:
             interpreter=Interpreter(client, settings, collector_settings_of(settings)),
             discovery=cast(Discovery, self.discovery),
             replicas=cast(Replicas, self.replicas),
+            rights=Rights(client, clock=self.clock),
             collectors=self.metrics.collector,
             elector=cast(LeaseElector, fakes.get("elector", self.elector)),
             events=cast(EventRecorder, fakes.get("events", self.events)),
@@ -348,8 +375,18 @@ class World:
         for number in range(replicas):
             self.pod(name, number)
 
-    def pod(self, name: str, number: int = 0, *, uid: str = "", ready: bool = True, ends: bool = False) -> None:
-        """A pod of a Deployment that has been up for an hour."""
+    def pod(
+        self,
+        name: str,
+        number: int = 0,
+        *,
+        uid: str = "",
+        ready: bool = True,
+        ends: bool = False,
+        cap: int | None = None,
+        annotations: Mapping[str, str] | None = None,
+    ) -> None:
+        """A pod of a Deployment that has been up for an hour; `cap` is the number in its environment."""
         raw: dict[str, Any] = {
             "metadata": {
                 "namespace": NAMESPACE,
@@ -357,8 +394,9 @@ class World:
                 "uid": uid or f"uid-{name}-{number}",
                 "labels": {"app": name, "pod-template-hash": "a"},
                 "creationTimestamp": _time(self.now - 3700),
+                "annotations": dict(annotations or {}),
             },
-            "spec": {"containers": [{"name": "server", "args": ["--max-num-seqs", "64"]}]},
+            "spec": {"containers": [{"name": "server", "args": ["--max-num-seqs", "64"], "env": _env(cap)}]},
             "status": {
                 "conditions": [
                     {"type": "Ready", "status": str(ready), "lastTransitionTime": _time(self.now - 3600)},
@@ -414,6 +452,10 @@ class World:
     def written(self) -> list[tuple[str, int]]:
         """Every write of replicas that went through."""
         return self.replicas.writes
+
+
+def _env(cap: int | None) -> list[dict[str, str]]:
+    return [] if cap is None else [{"name": "MAX_NUM_SEQS", "value": str(cap)}]
 
 
 def _time(at_s: float) -> str:

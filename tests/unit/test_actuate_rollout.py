@@ -28,11 +28,12 @@ def deployment(
     reason: str = "NewReplicaSetAvailable",
     revision: str = "2",
     template: dict[str, Any] = TEMPLATE,
+    **spec: Any,
 ) -> dict[str, Any]:
     return {
         "kind": "Deployment",
         "metadata": {"annotations": {"deployment.kubernetes.io/revision": revision}},
-        "spec": {"replicas": replicas, "template": template},
+        "spec": {"replicas": replicas, "template": template, **spec},
         "status": {
             "replicas": pods,
             "updatedReplicas": updated,
@@ -54,7 +55,27 @@ def deployment(
             Rollout(deadline_exceeded=True, surge=1),
             id="stuck",
         ),
-        pytest.param(deployment(pods=5, updated=2, reason="DeploymentPaused"), Rollout(surge=1), id="paused half way"),
+        pytest.param(
+            deployment(pods=5, updated=2, reason="DeploymentPaused", paused=True),
+            Rollout(deadline_exceeded=True, paused=True, surge=1),
+            id="paused half way",
+        ),
+        pytest.param(
+            deployment(updated=0, reason="DeploymentPaused", paused=True),
+            Rollout(deadline_exceeded=True, paused=True),
+            id="paused, and another template waits",
+        ),
+        pytest.param(
+            deployment(replicas=3, paused=True),
+            Rollout(deadline_exceeded=True, paused=True),
+            id="paused while nothing rolls, on a scale-in",
+        ),
+        pytest.param(
+            deployment(revision="1", paused=True),
+            Rollout(deadline_exceeded=True, paused=True),
+            id="paused at the first",
+        ),
+        pytest.param(deployment(pods=5, updated=2, reason="DeploymentPaused"), Rollout(surge=1), id="resumed"),
         pytest.param(deployment(reason="ReplicaSetUpdated", revision="1"), None, id="first start"),
         pytest.param(
             deployment(reason="ProgressDeadlineExceeded", revision="1"), None, id="first start takes too long"
@@ -169,3 +190,21 @@ def test_each_manager_gets_the_rule_that_makes_it_leave_the_field(manager: str, 
     rule = ignore_rule(manager, "/spec/replicas")
     assert says in rule
     assert "/spec/replicas" in rule
+
+
+@pytest.mark.parametrize(
+    ("annotations", "want"),
+    [
+        ({"batch-cap": "32", "previous-batch-cap": "64"}, Rollout(ours=True, cap=32, previous_cap=64)),
+        ({"batch-cap": "32", "previous-batch-cap": ""}, Rollout(ours=True, cap=32, previous_cap=0)),
+        ({"batch-cap": "64"}, Rollout(ours=True, cap=64)),
+        ({"batch-cap": "", "previous-batch-cap": "many"}, Rollout(ours=True)),
+    ],
+)
+def test_a_rollout_of_ours_tells_its_cap_and_the_one_to_go_back_to(annotations: dict[str, str], want: Rollout) -> None:
+    template = copy.deepcopy(TEMPLATE)
+    template["metadata"]["annotations"] |= {f"bandkeeper.dev/{name}": value for name, value in annotations.items()}
+    template["metadata"]["annotations"]["bandkeeper.dev/template-hash"] = template_hash(template)
+    assert rollout_of(deployment(reason="ReplicaSetUpdated", template=template), now=T0) == want
+    template["spec"]["containers"][0]["image"] = "another"
+    assert rollout_of(deployment(reason="ReplicaSetUpdated", template=template), now=T0) == Rollout()

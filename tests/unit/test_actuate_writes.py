@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from bandkeeper.actuate import rights as rights_module
 from bandkeeper.actuate.adapter import AdapterError, Workload
 from bandkeeper.actuate.annotation import AT_ONCE, Annotation
 from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.actuate.pod_template import PodTemplate
 from bandkeeper.actuate.registry import batch_adapter
 from bandkeeper.actuate.replicas import Replicas
-from bandkeeper.actuate.rights import KEEP_S, Right, Rights
+from bandkeeper.actuate.rights import KEEP_MISSING_S, KEEP_S, Right, Rights
 from bandkeeper.api.snapshot import Pod, PodState, Target
 from bandkeeper.api.v1alpha1 import Adapter, AdapterType, TargetRef
 from bandkeeper.decide.policy import CostClass
@@ -247,6 +248,21 @@ def test_the_cap_is_read_from_the_template(found: dict[str, Any], knob: dict[str
     assert adapter.settled(workload(pod("old", 8, PodState.TERMINATING), pod("new", 16)), 16)
 
 
+async def test_a_paused_workload_is_not_given_a_template_that_would_wait_for_ever() -> None:
+    found = manifest(server(env=[{"name": "CAP", "value": "8"}]))
+    found["spec"]["paused"] = True
+    client = StandIn(on_get=answers(found))
+    adapter = PodTemplate(client, container="server", clock=frozen, **ENV)
+    for rollback in (False, True):
+        write = (
+            adapter.rollback(workload(), deadline=110.0) if rollback else adapter.apply(workload(), 16, deadline=110.0)
+        )
+        result = await write
+        assert result.outcome is Outcome.REFUSED
+        assert "kubectl rollout resume deployment/chat" in result.message
+    assert client.writes == []
+
+
 async def test_a_settled_template_costs_no_request() -> None:
     stored = manifest(server(env=[{"name": "CAP", "value": "16"}]))
     result = await PodTemplate(StandIn(), container="server", env="CAP").apply(
@@ -419,13 +435,15 @@ def test_exactly_one_place_for_the_cap_is_needed() -> None:
         batch_adapter(Adapter.model_construct(type=AdapterType.POD_TEMPLATE), StandIn(), enabled=set(AdapterType))
 
 
-async def test_rights_are_asked_for_once_a_minute_and_an_outage_is_no_verdict() -> None:
+PATCH_SCALE = Right(verb="patch", group="apps", resource="deployments/scale", remedy="do this")
+
+
+async def test_rights_are_asked_for_seldom_and_an_outage_is_no_verdict() -> None:
     now = 0.0
     allowed: dict[str, Any] = {"status": {"allowed": True}}
     client = StandIn(on_write=answers(allowed))
     rights = Rights(client, clock=lambda: now)
-    right = Right(verb="patch", group="apps", resource="deployments/scale", remedy="do this")
-    assert [await rights.missing(right, "serving") for now in (0.0, KEEP_S)] == ["", ""]
+    assert [await rights.missing(PATCH_SCALE, "serving") for now in (0.0, KEEP_S)] == ["", ""]
     ((_, review),) = client.writes
     assert review["spec"]["resourceAttributes"] == {
         "verb": "patch",
@@ -436,6 +454,43 @@ async def test_rights_are_asked_for_once_a_minute_and_an_outage_is_no_verdict() 
     }
     allowed["status"]["allowed"], now = False, KEEP_S + 1
     missing = "the operator may not patch deployments/scale of API group apps in namespace serving: do this"
-    assert await rights.missing(right, "serving") == missing
+    assert await rights.missing(PATCH_SCALE, "serving") == missing
+    allowed["status"]["allowed"], now = True, now + KEEP_MISSING_S
+    assert await rights.missing(PATCH_SCALE, "serving") == missing
+    now += 1  # somebody may have granted it by now
+    assert await rights.missing(PATCH_SCALE, "serving") == ""
     down = Rights(StandIn(on_write=raises(Unavailable(0, "Timeout", "not answered"))))
-    assert await down.missing(right, "serving") == ""
+    assert await down.missing(PATCH_SCALE, "serving") == ""
+
+
+async def test_a_right_is_asked_for_once_by_all_who_need_it_now() -> None:
+    client = StandIn(on_write=answers({"status": {"allowed": False}}))
+    rights = Rights(client, clock=frozen)
+    told = await asyncio.gather(*(rights.missing(PATCH_SCALE, "serving") for _ in range(9)))
+    assert len(set(told)) == 1
+    assert len(client.writes) == 1
+    silent = StandIn(on_write=raises(Unavailable(0, "Timeout", "not answered")))
+    rights = Rights(silent, clock=frozen)
+    assert set(await asyncio.gather(*(rights.missing(PATCH_SCALE, "serving") for _ in range(9)))) == {""}
+    assert len(silent.writes) == 1
+
+
+async def test_a_role_may_grant_a_right_on_one_object_alone() -> None:
+    async def granted_on_chat(path: str, body: Any) -> dict[str, Any]:
+        return {"status": {"allowed": body["spec"]["resourceAttributes"].get("name") == "chat"}}
+
+    client = StandIn(on_write=granted_on_chat)
+    rights = Rights(client, clock=frozen)
+    assert await rights.missing(PATCH_SCALE, "serving", "chat") == ""
+    assert await rights.missing(PATCH_SCALE, "serving", "other") != ""
+    assert len(client.writes) == 3
+
+
+async def test_what_is_known_of_rights_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rights_module, "MOST_KNOWN", 10)
+    now = 0.0
+    rights = Rights(StandIn(on_write=answers({"status": {"allowed": True}})), clock=lambda: now)
+    for number in range(100):
+        now += KEEP_S / 5
+        await rights.missing(PATCH_SCALE, f"ci-{number}")
+    assert len(rights._known) <= 10

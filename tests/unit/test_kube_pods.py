@@ -324,3 +324,14 @@ def test_selections_of_targets_that_are_gone_do_not_pile_up(monkeypatch: pytest.
     assert len(store._selections) <= 3
     source.put(record("b"))
     assert names(store, "app=chat,!canary-9") == ["a", "b"]
+
+
+def test_nothing_is_left_of_namespaces_that_are_gone() -> None:
+    source = Source()
+    store = store_of(source)
+    for number in range(3):
+        pod = record(namespace=f"ci-{number}")
+        source.put(pod)
+        source.remove((pod.namespace, pod.name))
+        assert names(store, "app=chat", f"ci-{number}") == []
+    assert store._namespaces == {}

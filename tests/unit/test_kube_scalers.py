@@ -56,6 +56,7 @@ def test_changes_are_followed() -> None:
     assert found.of("serving", "apps/v1", "Deployment", "other") == (two,)
     source.callback(Change(("serving", "h"), two, None))
     assert found.of("serving", "apps/v1", "Deployment", "other") == ()
+    assert found._by_target == {}  # nothing is left of targets that nobody scales any more
 
 
 def test_what_cannot_be_seen_is_said() -> None:

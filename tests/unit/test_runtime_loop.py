@@ -14,6 +14,7 @@ from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.api.snapshot import Rollout
 from bandkeeper.kube.discovery import TargetProblem
 from bandkeeper.runtime import loop as loop_module
+from bandkeeper.runtime.lanes import MOST_COLLECTIONS
 from tests.unit.runtime_world import NAMESPACE, FakeElector, FakeEvents, FakeStatuses, World
 
 MORE = {"min": 3, "max": 8}  # of two replicas, so that the first look wants three
@@ -102,6 +103,9 @@ async def test_any_stale_store_forbids_scale_in(world: World, store: str) -> Non
     world.apply(replicas={"min": 1, "max": 2})
     await world.look()
     assert world.replicas.attempts == []
+    snapshot = world.tracked().snapshot
+    assert snapshot is not None
+    assert (snapshot.pods_age_s, snapshot.stalest) == (61.0, getattr(world, store).plural)
     getattr(world, store).age = 1.0
     await world.look()
     assert world.written == [("chat", 2)]
@@ -178,8 +182,54 @@ async def test_a_report_that_comes_after_the_policy_is_gone_leaves_no_trace(worl
     world.apply(replicas=MORE)
     world.replicas.before_write = gone
     await world.look()
-    assert "bandkeeper_desired_replicas{" not in exposed(world)
+    assert 'policy="chat"' not in exposed(world)  # nor the count of the write that went through
     assert world.statuses.submitted == []
+    assert world.events.about("chat") == ["ScaleUp"]  # what was written was written
+
+
+async def test_a_report_that_fails_does_not_tell_the_same_move_again_and_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> list[object]:
+        raise RuntimeError("boom")
+
+    world.deploy()
+    world.apply(replicas=MORE)
+    monkeypatch.setattr(loop_module, "findings", broken)
+    for _ in range(3):
+        await world.look()
+    assert world.events.about("chat") == ["ScaleUp"]
+    assert "a policy's tick failed" in caplog.text
+
+
+async def test_a_policy_that_goes_during_its_look_is_not_judged(world: World) -> None:
+    world.deploy()
+    world.apply(replicas=MORE)
+    world.loop.tick(full=True)
+    tracked = world.tracked()
+    await until(lambda: world.replicas.reads != [])
+    world.delete()
+    world.loop.tick(full=False)
+    await world.rest()
+    assert tracked.decision is None
+    assert world.replicas.attempts == []
+
+
+async def test_a_policy_that_becomes_wrong_during_a_write_is_told_so_after_it(world: World) -> None:
+    world.deploy()
+    world.apply(replicas=MORE)
+
+    def spoil() -> None:
+        world.apply(replicas=MORE, runtime="Nobody")
+        world.loop.tick(full=False)
+        assert world.tracked().decision is not None  # what was decided on stays until the write has ended
+
+    world.replicas.before_write = spoil
+    await world.look()
+    assert world.tracked().state.ownership.expected == 3
+    assert world.loop._wake.is_set()
+    world.loop.tick(full=False)
+    assert world.condition("Ready") == ("False", "UnknownRuntime")
 
 
 # Nobody waits for another's trouble.
@@ -225,6 +275,22 @@ async def test_rule_9_a_target_that_does_not_answer_holds_up_nobody(world: World
     assert world.replicas.reads.count("slow") == 1
 
 
+async def test_a_target_that_answers_late_does_not_wait_for_the_next_period(world: World) -> None:
+    answer = asyncio.Event()
+    world.replicas.before_read = answer.wait
+    world.deploy()
+    world.apply(replicas=MORE)
+    await world.look()
+    assert world.written == []
+    world.loop._wake.clear()
+    answer.set()
+    await world.rest()
+    assert world.loop._wake.is_set()
+    await world.look(full=False, after_s=0.1)
+    assert world.written == [("chat", 3)]
+    assert world.replicas.reads == ["chat"]
+
+
 async def test_rule_9_a_write_that_hangs_holds_up_nobody(world: World) -> None:
     world.replicas.hung_writes = {"slow"}
     for name in ("slow", "chat"):
@@ -268,7 +334,7 @@ async def test_rule_9_a_policy_that_cannot_be_read_stops_nobody(
     assert "a policy cannot be read" in caplog.text
 
 
-async def test_a_collection_that_fails_leaves_policies_without_data_not_without_a_look(
+async def test_a_collection_that_breaks_off_once_costs_nobody_a_look(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("a", "b"):
@@ -276,11 +342,81 @@ async def test_a_collection_that_fails_leaves_policies_without_data_not_without_
         world.apply(name)
     world.metrics.faults = [RuntimeError("boom")]  # after the first policy
     await world.look()
-    assert world.condition("MetricsAvailable", "a") == ("True", "Available")
-    assert world.condition("MetricsAvailable", "b") == ("False", "Unreachable")
-    assert "a collection failed" in caplog.text
+    for name in ("a", "b"):
+        assert world.condition("MetricsAvailable", name) == ("True", "Available")
+    assert caplog.text.count("a collection broke off") == 1
+    assert "RuntimeError: boom" in caplog.text
+
+
+async def test_rule_9_signals_that_cannot_be_read_cost_only_their_own_policy(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("a", "b", "odd", "x", "y", "z")
+    for name in names:
+        world.deploy(name)
+        world.apply(name, replicas=MORE)
+    world.metrics.odd = {"serving/odd"}
+    for _ in range(3):
+        await world.look()
+    assert sorted(world.written) == [(name, 3) for name in names]  # bounds need no metrics
+    for name in set(names) - {"odd"}:
+        assert world.condition("MetricsAvailable", name) == ("True", "Available")
+    assert world.condition("MetricsAvailable", "odd") == ("False", "InvalidValues")
+    assert world.condition("Ready", "odd") == ("False", "MetricsUnavailable")
+    ready = next(one for one in world.status("odd").conditions if one.type == "Ready")
+    assert "please report" in ready.message
+    assert caplog.text.count("a policy's signals cannot be read") == 1
+    assert caplog.text.count("Traceback") == 1
+    assert exposed(world).count("bandkeeper_tick_failures_total 3.0") == 1
+
+
+async def test_a_policy_whose_signals_cannot_be_read_is_asked_for_alone_until_they_can(world: World) -> None:
+    names = [f"p{number}" for number in range(32)]
+    for name in names:
+        world.deploy(name)
+        world.apply(name)
+    world.metrics.odd = {"serving/p3"}
     await world.look()
-    assert world.condition("MetricsAvailable", "b") == ("True", "Available")
+    assert len(world.metrics.streams) <= 2 * 5 + 1  # halves of halves
+    world.metrics.streams.clear()
+    await world.look()
+    others = tuple(f"serving/{name}" for name in names if name != "p3")
+    assert world.metrics.streams == [others, ("serving/p3",)]
+    world.metrics.odd.clear()
+    await world.look()
+    assert world.condition("MetricsAvailable", "p3") == ("True", "Available")
+    world.metrics.streams.clear()
+    await world.look()
+    assert len(world.metrics.streams) == 1
+
+
+async def test_a_fault_of_all_policies_is_not_looked_for_without_end(world: World) -> None:
+    names = [f"p{number}" for number in range(60)]
+    for name in names:
+        world.deploy(name)
+        world.apply(name)
+    world.metrics.odd = {f"serving/{name}" for name in names}
+    await world.look()
+    assert len(world.metrics.streams) <= MOST_COLLECTIONS
+    assert all(world.condition("MetricsAvailable", name)[0] == "False" for name in names)
+    world.metrics.odd.clear()
+    await world.look()
+    await world.look()
+    assert all(world.condition("MetricsAvailable", name)[0] == "True" for name in names)
+
+
+async def test_faults_of_policies_that_are_gone_are_forgotten(world: World) -> None:
+    world.deploy()
+    world.apply()
+    world.metrics.odd = {"serving/chat"}
+    await world.look()
+    lane = world.loop._lanes.of(world.tracked().managed)
+    assert lane.odd.keys() == {"serving/chat"}
+    world.delete()
+    world.deploy("other")
+    world.apply("other")
+    await world.look()
+    assert lane.odd == {}
 
 
 async def test_a_failing_tick_is_logged_and_the_next_one_comes(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -379,6 +515,7 @@ async def test_rule_6_another_target_shares_nothing_with_the_first(world: World)
     world.apply(target="two", replicas={"min": 6, "max": 8}, batch=batch)
     await world.look()
     assert world.tracked().decision is None
+    assert not world.tracked().leads
     assert world.client.patches == []  # the old cap is not for the new pods
     await world.loop._stop()
 
@@ -505,6 +642,73 @@ async def test_a_refusal_is_told_once_and_tried_less_and_less(world: World) -> N
     assert world.written == [("chat", 3)]
 
 
+async def test_a_missing_right_shows_before_anything_is_written(world: World) -> None:
+    world.client.missing = {"deployments"}
+    world.deploy()
+    world.apply()
+    await world.look()
+    assert world.replicas.attempts == []
+    assert world.condition("Ready") == ("False", "Forbidden")
+    assert world.condition("TargetResolved") == ("False", "Forbidden")
+    ready = next(one for one in world.status().conditions if one.type == "Ready")
+    assert "may not patch deployments/scale" in ready.message
+    assert "scaleTargets" in ready.message
+    await world.look()
+    assert world.events.about("chat") == ["Forbidden"]
+    world.client.missing = set()
+    await world.look(after_s=61.0)
+    assert world.condition("Ready") == ("True", "Ok")
+
+
+async def test_a_missing_right_of_the_adapter_shows_before_the_first_cap(world: World) -> None:
+    world.client.missing = {"pods"}
+    world.deploy()
+    for number in range(2):
+        world.pod("chat", number, annotations={"bandkeeper.dev/batch-cap": "64"})
+    world.apply(batch={"min": 8, "max": 64, "adapter": {"type": "Annotation"}})
+    await world.look()
+    assert world.client.patches == []
+    assert world.condition("BatchApplied") == ("False", "Forbidden")
+    assert world.condition("Ready") == ("True", "Ok")  # replicas are scaled all the same
+    world.client.missing = set()
+    await world.look(after_s=61.0)
+    assert world.condition("BatchApplied") == ("True", "Applied")
+
+
+async def test_a_right_is_asked_for_once_for_all_policies_of_a_namespace(world: World) -> None:
+    batch = {"min": 8, "max": 64, "adapter": {"type": "Annotation"}}
+    for number in range(20):
+        world.deploy(f"p{number}", replicas=1)
+        world.apply(f"p{number}", batch=batch)
+    for _ in range(39):  # 585 s
+        await world.look()
+    asked = [(one["verb"], one["resource"], one["subresource"]) for one in world.client.asked]
+    assert sorted(asked) == [("patch", "deployments", "scale"), ("patch", "pods", "")]
+    for _ in range(6):
+        await world.look()
+    assert len(world.client.asked) == 4
+
+
+@pytest.mark.parametrize("how", [{"paused": True}, {"mode": "Recommend"}, {"standby": True}])
+async def test_who_does_not_write_asks_for_no_right(world: World, how: dict[str, Any]) -> None:
+    if how.pop("standby", False):
+        world.elector.left_s = 0.0
+    world.client.missing = {"deployments", "pods"}
+    world.deploy()
+    world.apply(**how)
+    await world.look()
+    assert world.client.asked == []
+
+
+async def test_a_right_that_is_not_answered_holds_up_nobody(world: World) -> None:
+    world.client.silent = True
+    world.deploy()
+    world.apply(replicas=MORE)
+    await world.look()
+    assert world.written == [("chat", 3)]
+    assert world.condition("Ready") == ("True", "Ok")
+
+
 async def test_a_refusal_is_forgotten_where_nothing_is_to_be_written(world: World) -> None:
     world.replicas.refusals["chat"] = Outcome.FORBIDDEN
     world.deploy()
@@ -539,10 +743,11 @@ async def test_a_cap_is_told_once_although_new_pods_are_written_later(world: Wor
     world.apply(batch={"min": 8, "max": 32, "adapter": {"type": "Annotation"}})
     for _ in range(3):
         await world.look(after_s=100.0)
-    assert len(world.client.patches) == 4
+    written = len(world.client.patches)
+    assert written >= 2
     world.pod("chat", 2)
     await world.look()
-    assert len(world.client.patches) == 5
+    assert len(world.client.patches) == written + 1
     await world.look()
     assert world.events.about("chat").count("LowerBatchCap") == 1
     assert world.condition("BatchApplied") == ("True", "Applied")

@@ -155,6 +155,8 @@ class PodTemplate:
             if manifest["metadata"]["uid"] != workload.uid:
                 message = f"{label} was deleted and created again since the decision; nothing was written"
                 return CapResult(outcome=Outcome.CHANGED, message=message)
+            if manifest["spec"].get("paused"):
+                raise AdapterError(paused(workload))
             change = wanted(manifest, place)
             if change is None:
                 return CapResult(outcome=Outcome.UNCHANGED)
@@ -301,6 +303,15 @@ class PodTemplate:
     def _what(self) -> str:
         name = f"environment variable {self.env}" if self.env else f"argument {self.argument}"
         return f"{name} of container {self.container}"
+
+
+def paused(workload: Workload) -> str:
+    """The sentence for a workload that is paused: a new template would wait for ever."""
+    kind, name = workload.resource.kind, workload.name
+    return (
+        f"{kind} {name} is paused (spec.paused), so no rollout is begun and its pods keep their cap; "
+        f"kubectl rollout resume {kind.lower()}/{name} hands it back"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,9 @@ Object = Mapping[str, Any]
 def rollout_of(workload: Object, *, now: float) -> Rollout | None:
     """The rollout that is on its way, None when there is none.
 
-    A scale-up or a first start is no rollout, though its pods are not ready. `now` is in seconds since the epoch; only
-    a StatefulSet needs it, because it keeps no progress deadline.
+    A scale-up or a first start is no rollout, though its pods are not ready. A paused workload has one that does not
+    get on, also where all its pods are alike, because the next template would wait. `now` is in seconds since the
+    epoch; only a StatefulSet needs it, because it keeps no progress deadline.
     """
     kind = workload.get("kind")
     if kind == "Deployment":
@@ -57,14 +58,16 @@ def is_ours(workload: Object) -> bool:
 def _deployment_rollout(workload: Object) -> Rollout | None:
     spec, status = workload.get("spec") or {}, workload.get("status") or {}
     pods, updated = status.get("replicas") or 0, status.get("updatedReplicas") or 0
+    surge = max(0, pods - (spec.get("replicas") or 0))
+    if spec.get("paused"):
+        return Rollout(deadline_exceeded=True, paused=True, surge=surge if updated < pods else 0)
     progress: Object = next((c for c in status.get("conditions") or () if c.get("type") == "Progressing"), {})
     first = ((workload.get("metadata") or {}).get("annotations") or {}).get(REVISION_ANNOTATION, "1") == "1"
     exceeded = progress.get("reason") == "ProgressDeadlineExceeded"
     starting = progress.get("reason") in ("NewReplicaSetCreated", "FoundNewReplicaSet", "ReplicaSetUpdated")
     if first or not (updated < pods or exceeded or starting):
         return None
-    surge = max(0, pods - (spec.get("replicas") or 0))
-    return Rollout(deadline_exceeded=exceeded, ours=is_ours(workload), surge=surge)
+    return _rollout(workload, exceeded, surge)
 
 
 def _stateful_set_rollout(workload: Object, now: float) -> Rollout | None:
@@ -79,7 +82,26 @@ def _stateful_set_rollout(workload: Object, now: float) -> Rollout | None:
     writer = last_manager(workload, "f:spec", "f:template")
     begun = _epoch_s(writer.at) if writer else None
     exceeded = begun is not None and now - begun > STATEFUL_SET_POD_DEADLINE_S * max(1, pods - keep)
-    return Rollout(deadline_exceeded=exceeded, ours=is_ours(workload))
+    return _rollout(workload, exceeded, 0)
+
+
+def _rollout(workload: Object, exceeded: bool, surge: int) -> Rollout:
+    """A rollout with what our own annotations tell of it: they outlive the process that wrote them."""
+    if not is_ours(workload):
+        return Rollout(deadline_exceeded=exceeded, surge=surge)
+    annotations = workload["spec"]["template"]["metadata"]["annotations"]
+    previous = annotations.get(PREVIOUS_CAP_ANNOTATION)
+    return Rollout(
+        deadline_exceeded=exceeded,
+        ours=True,
+        cap=_cap(annotations.get(CAP_ANNOTATION)),
+        previous_cap=0 if previous == "" else _cap(previous),
+        surge=surge,
+    )
+
+
+def _cap(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
 
 
 def _epoch_s(timestamp: str) -> float | None:

@@ -55,12 +55,26 @@ class Pod:
 class Rollout:
     """A change of pod template on its way.
 
-    `deadline_exceeded` is the workload's own verdict; `ours` says that this policy's batch adapter began it.
-    `surge` counts pods above the wanted replicas.
+    Attributes
+    ----------
+    deadline_exceeded
+        Nothing waits for it any more: the workload's own verdict, or it is paused.
+    paused
+        A person paused the workload: its pods stay as they are, and a new template waits too.
+    ours
+        This policy's batch adapter began it.
+    cap, previous_cap
+        Of one that is ours the batch cap that it brings, and the one to go back to: None where it is itself the way
+        back, 0 where the template had none.
+    surge
+        Pods above the wanted replicas.
     """
 
     deadline_exceeded: bool = False
+    paused: bool = False
     ours: bool = False
+    cap: int | None = None
+    previous_cap: int | None = None
     surge: int = 0
 
 
@@ -153,7 +167,9 @@ class Snapshot:
     pods
         All pods that match the target's selector.
     pods_age_s
-        Age of the pod store; above 60 s no scale-in is allowed.
+        Age of the stalest list of the API server's objects; above 60 s no scale-in is allowed.
+    stalest
+        What that list is of, such as pods or gpuscalingpolicies.
     by_pod
         Gauges and counter rates per ready pod name. A pod without an entry has no data.
     totals
@@ -167,6 +183,7 @@ class Snapshot:
     target: Target | None
     pods: tuple[Pod, ...] = ()
     pods_age_s: float = 0.0
+    stalest: str = "pods"
     by_pod: Mapping[Signal, Mapping[str, Reading]] = field(default_factory=dict)
     totals: Mapping[Signal, Reading] = field(default_factory=dict)
     distributions: Mapping[tuple[Signal, int], Distribution] = field(default_factory=dict)

@@ -127,7 +127,7 @@ class PodStore:
 
     def __init__(self, reflector: Reflector[PodRecord]) -> None:
         self._reflector = reflector
-        self._namespaces: dict[str, dict[str, PodRecord]] = defaultdict(dict)
+        self._namespaces: dict[str, dict[str, PodRecord]] = {}
         self._selections: dict[tuple[str, str], _Selection] = {}
         # Selections by one label that their pods must have, so that a pod need not be tried against all of them.
         self._by_pair: dict[tuple[str, str, str], list[_Selection]] = defaultdict(list)
@@ -181,11 +181,11 @@ class PodStore:
     def _likely(self, namespace: str, selector: Selector) -> Iterable[PodRecord]:
         """Pods that have one of the selector's labels; many selections are made before the next pod changes."""
         if not selector.pairs:
-            return self._namespaces[namespace].values()
+            return self._namespaces.get(namespace, {}).values()
         labelled = self._labelled.get(namespace)
         if labelled is None:
             labelled = self._labelled[namespace] = defaultdict(list)
-            for record in self._namespaces[namespace].values():
+            for record in self._namespaces.get(namespace, {}).values():
                 for pair in record.labels.items():
                     labelled[pair].append(record)
         return min((labelled.get(pair, []) for pair in selector.pairs), key=len)
@@ -193,10 +193,13 @@ class PodStore:
     def _changed(self, change: Change[PodRecord]) -> None:
         namespace, name = change.key
         self._labelled.pop(namespace, None)
+        pods = self._namespaces.setdefault(namespace, {})
         if change.new is not None:
-            self._namespaces[namespace][name] = change.new
+            pods[name] = change.new
         else:
-            self._namespaces[namespace].pop(name, None)
+            pods.pop(name, None)
+            if not pods:
+                del self._namespaces[namespace]
         labels = {pair for record in (change.old, change.new) if record for pair in record.labels.items()}
         for selection in self._candidates(change.key, labels):
             selection.update(name, change.new)

@@ -111,6 +111,11 @@ class Reflector(Generic[T]):
         """The store itself, read-only: valid until the next await."""
 
     @property
+    def plural(self) -> str:
+        """What it follows, such as pods."""
+        return self._plural
+
+    @property
     def synced(self) -> bool:
         """Every part was listed at least once."""
         return self._listed.is_set()

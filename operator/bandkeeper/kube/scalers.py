@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,7 @@ class Scalers:
 
     def __init__(self, *reflectors: Reflector[Scaler]) -> None:
         self._reflectors = reflectors
-        self._by_target: dict[tuple[str, str, str], dict[tuple[str, str], Scaler]] = defaultdict(dict)
+        self._by_target: dict[tuple[str, str, str], dict[tuple[str, str], Scaler]] = {}
         for reflector in reflectors:
             for key, scaler in reflector.objects.items():
                 self._changed(Change(key, None, scaler))
@@ -65,9 +64,12 @@ class Scalers:
 
     def _changed(self, change: Change[Scaler]) -> None:
         if old := change.old:
-            self._by_target[_target(old)].pop((old.kind, old.name), None)
+            others = self._by_target.get(_target(old), {})
+            others.pop((old.kind, old.name), None)
+            if not others:
+                self._by_target.pop(_target(old), None)
         if new := change.new:
-            self._by_target[_target(new)][new.kind, new.name] = new
+            self._by_target.setdefault(_target(new), {})[new.kind, new.name] = new
 
 
 def _scaler(kind: str, raw: Mapping[str, Any], target: Mapping[str, Any]) -> Scaler:

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from bandkeeper.actuate.adapter import BatchAdapter, Workload
 from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
-from bandkeeper.actuate.pod_template import PodTemplate
-from bandkeeper.actuate.replicas import Replicas, Scale
+from bandkeeper.actuate.pod_template import PodTemplate, paused
+from bandkeeper.actuate.replicas import Replicas, Scale, scale_right
+from bandkeeper.actuate.rights import KEEP_MISSING_S, Rights
 from bandkeeper.api.snapshot import Rollout
 from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.engine import written
@@ -31,12 +32,14 @@ class Actor:
         *,
         replicas: Replicas,
         discovery: Discovery,
+        rights: Rights,
         elector: LeaseElector,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas = replicas
         self._discovery = discovery
+        self._rights = rights
         self._elector = elector
         self._metrics = metrics
         self._clock = clock
@@ -53,6 +56,23 @@ class Actor:
             tracked.cap_result = None
             tracked.cap_retry.clear()
         return scales or caps
+
+    async def ask_rights(self, tracked: Tracked) -> None:
+        """Find out which rights are missing for the writes that the policy may need, before the first of them."""
+        managed, ref = tracked.managed, tracked.target_ref
+        if ref is None:
+            return
+        tracked.rights_due_s = self._clock() + KEEP_MISSING_S
+        try:
+            resource = await self._discovery.scalable(ref.api_version, ref.kind)
+        except TargetError:
+            return  # reading the target says it too
+        namespace, adapter = managed.ref.namespace, managed.adapter
+        scale = await self._rights.missing(scale_right("patch", resource), namespace, ref.name)
+        cap = await self._rights.missing(adapter.right(resource), namespace, ref.name) if adapter else ""
+        if tracked.managed is managed:
+            tracked.scale_lack = ScaleResult(outcome=Outcome.FORBIDDEN, message=scale) if scale else None
+            tracked.cap_lack = CapResult(outcome=Outcome.FORBIDDEN, message=cap) if cap else None
 
     async def scale(self, tracked: Tracked) -> None:
         """Make the target's replicas what the decision wants."""
@@ -126,14 +146,23 @@ class Actor:
                 uid=scale.target.uid,
                 pods=tracked.pods,
             )
-            result = await self._apply(adapter, workload, decision, decision.cap)
+            rollout = scale.target.rollout
+            if adapter.cost_class is CostClass.ROLLOUT and rollout is not None and rollout.paused:
+                tracked.cap_result = CapResult(outcome=Outcome.REFUSED, message=paused(workload))
+                return
+            result = await self._apply(adapter, workload, decision, decision.cap, rollout)
         tracked.cap_result = result
         self._settle_cap(tracked, decision, decision.cap, adapter, result)
 
-    async def _apply(self, adapter: BatchAdapter, workload: Workload, decision: Decision, cap: int) -> CapResult:
-        if decision.rollback and isinstance(adapter, PodTemplate):
+    async def _apply(
+        self, adapter: BatchAdapter, workload: Workload, decision: Decision, cap: int, rollout: Rollout | None
+    ) -> CapResult:
+        """Write the cap where it differs; a rollout of others is never joined by one of ours."""
+        if isinstance(adapter, PodTemplate) and (decision.rollback or _is_way_back(rollout, cap)):
             return await adapter.rollback(workload, deadline=self._deadline())
         if adapter.settled(workload, cap):
+            return CapResult(outcome=Outcome.UNCHANGED)
+        if adapter.cost_class is CostClass.ROLLOUT and rollout is not None and not rollout.ours:
             return CapResult(outcome=Outcome.UNCHANGED)
         return await adapter.apply(workload, cap, deadline=self._deadline())
 
@@ -151,7 +180,7 @@ class Actor:
         tracked.state = written(tracked.state, cap=cap, now_s=self._clock())
         if adapter.cost_class is CostClass.ROLLOUT:
             tracked.target_read_at = None
-        before, news = decision.current_cap, cap != tracked.cap_written
+        before, news = _cap_before(tracked, decision), cap != tracked.cap_written
         tracked.cap_written = cap
         if news and before is not None and before != cap:
             direction = "raised" if cap > before else "lowered"
@@ -184,6 +213,18 @@ def _wanted_replicas(tracked: Tracked) -> int | None:
     if decision is None or scale is None or decision.replicas == scale.target.replicas:
         return None
     return decision.replicas
+
+
+def _cap_before(tracked: Tracked, decision: Decision) -> int | None:
+    """The cap that a move replaces: of a rollout that is taken back its own, which hardly a pod has."""
+    rollout = tracked.scale.target.rollout if tracked.scale else None
+    taken_back = rollout.cap if rollout is not None and decision.rollback else None
+    return decision.current_cap if taken_back is None else taken_back
+
+
+def _is_way_back(rollout: Rollout | None, cap: int) -> bool:
+    """Whether `cap` is what a failed rollout of ours is to be taken back to, which an earlier attempt did not bring."""
+    return rollout is not None and rollout.ours and rollout.deadline_exceeded and rollout.previous_cap == cap
 
 
 def _on_its_way(rollout: Rollout | None) -> bool:

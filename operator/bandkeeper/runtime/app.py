@@ -11,6 +11,7 @@ from typing import Any
 
 from bandkeeper import __version__
 from bandkeeper.actuate.replicas import Replicas
+from bandkeeper.actuate.rights import Rights
 from bandkeeper.api.v1alpha1 import GROUP, PLURAL, VERSION
 from bandkeeper.kube.client import ApiError, KubeClient
 from bandkeeper.kube.discovery import Discovery
@@ -76,6 +77,7 @@ async def _run(client: KubeClient, settings: Settings, kubeconfig: str | None, f
         interpreter=Interpreter(client, settings, collector_settings),
         discovery=discovery,
         replicas=Replicas(client, discovery),
+        rights=Rights(client),
         collectors=lambda: Collector(collector_settings),
         elector=elector,
         events=events,

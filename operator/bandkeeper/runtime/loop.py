@@ -11,14 +11,16 @@ import gc
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 from bandkeeper.actuate.replicas import Replicas, Scale
+from bandkeeper.actuate.rights import Rights
 from bandkeeper.api.conditions import Finding
-from bandkeeper.api.snapshot import Gap, GapReason, PodState, Snapshot
+from bandkeeper.api.snapshot import PodState, Snapshot
 from bandkeeper.api.v1alpha1 import TargetRef
 from bandkeeper.decide.engine import decide
 from bandkeeper.kube.discovery import Discovery, TargetError, TargetProblem
@@ -37,6 +39,7 @@ from bandkeeper.runtime.lanes import Lane, Lanes
 from bandkeeper.runtime.metrics import Metrics
 from bandkeeper.runtime.policies import Interpreter, Managed
 from bandkeeper.runtime.report import findings, news_of, readable, status_of
+from bandkeeper.runtime.resume import begun_anew, unmoved
 from bandkeeper.runtime.settings import Settings
 from bandkeeper.runtime.tracked import PodsMark, Tracked
 from bandkeeper.signals.collector import Collector
@@ -51,6 +54,7 @@ WRITES_AT_ONCE = 64
 MIN_GAP_S = 0.1
 FINISH_S = 0.5  # on the way out, for writes under way
 STUCK_S = 60.0
+GC_AFTER = (20_000, 10, 10)  # a tick makes ten thousands of objects and hardly a cycle
 DRIFT_EVERY_S = 25.0  # the status writer lets drifting figures through once a minute
 
 
@@ -70,9 +74,9 @@ class Stores:
             reflector.problem or "the first list is not in" for reflector in self.reflectors if not reflector.synced
         ]
 
-    def age_s(self) -> float:
-        """Seconds since the stalest of them heard from the server."""
-        return max(reflector.age_s() for reflector in self.reflectors)
+    def stalest(self) -> tuple[float, str]:
+        """Seconds since the stalest of them heard from the server, and what it follows, such as pods."""
+        return max((reflector.age_s(), reflector.plural) for reflector in self.reflectors)
 
 
 class ControlLoop:
@@ -86,6 +90,7 @@ class ControlLoop:
         interpreter: Interpreter,
         discovery: Discovery,
         replicas: Replicas,
+        rights: Rights,
         collectors: Callable[[], Collector],
         elector: LeaseElector,
         events: EventRecorder,
@@ -103,7 +108,9 @@ class ControlLoop:
         self._metrics = metrics
         self._clock = clock
         self._wall = wall
-        self._actor = Actor(replicas=replicas, discovery=discovery, elector=elector, metrics=metrics, clock=clock)
+        self._actor = Actor(
+            replicas=replicas, discovery=discovery, rights=rights, elector=elector, metrics=metrics, clock=clock
+        )
         self._announcer = Announcer(events=events, metrics=metrics)
         self._lanes = Lanes(collectors, default=settings.prometheus.servers[0].name)
         self._tracked: dict[Key, Tracked] = {}
@@ -123,7 +130,12 @@ class ControlLoop:
         self._wake.set()
 
     def hurry(self) -> None:
-        """The lease was won: look at all policies at once, so that nobody waits a period for the new leader."""
+        """The lease was won: look at all policies at once, so that nobody waits a period for the new leader.
+
+        Who held it before may have lost it for a moment only, in which another wrote and told what we do not know.
+        """
+        for tracked in self._tracked.values():
+            tracked.told = tracked.leads = False
         self._due = self._clock()
         self._wake.set()
 
@@ -150,6 +162,7 @@ class ControlLoop:
             await reflector.wait_synced()
         gc.collect()
         gc.freeze()  # the stores live as long as we do: walking them again and again would hold up the loop
+        gc.set_threshold(*GC_AFTER)
         self._due = self._clock()
         try:
             while True:
@@ -189,9 +202,11 @@ class ControlLoop:
         owner_of = owners(present) if due else {}
         looks: dict[Lane, list[Tracked]] = defaultdict(list)
         for managed in due:
-            if managed.flaw is not None:
+            if self._busy(managed):
+                self._miss(managed)
+            elif managed.flaw is not None:
                 self._report_unjudged(self._track(managed, owner_of))
-            elif (lane := self._lanes.of(managed)).busy or self._busy(managed):
+            elif (lane := self._lanes.of(managed)).busy:
                 self._miss(managed)
             else:
                 looks[lane].append(self._track(managed, owner_of))
@@ -278,7 +293,7 @@ class ControlLoop:
         for tracked in looks:
             tracked.looking = True
         try:
-            await self._read_targets(looks)
+            await self._prepare(looks)
             asked: dict[str, tuple[Tracked, Want]] = {}
             for tracked in looks:
                 with self._guard(tracked):
@@ -301,18 +316,31 @@ class ControlLoop:
             self._missed = False
             self._wake.set()
 
-    async def _read_targets(self, looks: Sequence[Tracked]) -> None:
-        """Read the targets that are due, and wait a moment; who answers later is used in the next look."""
-        now_s, started = self._clock(), []
+    async def _prepare(self, looks: Sequence[Tracked]) -> None:
+        """Read the targets that are due, ask for rights that are not known, and wait a moment for both."""
+        now_s, reads, started = self._clock(), {}, []
         for tracked in looks:
             with self._guard(tracked):
                 mark = self._pods_mark(tracked.managed, tracked.scale)
                 if tracked.reading is None and tracked.target_is_due(now_s, mark, TARGET_READ_EVERY_S):
                     tracked.target_read_at, tracked.pods_mark = now_s, mark
                     tracked.reading = self._start(self._looking, self._read_target(tracked))
-                    started.append(tracked.reading)
-        if started:
-            await asyncio.wait(started, timeout=PATIENCE_S)
+                    reads[tracked.reading] = tracked
+                if self._acts(tracked) and self._elector.held and now_s >= tracked.rights_due_s:
+                    started.append(self._start(self._looking, self._ask_rights(tracked)))
+        if reads or started:
+            _, late = await asyncio.wait([*reads, *started], timeout=PATIENCE_S)
+            for task in late & reads.keys():
+                task.add_done_callback(partial(self._came_late, reads[task]))
+
+    def _came_late(self, tracked: Tracked, _: asyncio.Task[None]) -> None:
+        """A look did not wait for the target: look again, now that it is read."""
+        tracked.overdue = True
+        self._wake.set()
+
+    async def _ask_rights(self, tracked: Tracked) -> None:
+        with self._guard(tracked):
+            await self._actor.ask_rights(tracked)
 
     async def _read_target(self, tracked: Tracked) -> None:
         """Take in the target as it is now, unless it was written, or another one named, meanwhile."""
@@ -363,46 +391,64 @@ class ControlLoop:
             tracked.want = Want.of("/".join(managed.key), managed.ref.namespace, managed.spec, ready)
         return tracked.want
 
-    async def _collect(self, lane: Lane, asked: dict[str, tuple[Tracked, Want]]) -> None:
-        """Judge each policy as soon as its own answers are in; those without an answer are judged without data."""
+    async def _collect(self, lane: Lane, asked: Mapping[str, tuple[Tracked, Want]]) -> None:
+        """Judge each policy as soon as its own answers are in."""
         wants = [want for _, want in asked.values()]
-        stream = cast("AsyncGenerator[tuple[str, Observations], None]", lane.collector.stream(wants, self._wall()))
-        try:
-            async with aclosing(stream) as answers:
-                async for key, observations in answers:
-                    tracked, _ = asked.pop(key)
-                    with self._guard(tracked):
-                        self._judge(tracked, observations)
-        except Exception:
-            logger.exception("a collection failed")
-        self._metrics.queries.inc(lane.collector.last.queries)
-        for tracked, want in asked.values():
-            with self._guard(tracked):
-                self._judge(tracked, _nothing_of(want))
+        async with aclosing(lane.observations(wants, self._clock())) as answers:
+            async for key, observations in answers:
+                tracked, _ = asked[key]
+                with self._guard(tracked):
+                    self._judge(tracked, observations)
+        self._metrics.queries.inc(lane.queries)
+        self._metrics.tick_failures.inc(lane.faults)
+
+    def _acts(self, tracked: Tracked) -> bool:
+        """Whether the policy may be written for, by whoever leads."""
+        return tracked.managed.enforcing and tracked.conflict is None
 
     def _judge(self, tracked: Tracked, observations: Observations) -> None:
         """Decide, and begin the writes; what is not written is reported at once."""
-        managed, scale = tracked.managed, tracked.scale
-        if managed.policy is None or scale is None:
+        managed, acts, held = tracked.managed, self._acts(tracked), self._elector.held
+        if tracked.scale is None or self._tracked.get(managed.key) is not tracked:
             return
-        snapshot = Snapshot(
-            target=scale.target, pods=tracked.pods, pods_age_s=self._stores.age_s(), **observations.as_fields()
-        )
-        acts = managed.enforcing and tracked.conflict is None
-        with self._metrics.decide_seconds.time():
-            tracked.decision, tracked.state = decide(
-                replace(managed.policy, acts=acts), snapshot, tracked.state, self._clock()
-            )
-        tracked.snapshot = snapshot
-        if acts and self._elector.held and self._actor.has_work(tracked):
+        self._decide(tracked, observations, acts=acts, held=held)
+        if acts and held and self._actor.has_work(tracked):
             tracked.acting = True
             self._start(self._acting, self._act(tracked))
             return
         if not acts:
             tracked.hands_off()
-            if not managed.enforcing and not managed.paused and self._elector.held:
+            if not managed.enforcing and not managed.paused and held:
                 recommend(tracked)
         self._report(tracked)
+
+    def _decide(self, tracked: Tracked, observations: Observations, *, acts: bool, held: bool) -> None:
+        """Take in the decision. One who does not write for a policy that acts takes the cap as others leave it."""
+        policy, scale, now_s = tracked.managed.policy, tracked.scale, self._clock()
+        assert policy is not None
+        assert scale is not None
+        pods_age_s, stalest = self._stores.stalest()
+        snapshot = Snapshot(
+            target=scale.target,
+            pods=tracked.pods,
+            pods_age_s=pods_age_s,
+            stalest=stalest,
+            **observations.as_fields(),
+        )
+        leads, state = acts and held, tracked.state
+        if acts and not (held and tracked.leads):
+            state = begun_anew(
+                state,
+                policy,
+                rollout=scale.target.rollout,
+                pods=tracked.pods,
+                told_cap=_told_cap(tracked),
+                now_s=now_s,
+            )
+        with self._metrics.decide_seconds.time():
+            tracked.decision, after = decide(replace(policy, acts=acts), snapshot, state, now_s)
+        tracked.state = unmoved(state, after) if acts and not held else after
+        tracked.snapshot, tracked.leads = snapshot, leads
 
     async def _act(self, tracked: Tracked) -> None:
         """Write, then report. An emergency does not wait for its turn."""
@@ -417,6 +463,8 @@ class ControlLoop:
                 self._report(tracked)
         finally:
             tracked.acting = False
+            if tracked.managed.key not in self._tracked:
+                self._metrics.forget(tracked.managed.key)  # it went while it was written for, and that was counted
             self._look_at_missed()
 
     def _stands(self, tracked: Tracked) -> bool:
@@ -432,16 +480,21 @@ class ControlLoop:
 
     def _report(self, tracked: Tracked) -> None:
         """Say what was found, and what was done; only the leader tells others than its own log and metrics."""
-        managed, held = tracked.managed, self._elector.held
-        if self._tracked.get(managed.key) is not tracked:
-            return
+        try:
+            self._announcer.moved(tracked)  # what was written was written, whoever leads by now
+            if self._tracked.get(tracked.managed.key) is tracked:
+                self._report_on(tracked, self._elector.held)
+        finally:
+            tracked.changes.clear()  # each is said once, whatever comes of the rest
+
+    def _report_on(self, tracked: Tracked, held: bool) -> None:
+        if held and self._acts(tracked):
+            tracked.foretell()
         seen = findings(tracked)
         self._announcer.measure(tracked, seen)
-        self._announcer.moved(tracked)  # what was written was written, whoever leads by now
         if held:
             self._tell(tracked, seen)
-        tracked.changes.clear()
-        tracked.told, tracked.reported = held, managed
+        tracked.told, tracked.reported = held, tracked.managed
 
     def _tell(self, tracked: Tracked, seen: Sequence[Finding]) -> None:
         """Events and status: at once where there is news, else now and then, because figures drift."""
@@ -460,8 +513,7 @@ def _leaves(raw: Mapping[str, Any]) -> bool:
     return "deletionTimestamp" in raw["metadata"]
 
 
-def _nothing_of(want: Want) -> Observations:
-    """No data, for a policy that got no answer."""
-    signals = sorted(want.signals | {latency.signal for latency in want.latencies})
-    detail = "the metrics were not collected; the operator's log says why"
-    return Observations(gaps=tuple(Gap(signal=one, reason=GapReason.UNREACHABLE, detail=detail) for one in signals))
+def _told_cap(tracked: Tracked) -> int | None:
+    """The batch cap that whoever led last wanted, as its status tells; None where that was for another spec."""
+    told = tracked.status
+    return told.batch.desired if told.batch and told.observed_generation == tracked.managed.generation else None

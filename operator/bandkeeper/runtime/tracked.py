@@ -6,7 +6,7 @@ import asyncio
 import math
 from dataclasses import dataclass, field
 
-from bandkeeper.actuate.outcome import CapResult, ScaleResult
+from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Scale
 from bandkeeper.api.snapshot import Pod, PodState, Snapshot
 from bandkeeper.api.v1alpha1 import Status, TargetRef
@@ -92,6 +92,12 @@ class Tracked:
         The read of its target, while under way.
     want
         What was last asked of Prometheus.
+    leads
+        It was last judged by one who may write for it.
+    rights_due_s
+        When to ask next whether the writes that it may need are allowed.
+    scale_lack, cap_lack
+        What such a write would end with, where a right is missing.
     cap_written
         The batch cap last written, so that a change of it is said once.
     changes
@@ -109,6 +115,7 @@ class Tracked:
     looking: bool = False
     acting: bool = False
     overdue: bool = False
+    leads: bool = False
     reading: asyncio.Task[None] | None = None
     scale: Scale | None = None
     target_problem: TargetError | None = None
@@ -122,8 +129,11 @@ class Tracked:
     snapshot: Snapshot | None = None
     scale_result: ScaleResult | None = None
     scale_retry: Backoff = field(default_factory=_writes)
+    scale_lack: ScaleResult | None = None
     cap_result: CapResult | None = None
     cap_retry: Backoff = field(default_factory=_writes)
+    cap_lack: CapResult | None = None
+    rights_due_s: float = -math.inf
     cap_written: int | None = None
     changes: list[Change] = field(default_factory=list)
 
@@ -139,12 +149,14 @@ class Tracked:
         other_target = self.target_ref != (managed.spec.target_ref if managed.spec else None)
         self.managed = managed
         self.target_read_at = self.want = None
+        self.forget_rights()
         self.target_retry.clear()
         self.scale_retry.clear()
         self.cap_retry.clear()
         if other_target:
             self.scale = self.target_problem = self.cap_written = None
             self.pods, self.pods_mark = (), frozenset()
+            self.leads = False
             self.unjudged()
             self.hands_off()
 
@@ -157,6 +169,19 @@ class Tracked:
         self.scale_result = self.cap_result = None
         self.scale_retry.clear()
         self.cap_retry.clear()
+        self.forget_rights()
+
+    def forget_rights(self) -> None:
+        """Whatever was asked about them, ask again before the next write."""
+        self.scale_lack = self.cap_lack = None
+        self.rights_due_s = -math.inf
+
+    def foretell(self) -> None:
+        """Let a missing right show before a write is refused for it."""
+        if self.scale_lack and (self.scale_result is None or self.scale_result.outcome is Outcome.UNCHANGED):
+            self.scale_result = self.scale_lack
+        if self.cap_lack and (self.cap_result is None or self.cap_result.outcome is Outcome.UNCHANGED):
+            self.cap_result = self.cap_lack
 
     @property
     def target_ref(self) -> TargetRef | None:
@@ -179,7 +204,8 @@ class Tracked:
             return self.target_read_at is None or not self.target_retry.holds(now_s)
         if self.target_read_at is None or self.scale is None:
             return True
-        rolls = self.scale.target.rollout is not None
+        rollout = self.scale.target.rollout
+        rolls = rollout is not None and not rollout.paused  # a pause may last for days
         return rolls or mark != self.pods_mark or now_s - self.target_read_at >= every_s
 
     def target_found(self, scale: Scale, mark: PodsMark) -> None:

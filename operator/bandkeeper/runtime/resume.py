@@ -1,0 +1,48 @@
+"""What a process knows of the batch cap when it begins to act: nothing of its own, only what is there to be seen.
+
+A standby decides as the leader does but writes nothing, so a cap that it wanted is nobody's; and a rollout may have
+been begun by a process that is gone. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from bandkeeper.api.snapshot import Pod, PodState, Rollout
+from bandkeeper.decide.policy import CostClass, Policy
+from bandkeeper.decide.state import CapMemory, State
+
+
+def begun_anew(
+    state: State, policy: Policy, *, rollout: Rollout | None, pods: Iterable[Pod], told_cap: int | None, now_s: float
+) -> State:
+    """`state` with the cap as others left it.
+
+    A rollout for the cap is taken up with the cap to go back to, as the workload itself tells; so it is neither undone
+    half way nor left to itself when it fails. A cap that only some of the pods have is the one to finish if the status
+    told it (`told_cap`). Otherwise the cap in force is the starting point.
+    """
+    if policy.batch is None:
+        return state
+    caps = {pod.cap for pod in pods if pod.state is PodState.READY and pod.cap is not None}
+    if policy.batch.cost_class is CostClass.ROLLOUT and rollout is not None and rollout.cap is not None:
+        before = policy.batch.candidates[-1] if rollout.previous_cap == 0 else rollout.previous_cap
+        cap = _wanted(state.cap, rollout.cap, before, now_s)
+        cap = replace(cap, rollout_s=now_s if state.cap.wanted != rollout.cap else state.cap.rollout_s)
+    elif policy.batch.cost_class is not CostClass.ROLLOUT and len(caps) > 1 and told_cap in caps:
+        cap = _wanted(state.cap, told_cap, None, now_s)
+    else:
+        cap = replace(state.cap, wanted=None, before=None, confirmed=False, acted=False)
+    return replace(state, cap=cap)
+
+
+def unmoved(before: State, after: State) -> State:
+    """`after` a decision that nobody carries out: the cap did not move, what was learned of it stays."""
+    return replace(after, cap=replace(before.cap, rates=after.cap.rates))
+
+
+def _wanted(memory: CapMemory, cap: int | None, before: int | None, now_s: float) -> CapMemory:
+    """Another process wrote `cap` a while ago."""
+    moved_s = memory.moved_s if memory.wanted == cap else now_s
+    return replace(memory, wanted=cap, before=before, moved_s=moved_s, confirmed=False, acted=True)
