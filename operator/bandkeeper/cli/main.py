@@ -1,15 +1,16 @@
-"""Parse the command line and hand over; what a command does lives in its own room."""
+"""Parse the command line and hand over; what a command needs is imported when it is called."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bandkeeper import __version__
-from bandkeeper.runtime import app, logs, settings
+from bandkeeper.cli import bench, simulate
+
+_OF_THE_LAB = frozenset({"matplotlib", "numba", "numpy", "rich"})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,10 +23,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", type=Path, required=True, help="YAML file with the operator's settings")
     run.add_argument("--kubeconfig", help="kubeconfig file; default: the pod's service account, else ~/.kube/config")
     run.set_defaults(call=_run)
+    simulate.add_parser(commands)
+    bench.add_parser(commands)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from bandkeeper.runtime import app, logs, settings
+
     try:
         configuration = settings.load(arguments.config)
     except settings.SettingsError as error:
@@ -36,7 +43,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2: the command line or the configuration is wrong)."""
+    """Run one command; returns the exit status (2: the command line, a file or the installation is wrong)."""
     arguments = _parser().parse_args(argv)
-    status: int = arguments.call(arguments)
+    try:
+        status: int = arguments.call(arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _OF_THE_LAB:
+            raise
+        print("bandkeeper: the lab is not installed: pip install 'bandkeeper[lab]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
     return status

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -137,3 +138,16 @@ class Result(_Part):
     oscillations: int
     moves: list[Move]
     series: Series
+
+
+def to_json(result: BaseModel) -> str:
+    """The JSON of a result: sorted keys, floats with nine significant digits, so that equal runs give equal bytes."""
+    return json.dumps(_rounded(result.model_dump(mode="json")), sort_keys=True, allow_nan=False) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value

@@ -50,6 +50,8 @@ class View:
         What the scale subresource wants now.
     ready, pending
         Pods that serve, and pods on their way.
+    floor
+        Fewest replicas that the lab permits now: the policy's, and the start size during the warm-up.
     cap
         The batch cap in force.
     metrics
@@ -62,6 +64,7 @@ class View:
     replicas: int
     ready: int
     pending: int
+    floor: int
     cap: int
     metrics: Metrics
     snapshot: Snapshot
