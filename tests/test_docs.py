@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.cluster.tools import find_tools
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("README.md")])
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
-ELSEWHERE = ("make ", "docker ")  # judged by tests of their own
+ELSEWHERE = ("make ", "docker ", "pip install ")  # judged by tests of their own
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
@@ -68,11 +69,12 @@ def test_image_commands_run(command: str) -> None:
 )
 def test_commands_run(page: Path) -> None:
     tools = find_tools()
+    programs = [Path(sys.executable).parent, tools.kubectl.parent, tools.helm.parent]
     with ControlPlane.start() as cluster:
         environment = {
             **os.environ,
             "KUBECONFIG": str(cluster.kubeconfig),
-            "PATH": os.pathsep.join([str(tools.kubectl.parent), str(tools.helm.parent), os.environ["PATH"]]),
+            "PATH": os.pathsep.join([*map(str, programs), os.environ["PATH"]]),
         }
         for command in commands(page):
             if command.startswith(ELSEWHERE):

@@ -92,18 +92,19 @@ class TestPods:
         assert outcome.end_s.tolist() == [15.0] * 3
         assert outcome.ledger.ended_s.tolist() == [15.0]
 
-    def test_beyond_the_clusters_gpus_wait_for_one_that_ends(self) -> None:
-        server = a_server(nodes_gpus=4, gpus=2, drain_s=5)
-        fleet = Fleet(server, requests_at([0.0, 0.0], output=1000), replicas=2, seed=1)
+    @pytest.mark.parametrize(("output", "ended_s"), [(1000, 6.0), (101, 0.015 + 100 * 0.0204)])
+    def test_beyond_the_clusters_gpus_wait_for_one_that_ends(self, output: int, ended_s: float) -> None:
+        server = a_server(nodes_gpus=4, gpus=2, drain_s=5, cold_start={"median_s": 1, "spread": 0})
+        fleet = Fleet(server, requests_at([0.0, 0.0], output=output), replicas=2, seed=1)
         fleet.advance(1.0)
         fleet.scale(1)
         fleet.scale(2)
         assert [pod.state for pod in fleet.pods] == [PodState.READY, PodState.TERMINATING, PodState.UNSCHEDULABLE]
         fleet.advance(600.0)
         ledger = fleet.outcome().ledger
-        assert ledger.ended_s[1] == ledger.scheduled_s[2] == 6.0
+        assert ledger.ended_s[1] == ledger.scheduled_s[2] == pytest.approx(ended_s)
         assert ledger.ordered_s[2] == 1.0
-        assert ledger.ready_s[2] == 96.0
+        assert ledger.ready_s[2] == ledger.ended_s[1] + 1.0
 
     def test_that_never_got_a_gpu_were_never_scheduled(self) -> None:
         fleet = Fleet(a_server(nodes_gpus=1), NOBODY, replicas=1, seed=1)
@@ -131,6 +132,15 @@ class TestPods:
         fleet.advance(crashed.since_s + 90.1)
         assert fleet.held == 0
         assert fleet.pods[0].ready_s == crashed.since_s + 90.0
+
+    def test_crash_at_the_same_time_however_often_one_looks(self) -> None:
+        server = a_server(crashes_per_hour=60.0)
+        fleets = [Fleet(server, NOBODY, replicas=3, seed=3) for _ in range(2)]
+        for to_s in np.arange(1.0, 601.0):
+            fleets[0].advance(float(to_s))
+        fleets[1].advance(600.0)
+        assert fleets[0].pods == fleets[1].pods
+        assert all(pod.since_s > 0.0 for pod in fleets[0].pods)
 
     def test_crash_as_often_as_said(self) -> None:
         server = a_server(crashes_per_hour=6.0, cold_start={"median_s": 0.0, "spread": 0.0})

@@ -32,14 +32,16 @@ class Told:
 
 
 def emulated(server: ContinuousServer | DynamicServer) -> Server:
+    edges_s = Fleet(server, requests_at([]), replicas=1, seed=1).counters().e2e.edges_s
+    buckets = config.Buckets(request_s=edges_s)
     rest = {"max_queue": server.max_queue, "cap_delay_s": server.cap_delay_s, "capacity": server.batch_max}
     if isinstance(server, ContinuousServer):
         names = ("alpha_ms", "beta_ms", "gamma_ms", "delta_ms_per_token", "kappa_ms_per_ktoken", "kv_tokens")
         figures = {name: getattr(server, name) for name in names}
         spec = config.ContinuousServer(prefill_budget=server.prefill_chunk_tokens, **figures, **rest)
-        return ContinuousBatchingServer(spec, config.Buckets(), Random(1))
+        return ContinuousBatchingServer(spec, buckets, Random(1))
     table = config.DynamicServer(batch_ms=server.batch_ms, max_delay_ms=server.max_delay_ms, **rest)
-    return DynamicBatchingServer(table, config.Buckets(), Random(1))
+    return DynamicBatchingServer(table, buckets, Random(1))
 
 
 def play(server: Server, requests: Requests, caps: dict[float, int], stop_s: float | None, grace_s: float) -> Told:
@@ -139,6 +141,17 @@ def test_same_arrivals_same_ends(name: str, seed: int) -> None:
         assert other.stats.preemptions > 20
     if "shedding" in name:
         assert other.stats.rejected > 10
+
+
+def test_same_ends_where_nothing_else_waits_for_the_preempted() -> None:
+    server = a_server(kv_tokens=600)
+    requests = requests_at(poisson(0.6, 200), 60, np.random.default_rng(2).choice([5, 400], 200, p=[0.7, 0.3]))
+    other = emulated(server)
+    told = play(other, requests, {}, None, 0.0)
+    fleet = Fleet(server, requests, replicas=1, seed=1)
+    fleet.advance(UNTIL_S)
+    assert other.stats.preemptions > 10
+    assert fleet.outcome().end_s == pytest.approx(told.end_s, **CLOSE)
 
 
 @pytest.mark.parametrize("grace_s", [0.4, 3.0, 500.0])

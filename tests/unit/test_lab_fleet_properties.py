@@ -62,9 +62,12 @@ SERVERS = st.builds(
 
 
 def some_requests(seed: int) -> Requests:
+    """From few long answers to more than there is room for."""
     random = np.random.default_rng(seed)
-    times_s = np.round(poisson(5.0, 900, seed), 2)  # so that some arrive together
-    return requests_at(times_s, random.integers(1, 3000, 900), random.integers(1, 200, 900), duration_s=200.0)
+    rate_per_s, output = ((0.7, 1500), (1.5, 700), (5.0, 200), (8.0, 20))[seed]
+    number = int(180 * rate_per_s)
+    times_s = np.round(poisson(rate_per_s, number, seed), 2)  # so that some arrive together
+    return requests_at(times_s, random.integers(1, 3000, number), random.integers(1, output, number), duration_s=200.0)
 
 
 def run(

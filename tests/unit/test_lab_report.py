@@ -389,6 +389,16 @@ def test_the_height_of_a_point_is_its_worst_promise() -> None:
     assert found.curves[0].spots[0].misses == pytest.approx(3.0)  # 3 % of misses where 1 % is permitted
 
 
+def test_a_setting_that_serves_nobody_does_not_stretch_the_axis() -> None:
+    bench = a_bench(("ramp",))
+    lost = bench.points[0].model_copy(update={"gpu_hours": 0.1, "attainment": [0.0, 0.0], "label": "none"})
+    (plain,), (found,) = (
+        plane.planes_of(one) for one in (bench, bench.model_copy(update={"points": [*bench.points, lost]}))
+    )
+    assert found.limits == plain.limits
+    assert "none" in html.render(html.bench_page(bench.model_copy(update={"points": [*bench.points, lost]})))
+
+
 def test_seeds_are_averaged() -> None:
     bench = a_bench(("ramp",))
     points = [

@@ -60,6 +60,7 @@ class PolicyFile:
     """A policy as it was read, with its defaults resolved."""
 
     name: str
+    namespace: str
     spec: Spec
     policy: Policy
     remarks: tuple[str, ...]
@@ -91,7 +92,9 @@ def read_policy(path: Path) -> PolicyFile:
     """
     policies = _policies(path)
     document = policies[0]
-    name = str((document.get("metadata") or {}).get("name", "") if isinstance(document.get("metadata"), dict) else "")
+    metadata = document.get("metadata")
+    known = metadata if isinstance(metadata, dict) else {}
+    name, namespace = (str(known.get(field) or "") for field in ("name", "namespace"))
     spec = validate(document)
     if not isinstance(spec, Spec):
         listed = "".join(f"\n* {problem}" for problem in spec)
@@ -111,7 +114,8 @@ def read_policy(path: Path) -> PolicyFile:
         )
     except PolicyError as error:
         raise InputError(f'{path}: the {KIND} "{name}": {error}') from None
-    return PolicyFile(name=name, spec=spec, policy=policy, remarks=tuple(_remarks(path, spec, policies)))
+    remarks = tuple(_remarks(path, spec, policies))
+    return PolicyFile(name=name, namespace=namespace, spec=spec, policy=policy, remarks=remarks)
 
 
 def _policies(path: Path) -> list[dict[str, Any]]:

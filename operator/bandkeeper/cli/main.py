@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bandkeeper import __version__
-from bandkeeper.cli import bench, simulate
+from bandkeeper.cli import bench, replay, simulate
 
 _OF_THE_LAB = frozenset({"matplotlib", "numba", "numpy", "rich"})
 
@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(call=_run)
     simulate.add_parser(commands)
     bench.add_parser(commands)
+    replay.add_parser(commands)
     return parser
 
 

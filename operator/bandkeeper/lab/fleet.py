@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from random import Random
@@ -310,6 +310,7 @@ class Fleet:
         self.now_s = 0.0
         self.replicas = 0
         self._server = server
+        self._edges_s = _edges_s(server)
         self._seed = seed
         self._arrays = _arrays(server, requests, itl_thresholds_s, bin_s)
         self._thresholds_s = tuple(itl_thresholds_s)
@@ -394,10 +395,10 @@ class Fleet:
             busy_s=pods["busy_s"] + under_way * pods["step_s"],
             tensor_s=pods["tensor_s"] + under_way * pods["step_tensor_s"],
             dram_s=pods["dram_s"] + under_way * pods["step_dram_s"],
-            itl=_histograms(pods, "itl"),
-            ttft=_histograms(pods, "ttft"),
-            e2e=_histograms(pods, "e2e"),
-            queue=_histograms(pods, "queue"),
+            itl=_histograms(pods, "itl", self._edges_s),
+            ttft=_histograms(pods, "ttft", self._edges_s),
+            e2e=_histograms(pods, "e2e", self._edges_s),
+            queue=_histograms(pods, "queue", self._edges_s),
             **{name: pods[name] for name in _COUNTED},
         )
 
@@ -595,6 +596,7 @@ class _Arrays(NamedTuple):
 
 
 _EDGES_S = {"itl": ITL_EDGES_S, "ttft": TTFT_EDGES_S, "e2e": REQUEST_EDGES_S, "queue": REQUEST_EDGES_S}
+_SUMMARY_RATIO = 1.15
 _FINE_EDGES_S = np.union1d(0.0005 * 1.05 ** np.arange(252), ITL_EDGES_S)  # up to 100 s
 _COUNTED = (
     *("running", "waiting", "arrived", "finished", "rejected", "failed", "preemptions", "prompt_tokens"),
@@ -626,7 +628,7 @@ def _server(server: Server, thresholds_s: Sequence[float], bin_s: float) -> npt.
     row["bin_s"] = bin_s
     row["slow_start_s"] = server.slow_start_s
     row["max_queue"] = -1 if server.max_queue is None else server.max_queue
-    for name, edges_s in _EDGES_S.items():
+    for name, edges_s in _edges_s(server).items():
         row[f"{name}_edges_s"] = math.inf
         row[f"{name}_edges_s"][0, : len(edges_s)] = edges_s
     fine_edges_s = np.union1d(_FINE_EDGES_S, np.array(thresholds_s, dtype=np.float64))
@@ -651,8 +653,17 @@ def _server(server: Server, thresholds_s: Sequence[float], bin_s: float) -> npt.
     return row
 
 
-def _histograms(pods: npt.NDArray[Any], name: str) -> Histograms:
-    edges_s = _EDGES_S[name]
+def _edges_s(server: Server) -> Mapping[str, tuple[float, ...]]:
+    """Bucket edges. Triton computes its percentiles itself: there they are fine enough to read these from."""
+    if isinstance(server, ContinuousServer):
+        return _EDGES_S
+    shortest_s = min(server.times_s[1:])
+    edges_s = tuple(shortest_s / 2 * _SUMMARY_RATIO**step for step in range(kernel.EDGES))
+    return {**_EDGES_S, "e2e": edges_s, "queue": edges_s}
+
+
+def _histograms(pods: npt.NDArray[Any], name: str, all_edges_s: Mapping[str, tuple[float, ...]]) -> Histograms:
+    edges_s = all_edges_s[name]
     return Histograms(edges_s=edges_s, counts=pods[name][:, : len(edges_s) + 1], sum_s=pods[f"{name}_sum_s"])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 UNSERVED, FINISHED, REJECTED, FAILED = 0, 1, 2, 3
-EDGES, FINE_EDGES = 22, 320  # at most
+EDGES, FINE_EDGES = 64, 320  # at most
 NEVER = 1 << 60
 
 

@@ -20,7 +20,7 @@ from matplotlib.text import Text
 from bandkeeper.lab.report import axes as ticks
 from bandkeeper.lab.report import plane, plane_svg, svg, words
 from bandkeeper.lab.report.colours import BOUND, PAGE, QUALITY, ROLES, Sign, signs
-from bandkeeper.lab.report.plane import LEAST_MISSES, MOST_MISSES, Curve, Plane, Rules
+from bandkeeper.lab.report.plane import Curve, Plane, Rules
 from bandkeeper.lab.report.sheet import Kind, Mark, Panel, Sheet, Strip, of, thin
 from bandkeeper.lab.result import Result
 
@@ -48,7 +48,7 @@ _STYLE: dict[Any, Any] = {
 _WIDTH_IN, _DPI, _COLUMNS = 10.0, 150, 1200
 _MARGIN_IN, _LEFT_IN, _RIGHT_IN, _GAP_IN, _FOOT_IN = 0.18, 0.62, 0.18, 0.36, 0.32
 _STRIP_IN, _LANE_IN, _PIXELS_PER_IN = 0.16, 0.18, 118.0
-_PLANE_IN, _KEY_COLUMNS = 3.2, 6
+_PLANE_IN = 3.2
 _SHAPES = {"circle": "o", "square": "s", "up": "^", "diamond": "D", "down": "v", "cross": "P", "star": "*"}
 _SHARP = ("waiting", "broken")  # outlined, so that a short peak is seen
 _MARKERS = {
@@ -234,11 +234,11 @@ def _planes(bench: BenchResult) -> Figure:
     told = signs(rules.names, rules.ours, rules.hindsight)
     columns = min(len(planes), 3 if len(planes) > 4 else 2)
     rows = ceil(len(planes) / columns)
-    keys = ceil(len(rules.names) / _KEY_COLUMNS)
     width_in = max(_WIDTH_IN, 3.9 * columns)
     about = f"Policy {bench.policy}, {bench.model} on {bench.gpu}, cold start {words.duration(bench.cold_start_s)}. "
     head = _Head.of(plane.headline(bench), about + plane_svg.HOW_TO_READ, width_in)
-    top_in = head.height_in + 0.2 * keys + 0.1
+    across = max(1, int((width_in - 2 * _MARGIN_IN) / (0.6 + 0.068 * max(map(len, rules.names), default=1))))
+    top_in = head.height_in + 0.2 * ceil(len(rules.names) / across) + 0.1
     total_in = top_in + _PLANE_IN * rows + 0.3
     figure = Figure(figsize=(width_in, total_in), dpi=_DPI)
     FigureCanvasAgg(figure)
@@ -246,30 +246,32 @@ def _planes(bench: BenchResult) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(planes) :]:
         axes.set_visible(False)
+    misses = plane.misses_limits(planes)
     for axes, one in zip(grid.flat, planes, strict=False):
-        _plane(axes, one, rules, told)
+        _plane(axes, one, misses, rules, told)
     figure.subplots_adjust(
         left=0.055, right=0.985, bottom=0.5 / total_in, top=1 - (top_in + 0.42) / total_in,
         hspace=0.34, wspace=0.16,
     )  # fmt: skip
     handles = [_rule_key(name, told[name]) for name in rules.names]
     anchor = (_MARGIN_IN / width_in, 1 - (head.height_in + 0.05) / total_in)
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=anchor, ncols=_KEY_COLUMNS, borderaxespad=0)
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=anchor, ncols=across, borderaxespad=0)
     return figure
 
 
-def _plane(axes: Axes, one: Plane, rules: Rules, told: dict[str, Sign]) -> None:
+def _plane(axes: Axes, one: Plane, misses: tuple[float, float], rules: Rules, told: dict[str, Sign]) -> None:
     low, high = one.limits
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
-    axes.set_ylim(MOST_MISSES, LEAST_MISSES)
+    axes.set_ylim(misses[1], misses[0])
     costs = ticks.logarithmic(low, high, most=7)
     axes.set_xticks([value for value, _ in costs], [label for _, label in costs])
-    axes.set_yticks([value for value, _ in plane_svg.TICKS], [label for _, label in plane_svg.TICKS])
+    shares = ticks.logarithmic(*misses)
+    axes.set_yticks([value for value, _ in shares], [label for _, label in shares])
     axes.minorticks_off()
     axes.grid(color=_FAINT, linewidth=0.7)
-    axes.axhspan(LEAST_MISSES, 1.0, color=ROLES["band"].light, alpha=0.55, linewidth=0, zorder=0)
+    axes.axhspan(misses[0], 1.0, color=ROLES["band"].light, alpha=0.55, linewidth=0, zorder=0)
     axes.axhline(1.0, color=_MUTED, linewidth=0.9, zorder=1)
     axes.text(0.015, 0.965, "every goal met", transform=axes.transAxes, va="top", fontsize=7, color=_MUTED)
     if one.bound_hours:
@@ -280,28 +282,32 @@ def _plane(axes: Axes, one: Plane, rules: Rules, told: dict[str, Sign]) -> None:
             ha="center", fontsize=7, color=_MUTED,
         )  # fmt: skip
     for order, curve in enumerate(reversed(one.curves)):
-        _curve(axes, curve, rules, told[curve.rule], 2 + order / 50)
+        _curve(axes, curve, rules, told[curve.rule], (low, high), 2 + order / 50)
     axes.set_title(one.workload, loc="left", fontsize=9.5, fontweight="bold", pad=14)
     axes.set_xlabel("GPU-hours", fontsize=7.5, color=_MUTED, loc="right", labelpad=1)
     axes.set_ylabel("misses over those permitted", fontsize=7.5, color=_MUTED, labelpad=2)
 
 
-def _curve(axes: Axes, curve: Curve, rules: Rules, sign: Sign, order: float) -> None:
+def _curve(axes: Axes, curve: Curve, rules: Rules, sign: Sign, limits: tuple[float, float], order: float) -> None:
     colour, front = sign.shade.light, curve.front
     ours = curve.rule in rules.ours
     dotted = curve.rule in rules.hindsight
     axes.plot(
-        [spot.gpu_hours for spot in front], [spot.misses for spot in front], color=colour, zorder=order,
-        linewidth=1.9 if ours else 1.0, linestyle=":" if dotted else "-", alpha=1 if ours else 0.75,
+        [_inside(spot.gpu_hours, limits) for spot in front], [spot.misses for spot in front], color=colour,
+        zorder=order, linewidth=1.9 if ours else 1.0, linestyle=":" if dotted else "-", alpha=1 if ours else 0.75,
     )  # fmt: skip
     for spot in curve.spots:
-        dominated = spot not in front
+        dominated, rimmed = spot not in front, spot.is_default and not ours
         axes.plot(
-            spot.gpu_hours, spot.misses, marker=_SHAPES[sign.shape], linestyle="", zorder=order + 0.01,
-            markersize=(8.5 if ours else 5) * (0.7 if dominated else 1), markeredgewidth=1.1, clip_on=False,
-            markeredgecolor=_INK if spot.is_default else colour, alpha=0.4 if dominated and not spot.is_default else 1,
+            _inside(spot.gpu_hours, limits), spot.misses, marker=_SHAPES[sign.shape], linestyle="", zorder=order + 0.01,
+            markersize=(11 if ours else 5) * (0.7 if dominated else 1), markeredgewidth=1.1, clip_on=False,
+            markeredgecolor=_INK if rimmed else colour, alpha=0.4 if dominated and not spot.is_default else 1,
             markerfacecolor=colour if spot.meets_goal else "white",
         )  # fmt: skip
+
+
+def _inside(value: float, limits: tuple[float, float]) -> float:
+    return min(max(value, limits[0]), limits[1])
 
 
 def _rule_key(name: str, sign: Sign) -> Line2D:

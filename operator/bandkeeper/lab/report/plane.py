@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bandkeeper.lab.bench import BenchPoint, BenchResult
 
 LEAST_MISSES, MOST_MISSES = 0.05, 100.0
+HOPELESS = 40.0  # times the misses permitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +68,18 @@ class Plane:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Ends of the cost axis, GPU-hours."""
-        costs = [spot.gpu_hours for curve in self.curves for spot in curve.spots if spot.gpu_hours > 0]
+        """Ends of the cost axis, GPU-hours; a setting that hardly serves anybody does not stretch it."""
+        spots = [spot for curve in self.curves for spot in curve.spots if spot.gpu_hours > 0]
+        costs = [spot.gpu_hours for spot in spots if spot.misses <= HOPELESS] or [spot.gpu_hours for spot in spots]
         costs += [self.bound_hours] if self.bound_hours else []
         return (min(costs) / 1.12, max(costs) * 1.12) if costs else (0.5, 2.0)
+
+
+def misses_limits(planes: Sequence[Plane]) -> tuple[float, float]:
+    """Ends of the axis of misses, the same for all planes."""
+    found = [spot.misses for one in planes for curve in one.curves for spot in curve.spots]
+    least, most = min(found, default=1.0), max(found, default=1.0)
+    return max(LEAST_MISSES, min(least / 2, 0.4)), min(MOST_MISSES, max(1.3 * most, 10.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
 from math import log10
 from typing import TYPE_CHECKING
 
 from bandkeeper.lab.report import axes, plane, words
 from bandkeeper.lab.report.colours import Sign, signs
-from bandkeeper.lab.report.plane import LEAST_MISSES, MOST_MISSES, Curve, Plane, Rules, Spot
+from bandkeeper.lab.report.plane import Curve, Plane, Rules, Spot
 
 if TYPE_CHECKING:
     from bandkeeper.lab.bench import BenchResult
@@ -17,10 +18,9 @@ if TYPE_CHECKING:
 HOW_TO_READ = (
     "Up and to the left is better: up, fewer misses; left, fewer GPU-hours. Inside the green every goal is met. Each "
     "line joins the settings of one rule that no other of its settings beats; a dark rim marks the published default. "
-    "Both axes are logarithmic."
+    "Both axes are logarithmic; what lies at an end of one may lie beyond it."
 )
 MISSES = "misses of the worst promise over those permitted"
-TICKS: tuple[axes.Tick, ...] = ((0.1, "0.1"), (1.0, "1"), (10.0, "10"), (100.0, "100"))
 
 _WIDTH, _HEIGHT = 520.0, 350.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 20.0, 38.0
@@ -30,9 +30,11 @@ def section(bench: BenchResult) -> str:
     """The buttons and all planes."""
     rules = plane.rules_of(bench)
     told = signs(rules.names, rules.ours, rules.hindsight)
+    found = plane.planes_of(bench)
+    misses = plane.misses_limits(found)
     planes = "".join(
-        f"<section><h3>{escape(one.workload)}</h3>{_picture(one, rules, told)}</section>"
-        for one in plane.planes_of(bench)
+        f"<section><h3>{escape(one.workload)}</h3>{_picture(_Frame(one.limits, misses), one, rules, told)}</section>"
+        for one in found
     )
     return f'<div class="rules">{"".join(_button(name, told[name], rules) for name in rules.names)}</div>' + (
         f'<style>{_colours(rules, told)}</style><div class="planes">{planes}</div>'
@@ -48,35 +50,50 @@ def _colours(rules: Rules, told: dict[str, Sign]) -> str:
 def _button(name: str, sign: Sign, rules: Rules) -> str:
     key = rules.names.index(name)
     icon = (
-        f'<svg viewBox="-8 -8 16 16" aria-hidden="true"><path class="spot met" d="{_shape(sign.shape, 0, 0)}"/></svg>'
+        f'<svg viewBox="-10 -10 20 20" aria-hidden="true"><path class="spot met" d="{_shape(sign.shape, 0, 0)}"/></svg>'
     )
     return f'<button class="r{key}" data-rule="r{key}" aria-pressed="false">{icon}{escape(name)}</button>'
 
 
-def _picture(one: Plane, rules: Rules, told: dict[str, Sign]) -> str:
-    low, high = one.limits
-    shapes = "".join(_frame(one))
-    for curve in reversed(one.curves):  # ours last, on top
-        shapes += _curve(curve, rules, told[curve.rule], (low, high))
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Ends of the axes, and places in the picture; what lies beyond an end is at the end."""
+
+    costs: tuple[float, float]
+    misses: tuple[float, float]
+
+    def x(self, gpu_hours: float) -> float:
+        return _LEFT + _share(gpu_hours, *self.costs) * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, misses: float) -> float:
+        return _TOP + _share(misses, *self.misses) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (log10(min(max(value, low), high)) - log10(low)) / (log10(high) - log10(low))
+
+
+def _picture(frame: _Frame, one: Plane, rules: Rules, told: dict[str, Sign]) -> str:
+    shapes = "".join(_axes(frame, one))
+    shapes += "".join(_curve(frame, curve, rules, told[curve.rule]) for curve in reversed(one.curves))  # ours on top
     about = f"{one.workload}: cost in GPU-hours against {MISSES}"
     return f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{escape(about)}">{shapes}</svg>'
 
 
-def _frame(one: Plane) -> Iterator[str]:
-    low, high = one.limits
-    right, floor, goal = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM, _y(1.0)
-    yield (f'<rect class="within" x="{_LEFT:g}" y="{_TOP:g}" width="{right - _LEFT:g}" height="{goal - _TOP:.1f}"/>')
-    for value, label in TICKS:
-        y = _y(value)
+def _axes(frame: _Frame, one: Plane) -> Iterator[str]:
+    right, floor, goal = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM, frame.y(1.0)
+    yield f'<rect class="within" x="{_LEFT:g}" y="{_TOP:g}" width="{right - _LEFT:g}" height="{goal - _TOP:.1f}"/>'
+    for value, label in axes.logarithmic(*frame.misses):
+        y = frame.y(value)
         yield f'<line class="grid" x1="{_LEFT:g}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
         yield f'<text x="{_LEFT - 6:g}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
-    for value, label in axes.logarithmic(low, high, most=7):
-        x = _x(value, low, high)
+    for value, label in axes.logarithmic(*frame.costs, most=7):
+        x = frame.x(value)
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP:g}" y2="{floor:g}"/>'
         yield f'<text x="{x:.1f}" y="{floor + 15:g}" text-anchor="middle">{label}</text>'
     yield f'<line class="goal" x1="{_LEFT:g}" x2="{right:g}" y1="{goal:.1f}" y2="{goal:.1f}"/>'
     if one.bound_hours:
-        x = _x(one.bound_hours, low, high)
+        x = frame.x(one.bound_hours)
         label = f"bound {words.number(one.bound_hours)}"
         yield f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP:g}" y2="{floor:g}"/>'
         yield f'<text class="halo" x="{max(x, _LEFT + 24):.1f}" y="{_TOP - 6:g}" text-anchor="middle">{label}</text>'
@@ -85,37 +102,27 @@ def _frame(one: Plane) -> Iterator[str]:
     yield f'<text x="{right:g}" y="{_HEIGHT - 5:g}" text-anchor="end">GPU-hours →</text>'
 
 
-def _curve(curve: Curve, rules: Rules, sign: Sign, limits: tuple[float, float]) -> str:
+def _curve(frame: _Frame, curve: Curve, rules: Rules, sign: Sign) -> str:
     front = curve.front
     kind = "ours" if curve.rule in rules.ours else "hindsight" if curve.rule in rules.hindsight else ""
     key = f"r{rules.names.index(curve.rule)}"
-    places = " ".join(f"{_x(spot.gpu_hours, *limits):.1f},{_y(spot.misses):.1f}" for spot in front)
+    places = " ".join(f"{frame.x(spot.gpu_hours):.1f},{frame.y(spot.misses):.1f}" for spot in front)
     line = f'<polyline class="front" points="{places}"/>' if len(front) > 1 else ""
     ordered = sorted(curve.spots, key=lambda spot: (spot in front, spot.is_default))
-    spots = "".join(_spot(spot, sign.shape, limits, dominated=spot not in front) for spot in ordered)
+    spots = "".join(_spot(frame, spot, sign.shape, kind, dominated=spot not in front) for spot in ordered)
     return f'<g class="rule {key} {kind}" data-rule="{key}">{line}{spots}</g>'
 
 
-def _spot(spot: Spot, shape: str, limits: tuple[float, float], *, dominated: bool) -> str:
+def _spot(frame: _Frame, spot: Spot, shape: str, kind: str, *, dominated: bool) -> str:
     classes = ["spot"]
-    classes += ["met"] * spot.meets_goal + ["default"] * spot.is_default
+    classes += ["met"] * spot.meets_goal + ["default"] * (spot.is_default and kind != "ours")
     classes += ["dominated"] * (dominated and not spot.is_default)
-    outline = _shape(shape, _x(spot.gpu_hours, *limits), _y(spot.misses), small=dominated)
+    outline = _shape(shape, frame.x(spot.gpu_hours), frame.y(spot.misses), small=dominated)
     return f'<path class="{" ".join(classes)}" d="{outline}"><title>{escape(spot.told)}</title></path>'
 
 
-def _x(gpu_hours: float, low: float, high: float) -> float:
-    share = (log10(max(gpu_hours, low)) - log10(low)) / (log10(high) - log10(low))
-    return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-
-def _y(misses: float) -> float:
-    share = (log10(misses) - log10(LEAST_MISSES)) / (log10(MOST_MISSES) - log10(LEAST_MISSES))
-    return _TOP + share * (_HEIGHT - _TOP - _BOTTOM)
-
-
 def _shape(shape: str, x: float, y: float, *, small: bool = False) -> str:
-    size = 0.7 if small else 1.0
+    size = (0.7 if small else 1.0) * (1.25 if shape == "star" else 1.0)
     corners = {
         "square": [(-3.8, -3.8), (3.8, -3.8), (3.8, 3.8), (-3.8, 3.8)],
         "up": [(0, -5.2), (4.8, 3.6), (-4.8, 3.6)],
