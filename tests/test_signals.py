@@ -348,14 +348,16 @@ async def test_one_query_per_signal_whatever_the_number_of_policies(prometheus: 
             a_want("chat", *CHAT, latencies=(ttft(), LatencyWant(signal=Signal.INTER_TOKEN_LATENCY)), key=f"{i}")
             for i in range(number)
         ]
-        for _ in range(2):
-            found = await collector.collect(wants, time.monotonic())
+        for now_s in (0.0, 15.0, 30.0):
+            found = await collector.collect(wants, now_s)
             counted.append(collector.last.queries)
-        assert len(found) == number
-        assert values(found["0"], Signal.REQUESTS_RUNNING) == {CHAT[0]: 12, CHAT[1]: 4}
+            assert len(found) == number
+            assert values(found["0"], Signal.REQUESTS_RUNNING) == {CHAT[0]: 12, CHAT[1]: 4}
+            assert values(found["0"], Signal.SM_ACTIVE) == pytest.approx({CHAT[0]: 0.6, CHAT[1]: 0.6})
         collector.close()
-    # 15 gauges and rates, the clocks of vLLM and dcgm-exporter, 2 histograms; their edges, once, at first
-    assert counted == [21, 19, 21, 19]
+    # 15 gauges and rates, the clocks of vLLM and dcgm-exporter, 2 histograms; their edges, once, at first. The GPUs'
+    # 6 gauges and their clock are asked for in every second tick.
+    assert counted == [21, 12, 19] * 2
 
 
 async def test_no_policies_no_queries(collector: Collector) -> None:

@@ -122,12 +122,29 @@ async def test_what_the_object_shows_already_is_not_written(desk: Desk) -> None:
         {"slos": [{"signal": "TimeToFirstToken", "state": "Violated"}]},
     ],
 )
-async def test_what_matters_is_written_at_once(desk: Desk, change: dict[str, Any]) -> None:
-    desk.writer.submit(ref(), a_status())
-    await desk.time.advance(1)
-    desk.writer.submit(ref(), a_status(**change))
-    await desk.time.advance(0)
-    assert len(desk.written) == 2
+async def test_what_matters_is_written_at_once_and_so_is_that_it_is_gone(desk: Desk, change: dict[str, Any]) -> None:
+    for status in (a_status(), a_status(**change), a_status()):
+        desk.writer.submit(ref(), status)
+        await desk.time.advance(1)
+    assert len(desk.written) == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "written"),
+    [
+        ({"state": "Met", "measured": "90ms"}, {"state": "Met", "measured": "900ms"}, 1),
+        ({"state": "Met", "measured": "90ms"}, {"state": "Met"}, 1),
+        ({"state": "Met", "measured": "90ms"}, {"state": "NoData"}, 2),
+        ({"state": "Met"}, {"state": "Met", "threshold": "1s"}, 2),
+    ],
+)
+async def test_what_drifts_within_an_entry_of_a_list_waits(
+    desk: Desk, before: dict[str, str], after: dict[str, str], written: int
+) -> None:
+    for entry in (before, after):
+        desk.writer.submit(ref(), a_status(slos=[{"signal": "QueueTime", "state": "Met"}, entry]))
+        await desk.time.advance(1)
+    assert len(desk.written) == written
 
 
 async def test_drift_waits_until_it_is_large_and_old_enough(desk: Desk) -> None:

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,6 +26,7 @@ NOW_S = 1_700_000_000.0
 EDGES = ("0.1", "0.5", "1.0", "5.0", "+Inf")
 PODS = ("chat-7d9f8b6c5-x2k4p", "chat-7d9f8b6c5-z9v8w")
 
+T = TypeVar("T")
 Answers = Callable[[PrometheusServer, str], Awaitable[Answer]]
 
 
@@ -36,10 +37,10 @@ class Reader:
         self.server, self._answers, self._asked = server, answers, asked
         self.closed = False
 
-    async def query(self, promql: str, at_s: float | None = None) -> Answer:
+    async def read(self, promql: str, take: Callable[[Answer], T]) -> T:
         self._asked.append((self.server.url, promql))
         await asyncio.sleep(0)
-        return await self._answers(self.server, promql)
+        return take(await self._answers(self.server, promql))
 
     def close(self) -> None:
         self.closed = True
@@ -82,14 +83,14 @@ class World:
         values = {"timestamp(": NOW_S - self.age_s}
         value = next((given for marker, given in values.items() if marker in promql), self.value)
         return [
-            Sample({"namespace": namespace, "pod": pod}, value, NOW_S)
+            ({"namespace": namespace, "pod": pod}, value, NOW_S)
             for namespace, pods in self.pods.items()
             for pod in pods
         ]
 
     @staticmethod
     def _row(le: str, value: float) -> Sample:
-        return Sample({"namespace": "serving", "bandkeeper_row": "hash/chat", "le": le}, value, NOW_S)
+        return ({"namespace": "serving", "bandkeeper_row": "hash/chat", "le": le}, value, NOW_S)
 
 
 @pytest.fixture
@@ -274,6 +275,69 @@ async def test_ages(world: World) -> None:
     world.age_s = 91
     found = (await collect(a_collector(), a_want(signals=signals)))["chat"]
     assert {gap.signal for gap in found.gaps} == signals
+
+
+# GPUs: their exporter collects every 30 s.
+
+
+def gpu_and_server(key: str = "chat") -> Want:
+    return a_want(key, signals=frozenset({Signal.REQUESTS_RUNNING, Signal.SM_ACTIVE}))
+
+
+async def test_gpus_are_asked_for_as_seldom_as_they_have_news_and_show_their_true_age(world: World) -> None:
+    collector = a_collector()
+    asked, ages_s = [], []
+    for now_s in (100.0, 115.0, 130.0, 131.0, 90.0):  # the last one: the clock was set back
+        world.asked.clear()
+        found = (await collect(collector, gpu_and_server(), now_s=now_s))["chat"]
+        asked.append(sum("DCGM" in query for query in world.queries))
+        ages_s.append(found.by_pod[Signal.SM_ACTIVE][PODS[0]].age_s)
+        assert found.by_pod[Signal.REQUESTS_RUNNING][PODS[0]].age_s == 5
+        assert len(world.queries) == 2 + asked[-1]
+        assert found.gaps == ()
+    assert asked == [2, 0, 2, 0, 2]
+    assert ages_s == [5, 20, 5, 6, 5]
+
+
+async def test_a_gpu_that_was_asked_for_a_while_ago_grows_stale(world: World) -> None:
+    collector = a_collector(gpu_stale_after_s=70.0)
+    world.age_s = 59
+    assert (await collect(collector, gpu_and_server(), now_s=0.0))["chat"].gaps == ()
+    found = (await collect(collector, gpu_and_server(), now_s=15.0))["chat"]
+    assert Signal.SM_ACTIVE not in found.by_pod
+    assert (only_gap(found).signal, only_gap(found).reason) == (Signal.SM_ACTIVE, GapReason.STALE)
+    assert "is 74 s old, more than 70 s" in only_gap(found).detail
+
+
+@pytest.mark.parametrize(("fails", "asked", "age_s"), [("timestamp(", 2, 5), ("DCGM_FI_PROF_SM_ACTIVE{", 1, 20)])
+async def test_a_gpu_is_never_taken_for_younger_than_it_is(world: World, fails: str, asked: int, age_s: float) -> None:
+    """Values and ages are of one moment; where the values alone failed, the ages are those from before."""
+
+    async def answers(server: PrometheusServer, promql: str) -> Answer:
+        if "DCGM" in promql and fails in promql:
+            raise PrometheusError(ErrorKind.TIMEOUT, "too late")
+        return await world.answer(server, promql)
+
+    world.answers = answers
+    collector = a_collector()
+    found = (await collect(collector, gpu_and_server(), now_s=0.0))["chat"]
+    assert (only_gap(found).signal, only_gap(found).reason) == (Signal.SM_ACTIVE, GapReason.UNREACHABLE)
+    world.answers = world.answer
+    world.asked.clear()
+    found = (await collect(collector, gpu_and_server(), now_s=15.0))["chat"]
+    assert sum("DCGM" in query for query in world.queries) == asked
+    assert found.by_pod[Signal.SM_ACTIVE][PODS[0]].age_s == age_s
+
+
+async def test_gpus_of_another_namespace_are_asked_for_at_once(world: World) -> None:
+    collector = a_collector()
+    await collect(collector, gpu_and_server(), now_s=0.0)
+    world.asked.clear()
+    world.pods["vision"] = ["chat-0"]
+    new = a_want("new", namespace="vision", pods=("chat-0",), signals=frozenset({Signal.SM_ACTIVE}))
+    found = await collect(collector, gpu_and_server(), new, now_s=1.0)
+    assert found["new"].by_pod[Signal.SM_ACTIVE]["chat-0"].age_s == 5
+    assert sum("DCGM" in query for query in world.queries) == 2
 
 
 async def test_a_percentage_is_no_ratio(world: World) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Gap, GapReason
-from bandkeeper.signals.answer import Answer, Sample
+from bandkeeper.signals.answer import Answer
 from bandkeeper.signals.observe import TOTAL, Ages, Builder, impossible
 from bandkeeper.signals.presets import PRESETS
 from bandkeeper.signals.want import LatencyWant, Want
@@ -44,7 +44,7 @@ def only_gap(builder: Builder) -> Gap:
 
 
 def answer(*samples: tuple[dict[str, str], float]) -> Answer:
-    return Answer(tuple(Sample(labels, value, 0.0) for labels, value in samples))
+    return Answer(tuple((labels, value, 0.0) for labels, value in samples))
 
 
 @pytest.mark.parametrize(

@@ -218,10 +218,10 @@ async def test_no_cookies_are_kept(stub: Stub, reader: PrometheusReader) -> None
 
 async def test_samples(stub: Stub, reader: PrometheusReader) -> None:
     stub.reply.body = vector(({"pod": "a"}, "1.5"), ({"pod": "b"}, "NaN"), ({"pod": "c"}, "+Inf"), ({}, "-Inf"))
-    samples = (await reader.query("up")).samples
+    samples = [*(await reader.query("up")).samples]
     assert samples[0] == ({"pod": "a"}, 1.5, 1700000000.5)
-    assert math.isnan(samples[1].value)
-    assert [sample.value for sample in samples[2:]] == [math.inf, -math.inf]
+    assert math.isnan(samples[1][1])
+    assert [value for _, value, _ in samples[2:]] == [math.inf, -math.inf]
 
 
 async def test_a_scalar_is_one_sample(stub: Stub, reader: PrometheusReader) -> None:
@@ -472,7 +472,7 @@ def test_urls_that_cannot_be_used(url: str, words: str) -> None:
 def test_a_label_that_looks_like_the_answer() -> None:
     tricky = {"a": '"result":[', "b": "]}", "c": 'x","warnings":["no"]'}
     answer = parse(vector((tricky, "1"), ({}, "2")))
-    assert answer.samples == ((tricky, 1.0, 1700000000.5), ({}, 2.0, 1700000000.5))
+    assert [*answer.samples] == [(tricky, 1.0, 1700000000.5), ({}, 2.0, 1700000000.5)]
     assert answer.warnings == ()
 
 
@@ -495,16 +495,57 @@ def test_the_parser_gets_an_answer_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     body = vector(*(({**labels, "pod": f"pod-{number}"}, "1") for number in range(20_000)))
     monkeypatch.setattr(json, "loads", counted_loads)
     monkeypatch.setattr(json, "JSONDecoder", CountedDecoder)
-    answer = parse(body)
-    assert [sample.labels["pod"] for sample in answer.samples] == [f"pod-{number}" for number in range(20_000)]
-    assert answer.samples[-1].labels["label_7"] == 'a "quoted" },{ text'
+    seen = [labels for labels, _, _ in parse(body).samples]
+    assert [labels["pod"] for labels in seen] == [f"pod-{number}" for number in range(20_000)]
+    assert seen[-1]["label_7"] == 'a "quoted" },{ text'
     assert sum(lengths) >= len(body)
     assert max(lengths) < 140_000
 
 
+def test_no_more_than_a_piece_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+    loads = json.loads
+
+    def counted_loads(text: str) -> Any:
+        loaded.append(len(text))
+        return loads(text)
+
+    body = vector(*(({"pod": f"pod-{number}"}, "1") for number in range(10_000)))
+    monkeypatch.setattr(json, "loads", counted_loads)
+    samples = iter(parse(body).samples)
+    assert next(samples)[0] == {"pod": "pod-0"}
+    assert sum(loaded) < len(body) / 10
+    assert len([*samples]) == 9_999
+    assert sum(loaded) > len(body) * 0.9
+
+
+async def test_an_answer_is_read_in_the_readers_thread(stub: Stub, reader: PrometheusReader) -> None:
+    def take(answer: Answer) -> tuple[int, list[float]]:
+        return threading.get_ident(), [value for _, value, _ in answer.samples]
+
+    thread, values = await reader.read("up", take)
+    assert thread != threading.get_ident()
+    assert values == [1.0]
+
+
+async def test_what_the_taker_raises_is_passed_on(stub: Stub, reader: PrometheusReader) -> None:
+    def take(_: Answer) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await reader.read("up", take)
+    assert (await reader.query("up")).samples  # the next one is not held up
+
+
+async def test_a_series_that_is_none_is_found_while_reading(stub: Stub, reader: PrometheusReader) -> None:
+    stub.reply.body = vector(*(({"pod": f"pod-{number}"}, "1") for number in range(1000)), ({}, "one"))
+    error = await failure(reader)
+    assert error.kind is ErrorKind.MALFORMED
+
+
 def test_a_native_histogram_has_no_value() -> None:
     body = b'{"data":{"resultType":"vector","result":[{"metric":{},"histogram":[1,{"count":"3"}]}]}}'
-    assert parse(body).samples == ()
+    assert [*parse(body).samples] == []
 
 
 @pytest.mark.parametrize(

@@ -692,11 +692,13 @@ class Status(_Model):
     def stored(self) -> dict[str, Any]:
         """The status as it is stored, in at most `STATUS_LIMIT_BYTES`: old history goes first, then long texts."""
         status: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        while _size(status) > STATUS_LIMIT_BYTES and status["history"]:
+        while (size := _size(status)) > STATUS_LIMIT_BYTES and status["history"]:
             status["history"].pop()
         for most in (128, 64):
-            if _size(status) > STATUS_LIMIT_BYTES:
-                status = _clipped(status, most)
+            if size <= STATUS_LIMIT_BYTES:
+                break
+            status = _clipped(status, most)
+            size = _size(status)
         return status
 
 

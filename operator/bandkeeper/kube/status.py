@@ -114,7 +114,7 @@ class StatusWriter:
         obj = self._objects.get(ref.uid)
         if obj is None:
             obj = self._objects[ref.uid] = _Object(ref, observed)
-        if obj.base is None or _important(obj.base) != _important(status):
+        if obj.base is None or _important_moved(obj.base, status):
             self._line_up(self._important, obj, status)
         elif self._clock() - obj.base_at >= DRIFT_EVERY_S and moved(obj.base, status):
             self._line_up(self._drifted, obj, status)
@@ -250,6 +250,8 @@ class StatusWriter:
 
 def moved(old: Any, new: Any) -> bool:
     """Whether a part of a status differs by more than noise: 5 points for numbers, 10 % for numbers within texts."""
+    if old == new:
+        return False
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = (old.keys() | new.keys()) - TIMES
         return any(moved(old.get(name), new.get(name)) for name in names)
@@ -260,7 +262,7 @@ def moved(old: Any, new: Any) -> bool:
     numbers = (int, float)
     if isinstance(old, numbers) and isinstance(new, numbers) and not isinstance(old, bool):
         return abs(new - old) >= DRIFT_POINTS
-    return bool(old != new)
+    return True
 
 
 def _text_moved(old: str, new: str) -> bool:
@@ -270,15 +272,18 @@ def _text_moved(old: str, new: str) -> bool:
     return any(abs(float(a) - float(b)) > DRIFT_RATIO * max(float(a), float(b)) for a, b in pairs)
 
 
-def _important(status: Status) -> dict[str, Any]:
-    """A status without what drifts."""
-    parts = {field: DRIFTING.get(field, frozenset()) for field in status}
-    return {field: _without(status[field], names) for field, names in parts.items() if names is not None}
+def _important_moved(old: Status, new: Status) -> bool:
+    """Whether a status differs in anything but what drifts."""
+    parts = {field: DRIFTING.get(field, frozenset()) for field in old.keys() | new.keys()}
+    return any(names is not None and _differ(old.get(field), new.get(field), names) for field, names in parts.items())
 
 
-def _without(value: Any, names: frozenset[str]) -> Any:
-    if isinstance(value, Mapping):
-        return {name: part for name, part in value.items() if name not in names}
-    if isinstance(value, list | tuple):
-        return [_without(item, names) for item in value]
-    return value
+def _differ(old: Any, new: Any, left_out: frozenset[str]) -> bool:
+    """Whether two values differ in more than the names left out."""
+    if old == new:
+        return False
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return any(old.get(name) != new.get(name) for name in (old.keys() | new.keys()) - left_out)
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return len(old) != len(new) or any(_differ(*pair, left_out) for pair in zip(old, new, strict=True))
+    return True

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 _RESULT = re.compile(r'"result"\s*:\s*\[')  # cannot match inside a JSON string: the quotes there are escaped
 # The end of one series and the begin of the next. In a string, the quote would end it and no letter could follow.
 _BETWEEN = re.compile(r'\}\s*,\s*(?=\{\s*"[a-z])')
 _REMARK = "PromQL info"
-_PIECE_CHARS = 131_072
+_PIECE_CHARS = 16_384  # what is made of more would outlive a garbage collection or two, and cost more of them
 _ENVELOPE_MOST_CHARS = 65_536
 
-
-class Sample(NamedTuple):
-    """One value with its labels; it may be NaN or infinite. `at_s` is the server's evaluation time, epoch seconds."""
-
-    labels: Mapping[str, str]
-    value: float
-    at_s: float
+Sample = tuple[Mapping[str, str], float, float]
+"""Labels, the value, which may be NaN or infinite, and the server's evaluation time in epoch seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a query gave. Warnings mean that the answer may be partial; a scalar is one sample without labels."""
+    """What a query gave.
 
-    samples: tuple[Sample, ...]
+    Attributes
+    ----------
+    samples
+        One of each series; a scalar is one without labels. Those from `parse` can be gone through once.
+    warnings
+        With one, the answer may be partial.
+    """
+
+    samples: Iterable[Sample]
     warnings: tuple[str, ...] = ()
+
+    def whole(self) -> Answer:
+        """The same, with samples that can be gone through again and again."""
+        return Answer(tuple(self.samples), self.warnings)
 
 
 class MalformedError(ValueError):
@@ -43,19 +51,19 @@ class RangeError(ValueError):
 def parse(body: bytes) -> Answer:
     """Read the JSON of `/api/v1/query`.
 
-    The parser holds the interpreter's lock while it runs, so it gets a few hundred series at a time; another thread
-    can go on between two pieces.
+    The parser holds the interpreter's lock while it runs, so it gets a hundred series or two at a time, when they are
+    gone through: another thread can go on between two pieces, and no more than a piece is held in memory.
 
     Raises
     ------
     MalformedError
-        Where the text is not such an answer.
+        Where the text is not such an answer; also while the samples are gone through.
     RangeError
         Where the query gives a range vector or a string.
     """
-    try:
+    with _malformed():
         text = body.decode()
-        envelope, items = _take_apart(text)
+        envelope, pieces = _take_apart(text)
         kind = envelope["data"]["resultType"]
         warnings = tuple(
             str(warning)
@@ -65,42 +73,51 @@ def parse(body: bytes) -> Answer:
         if envelope.get("isPartial"):  # VictoriaMetrics' way to say it
             warnings += ("the answer is partial",)
         if kind == "vector":
-            samples = tuple(
-                [
-                    Sample(item["metric"], float(value), at_s)
-                    for item in items
-                    if "value" in item  # a native histogram has none
-                    for at_s, value in (item["value"],)
-                ]
-            )
-        elif kind == "scalar":
-            samples = (Sample({}, float(items[1]), float(items[0])),)
-        else:
-            raise RangeError(kind)
-    except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
-        raise MalformedError(str(error)) from error
-    except ValueError as error:
-        if isinstance(error, RangeError):
-            raise
-        raise MalformedError(str(error)) from error
-    return Answer(samples, warnings)
+            return Answer(_vector(pieces), warnings)
+        if kind == "scalar":
+            ((at_s, value),) = pieces
+            return Answer((({}, float(value), float(at_s)),), warnings)
+    raise RangeError(kind)
 
 
-def _take_apart(text: str) -> tuple[dict[str, Any], list[Any]]:
-    """The answer without its series, and the series."""
+def _vector(pieces: Iterable[list[Any]]) -> Iterator[Sample]:
+    with _malformed():
+        for items in pieces:
+            for item in items:
+                if "value" in item:  # a native histogram has none
+                    at_s, value = item["value"]
+                    yield item["metric"], float(value), at_s
+
+
+def _take_apart(text: str) -> tuple[dict[str, Any], Iterator[list[Any]]]:
+    """The answer without its series, and the series, a hundred or two at a time."""
     found = _RESULT.search(text)
     if found is None:
         if len(text) > _ENVELOPE_MOST_CHARS:
             raise MalformedError("no result")
-        return json.loads(text), []
-    items: list[Any] = []
+        return json.loads(text), iter(())
+    spans: list[tuple[int, int]] = []
     position = found.end()
     while between := _BETWEEN.search(text, position + _PIECE_CHARS):
-        items += json.loads(f"[{text[position : between.start() + 1]}]")
+        spans.append((position, between.start() + 1))
         position = between.end()
     last, length = json.JSONDecoder().raw_decode(f"[{text[position:]}")
-    items += last
     envelope = f"{text[: found.end()]}]{text[position + length - 1 :]}"
     if len(envelope) > _ENVELOPE_MOST_CHARS:
         raise MalformedError("more than an answer")
-    return json.loads(envelope), items
+
+    def pieces() -> Iterator[list[Any]]:
+        for begin, end in spans:
+            yield json.loads(f"[{text[begin:end]}]")
+        yield last
+
+    return json.loads(envelope), pieces()
+
+
+@contextmanager
+def _malformed() -> Iterator[None]:
+    """Whatever a text of another shape runs into is one error."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise MalformedError(str(error)) from error

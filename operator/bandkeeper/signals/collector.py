@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import GapReason
@@ -25,10 +26,12 @@ from bandkeeper.signals.want import LatencyWant, Observations, Want
 _log = logging.getLogger(__name__)
 
 SUMMARY_WINDOW_S = 60.0  # prometheus-cpp's sliding window, which Triton's summaries use
+GPU_EVERY_S = 25.0  # dcgm-exporter collects every 30 s; a little less, so that every second tick of 15 s asks
 _EDGES_ABOVE_THRESHOLD = 4.0
 _WANTS_PER_TURN = 64
 _REFUSED = frozenset({ErrorKind.UNAUTHORIZED, ErrorKind.BAD_QUERY, ErrorKind.TOO_LARGE})
 
+T = TypeVar("T")
 _Pods = dict[str, dict[str, float]]
 _RowKey = tuple[str, str]
 _Rows = dict[_RowKey, dict[float, float]]
@@ -80,7 +83,6 @@ class CollectStats:
 
     queries: int = 0
     failures: int = 0
-    samples: int = 0
     seconds: float = 0.0
 
 
@@ -95,11 +97,26 @@ class _Result:
 
 
 @dataclass(frozen=True, slots=True)
-class _Edges:
-    """The bucket edges that all series of a row have, with their labels' spellings."""
+class _Asked:
+    """What a query about GPUs gave, and when it was asked."""
 
     at_s: float
+    pods: _Pods
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """Bucket edges, with their labels' spellings. Rows of servers of one kind share theirs."""
+
     labels: Mapping[float, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    """The bucket edges that all series of a row have."""
+
+    at_s: float
+    layout: _Layout
 
 
 class Collector:
@@ -111,6 +128,7 @@ class Collector:
         self._servers = Servers(settings.servers, settings.allowed_urls)
         self._labels = Labels(settings.namespace_label, settings.pod_label)
         self._edges: dict[tuple[PrometheusServer, str], dict[_RowKey, _Edges]] = defaultdict(dict)
+        self._gpus: dict[tuple[PrometheusServer, str], _Asked] = {}
 
     async def collect(self, wants: Sequence[Want], now_s: float) -> dict[str, Observations]:
         """Observations by the wants' keys. Never raises for a bad policy or a dead server: those give gaps.
@@ -123,6 +141,7 @@ class Collector:
         """Like `collect`, each policy as soon as its own answers are in: a server that hangs delays only its own."""
         self.last = stats = CollectStats()
         started_s = time.monotonic()
+        self._gpus = {key: known for key, known in self._gpus.items() if 0 <= now_s - known.at_s < GPU_EVERY_S}
         asked: list[tuple[PrometheusServer, Want]] = []
         for want in wants:
             try:
@@ -157,6 +176,7 @@ class _Run:
         self._settings = settings = collector.settings
         self._servers = collector._servers
         self._known_edges = collector._edges
+        self._known_gpus = collector._gpus
         self._labels = collector._labels
         self._stats = stats
         self._now_s = now_s
@@ -175,7 +195,6 @@ class _Run:
         self._thresholds_s: dict[Job, float] = {}
         self._rows: dict[Job, set[_RowKey]] = defaultdict(set)
         self._tasks: dict[Job, asyncio.Task[_Result]] = {}
-        self._turn = asyncio.Lock()  # one table per turn of the loop, however many answers have come in
         self._learning: dict[tuple[PrometheusServer, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def observations(self) -> AsyncIterator[tuple[str, Observations]]:
@@ -217,21 +236,18 @@ class _Run:
         shard = self._shards[job.shard]
         try:
             if isinstance(job.what, str):
-                return _Result(answer=await self._ask(shard.server, job.what, own=True))
+                return _Result(answer=await self._ask(shard.server, job.what, Answer.whole, own=True))
             if isinstance(job.what, Clock):
-                answer = await self._ask(shard.server, promql.ages(job.what, shard.scope))
-                async with self._turn:
-                    return _Result(pods=self._by_pod(answer, job.what, ages=True))
+                return _Result(pods=await self._pods(job, job.what, promql.ages(job.what, shard.scope)))
             if job.what.read is Read.HISTOGRAM:
                 return await self._histogram(job, job.what, shard)
             if job.what.read is Read.SUMMARY:
-                metric = job.what.any_of[0].metrics[0]
-                answer = await self._ask(shard.server, promql.quantiles(metric, shard.scope))
-                async with self._turn:
-                    return _Result(rows=self._by_row(answer, "quantile", 100.0))
-            answer = await self._ask(shard.server, promql.values(job.what, shard.scope, job.window_s))
-            async with self._turn:
-                return _Result(pods=self._by_pod(answer, job.what.clock, ages=False))
+                query = promql.quantiles(job.what.any_of[0].metrics[0], shard.scope)
+                return _Result(
+                    rows=await self._ask(shard.server, query, lambda answer: self._by_row(answer, "quantile", 100.0))
+                )
+            query = promql.values(job.what, shard.scope, job.window_s)
+            return _Result(pods=await self._pods(job, job.what.clock, query))
         except PrometheusError as error:
             reason = GapReason.REFUSED if error.kind in _REFUSED else GapReason.UNREACHABLE
             return _Result(trouble=Trouble(reason, str(error)))
@@ -241,21 +257,42 @@ class _Run:
             _log.exception("query failed in an unforeseen way")
             return _Result(trouble=Trouble(GapReason.UNREACHABLE, f"{shard.server}: unforeseen {error!r}: see the log"))
 
-    async def _ask(self, server: PrometheusServer, query: str, *, own: bool = False) -> Answer:
+    async def _ask(self, server: PrometheusServer, query: str, take: Callable[[Answer], T], *, own: bool = False) -> T:
+        """What `take` makes of the answer, in the reader's thread: there it holds up nobody."""
+
+        def taken(answer: Answer) -> T:
+            if answer.warnings:
+                raise _PartialError(
+                    f"{server} warns that its answer may be partial ({answer.warnings[0][:120]}): it is not used"
+                )
+            return take(answer)
+
         self._stats.queries += 1
         own = own or not self._servers.is_named(server)
         try:
-            answer = await self._servers.reader(server, own=own).query(query)
-        except PrometheusError:
+            return await self._servers.reader(server, own=own).read(query, taken)
+        except (PrometheusError, _PartialError):
             self._stats.failures += 1
             raise
-        self._stats.samples += len(answer.samples)
-        if answer.warnings:
-            self._stats.failures += 1
-            raise _PartialError(
-                f"{server} warns that its answer may be partial ({answer.warnings[0][:120]}): it is not used"
-            )
-        return answer
+
+    async def _pods(self, job: Job, clock: Clock, query: str) -> _Pods:
+        """Values, or ages, of each pod. Those of GPUs are asked for seldom: more often they are no news."""
+        shard, ages = self._shards[job.shard], isinstance(job.what, Clock)
+        known = self._gpus_of(shard.server, query, promql.ages(clock, shard.scope)) if clock.gpu else None
+        if known is None:
+            pods = await self._ask(shard.server, query, lambda answer: self._by_pod(answer, clock, ages=ages))
+            if clock.gpu:
+                self._known_gpus[shard.server, query] = _Asked(self._now_s, pods)
+            return pods
+        since_s = self._now_s - known.at_s
+        if not ages or not since_s:
+            return known.pods
+        return {space: {pod: age_s + since_s for pod, age_s in of.items()} for space, of in known.pods.items()}
+
+    def _gpus_of(self, server: PrometheusServer, query: str, ages: str) -> _Asked | None:
+        """What a query about GPUs gave a short while ago, if its ages were asked for at the same moment."""
+        known, clock = self._known_gpus.get((server, query)), self._known_gpus.get((server, ages))
+        return known if known and clock and known.at_s == clock.at_s else None
 
     async def _histogram(self, job: Job, source: Source, shard: Shard) -> _Result:
         """Buckets of each row, under the first of the source's names that the row has."""
@@ -268,13 +305,16 @@ class _Run:
             here = {row: known[row] for row in missing if row in known}
             if here:
                 bound = self._thresholds_s[job] / series.scale
-                wanted = {row: _in_use(edges.labels, bound) for row, edges in here.items()}
-                spelled = {label for row, kept in wanted.items() for edge in kept for label in here[row].labels[edge]}
-                answer = await self._ask(shard.server, promql.buckets(metric, spelled, shard.scope, job.window_s))
-                async with self._turn:
-                    for row, counts in self._by_row(answer, "le", 1.0).items():
-                        if row in here:
-                            result.rows[row] = _in_seconds(counts, wanted[row], series.scale)
+                layouts = {edges.layout for edges in here.values()}
+                kept = {layout: _in_use(layout, bound, series.scale) for layout in layouts}
+                spelled = {label for layout, used in kept.items() for edge in used for label in layout.labels[edge]}
+                query = promql.buckets(metric, spelled, shard.scope, job.window_s)
+                rows = await self._ask(shard.server, query, lambda answer: self._by_row(answer, "le", 1.0))
+                result.rows |= {
+                    row: _in_seconds(counts, kept[here[row].layout], series.scale)
+                    for row, counts in rows.items()
+                    if row in here
+                }
                 missing -= here.keys()
             if not missing:
                 break
@@ -288,10 +328,10 @@ class _Run:
         if asked:
             namespaces = tuple(sorted({namespace for namespace, _ in asked}))
             scope = promql.narrowed(shard.scope, namespaces)
-            answer = await self._ask(shard.server, promql.edges(metric, scope))
+            found = await self._ask(shard.server, promql.edges(metric, scope), self._edge_table)
             for row in [row for row in known if known[row].at_s < oldest_s]:
                 del known[row]
-            known.update({row: edges for row, edges in self._edge_table(answer).items() if row in asked})
+            known.update({row: edges for row, edges in found.items() if row in asked})
         return known
 
     # Tables of answers.
@@ -309,34 +349,39 @@ class _Run:
     def _by_row(self, answer: Answer, label: str, scale: float) -> _Rows:
         """Rows by the number in `label`; several spellings of one number are added up."""
         table: _Rows = defaultdict(dict)
-        for sample in answer.samples:
-            key = (sample.labels.get(self._labels.namespace, ""), sample.labels.get(ROW, ""))
-            text = sample.labels.get(label, "")
-            place = TOTAL if text == SUM_EDGE else _number(text) * scale
-            place = round(place, 6) if scale != 1.0 else place
+        places: dict[str, float] = {}
+        namespace = self._labels.namespace
+        for labels, value, _ in answer.samples:
+            text = labels.get(label, "")
+            place = places.get(text)
+            if place is None:
+                place = places[text] = TOTAL if text == SUM_EDGE else _number(text, scale)
+            key = (labels.get(namespace, ""), labels.get(ROW, ""))
             if key[1] and not math.isnan(place):
-                table[key][place] = table[key].get(place, 0.0) + sample.value
+                row = table[key]
+                row[place] = row.get(place, 0.0) + value
         return table
 
     def _edge_table(self, answer: Answer) -> dict[_RowKey, _Edges]:
+        answer = answer.whole()
         spelled: dict[_RowKey, dict[float, set[str]]] = defaultdict(lambda: defaultdict(set))
-        for sample in answer.samples:
-            key = (sample.labels.get(self._labels.namespace, ""), sample.labels.get(ROW, ""))
-            label = sample.labels.get("le", "")
+        for labels, _, _ in answer.samples:
+            key = (labels.get(self._labels.namespace, ""), labels.get(ROW, ""))
+            label = labels.get("le", "")
             if key[1] and not math.isnan(edge := _number(label)):
                 spelled[key][edge].add(label)
         series = self._by_row(answer, "le", 1.0)
-        return {
-            key: _Edges(
-                self._now_s,
-                {
-                    edge: frozenset(labels)
-                    for edge, labels in edges.items()
-                    if series[key][edge] >= series[key].get(math.inf, 0.0)  # some pods lack the others
-                },
-            )
-            for key, edges in spelled.items()
-        }
+        layouts: dict[frozenset[tuple[float, frozenset[str]]], _Layout] = {}
+        table: dict[_RowKey, _Edges] = {}
+        for key, edges in spelled.items():
+            labels_of = {
+                edge: frozenset(labels)
+                for edge, labels in edges.items()
+                if series[key][edge] >= series[key].get(math.inf, 0.0)  # some pods lack the others
+            }
+            layout = layouts.setdefault(frozenset(labels_of.items()), _Layout(labels_of))
+            table[key] = _Edges(self._now_s, layout)
+        return table
 
     # One policy's part.
 
@@ -396,25 +441,26 @@ class _PartialError(Exception):
     """The server warned; the text says so."""
 
 
-def _in_use(edges: Iterable[float], threshold: float) -> set[float]:
-    """The edges up to four times the threshold, at least one at or above it, and the infinite one."""
-    ordered = sorted(edges)
+def _in_use(layout: _Layout, threshold: float, scale: float) -> dict[float, float]:
+    """The edges up to four times the threshold, at least one at or above it, and the infinite one; each scaled."""
+    ordered = sorted(layout.labels)
     above = next((edge for edge in ordered if edge >= threshold), math.inf)
     bound = max(_EDGES_ABOVE_THRESHOLD * threshold, above)
-    return {edge for edge in ordered if edge <= bound or math.isinf(edge)}
+    return {edge: round(edge * scale, 9) for edge in ordered if edge <= bound or math.isinf(edge)}
 
 
-def _in_seconds(counts: Mapping[float, float], kept: set[float], scale: float) -> dict[float, float]:
+def _in_seconds(counts: Mapping[float, float], kept: Mapping[float, float], scale: float) -> dict[float, float]:
     """The kept edges, and the sum, in the signal's unit."""
-    table = {round(edge * scale, 9): counts[edge] for edge in kept if edge in counts}
+    table = {scaled: counts[edge] for edge, scaled in kept.items() if edge in counts}
     if TOTAL in counts:
         table[TOTAL] = counts[TOTAL] * scale
     return table
 
 
-def _number(text: str) -> float:
+def _number(text: str, scale: float = 1.0) -> float:
+    """The number that a label holds, free of the noise of scaling; NaN where it is none."""
     try:
-        return float(text)
+        return float(text) if scale == 1.0 else round(float(text) * scale, 6)
     except ValueError:
         return math.nan
 

@@ -106,7 +106,7 @@ class Builder:
         if math.inf not in counts:
             self._no_histogram(latency, source)
             return True
-        if any(not math.isfinite(count) or count < 0 or count > ABSURD for count in counts.values()):
+        if not all(0 <= count <= ABSURD for count in counts.values()):
             self.gap(latency.signal, GapReason.INVALID, f"{source.name} has impossible bucket counts: it is not used")
             return True
         edges, rising, sound = _rising(counts)
@@ -211,13 +211,13 @@ class Builder:
         """Values by pod, those of other namespaces left out, and values without a pod."""
         per_pod: dict[str, float] = {}
         whole: list[float] = []
-        for sample in answer.samples:
-            if sample.labels.get("namespace", self.want.namespace) != self.want.namespace:
+        for labels, value, _ in answer.samples:
+            if labels.get("namespace", self.want.namespace) != self.want.namespace:
                 continue
-            if pod := sample.labels.get("pod"):
-                per_pod[pod] = sample.value
+            if pod := labels.get("pod"):
+                per_pod[pod] = value
             else:
-                whole.append(sample.value)
+                whole.append(value)
         return per_pod, whole
 
     def _unclear(self, signal: Signal, values: Sequence[float]) -> None:
@@ -327,8 +327,8 @@ def impossible(signal: Signal, value: float) -> str:
 def _added(rows: Iterable[Mapping[float, float]]) -> dict[float, float]:
     """The rows added up at the edges that all of them have."""
     rows = list(rows)
-    if not rows:
-        return {}
+    if len(rows) < 2:
+        return dict(*rows)
     common = set(rows[0]).intersection(*rows[1:])
     return {edge: math.fsum(row[edge] for row in rows) for edge in common}
 

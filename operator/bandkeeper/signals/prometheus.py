@@ -6,13 +6,13 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -29,6 +29,7 @@ _CONNECT_MOST_S = 3.0
 _PIECE_BYTES = 65_536
 _LEAST_S = 0.05  # with less time left a request is not begun
 _parsing = threading.Lock()  # one thread at a time: each more would keep the event loop waiting for the interpreter
+T = TypeVar("T")
 _GRACE_S = 0.25  # lets the thread's own, more exact error win over the waiter's
 
 
@@ -128,11 +129,18 @@ class PrometheusReader:
         PrometheusError
             For everything that can go wrong, within `timeout_s` and a quarter of a second.
         """
+        return await self.read(promql, Answer.whole, at_s)
+
+    async def read(self, promql: str, take: Callable[[Answer], T], at_s: float | None = None) -> T:
+        """Like `query`, but what `take` makes of the answer; it runs in a thread while the answer is being parsed.
+
+        What `take` itself raises is passed on.
+        """
         deadline_s = time.monotonic() + self.server.timeout_s
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.server.timeout_s + _GRACE_S):
-                return await loop.run_in_executor(self._executor, self._query, promql, at_s, deadline_s)
+                return await loop.run_in_executor(self._executor, self._read, promql, take, at_s, deadline_s)
         except TimeoutError as error:
             raise _too_late(self.server) from error
 
@@ -141,15 +149,29 @@ class PrometheusReader:
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._connect.close()
 
-    def _query(self, promql: str, at_s: float | None, deadline_s: float) -> Answer:
+    def _read(self, promql: str, take: Callable[[Answer], T], at_s: float | None, deadline_s: float) -> T:
         left_s = deadline_s - time.monotonic()
         if left_s < _LEAST_S:
             raise _too_late(self.server)
         params = {"timeout": f"{0.9 * left_s:.3f}"}
         if at_s is not None:
             params["time"] = f"{at_s:.3f}"
-        found: Answer = self._connect.custom_query(promql, params=params, timeout=left_s)
-        return found
+        body: bytes = self._connect.custom_query(promql, params=params, timeout=left_s)
+        try:
+            with _parsing:
+                return take(answer.parse(body))
+        except answer.RangeError as error:
+            raise PrometheusError(
+                ErrorKind.BAD_QUERY,
+                f"{self.server}: the query gives a {error}: it must give one value per series, without [range]",
+            ) from error
+        except answer.MalformedError as error:
+            what = "a web page, perhaps a login," if body.lstrip()[:1] == b"<" else "something else"
+            raise PrometheusError(
+                ErrorKind.MALFORMED,
+                f"{self.server}: answers with {what} instead of Prometheus' JSON: check the URL and its path, or give "
+                "credentials",
+            ) from error
 
 
 class _Login(AuthBase):
@@ -183,15 +205,15 @@ class _Login(AuthBase):
 
 
 class _Reply(requests.Response):
-    """A finished answer in the shape that PrometheusConnect takes apart."""
+    """An answer's bytes in the shape that PrometheusConnect takes apart."""
 
-    def __init__(self, found: Answer) -> None:
+    def __init__(self, body: bytes) -> None:
         super().__init__()
         self.status_code = 200
-        self._found = found
+        self._body = body
 
     def json(self, **_: Any) -> Any:
-        return {"data": {"result": self._found}}
+        return {"data": {"result": self._body}}
 
 
 class _Session(requests.Session):
@@ -234,7 +256,7 @@ class _Session(requests.Session):
             ) from error
         if response.status_code != 200:
             raise self._refusal(response, body)
-        return _Reply(self._parse(body))
+        return _Reply(body)
 
     def _body(self, response: requests.Response, deadline_s: float) -> bytes:
         pieces, size = [], 0
@@ -249,21 +271,6 @@ class _Session(requests.Session):
                 raise _too_late(self._server)
             pieces.append(piece)
         return b"".join(pieces)
-
-    def _parse(self, body: bytes) -> Answer:
-        try:
-            with _parsing:
-                return answer.parse(body)
-        except answer.RangeError as error:
-            raise self._error(
-                ErrorKind.BAD_QUERY, f"the query gives a {error}: it must give one value per series, without [range]"
-            ) from error
-        except answer.MalformedError as error:
-            what = "a web page, perhaps a login," if body.lstrip()[:1] == b"<" else "something else"
-            raise self._error(
-                ErrorKind.MALFORMED,
-                f"answers with {what} instead of Prometheus' JSON: check the URL and its path, or give credentials",
-            ) from error
 
     def _refusal(self, response: requests.Response, body: bytes) -> PrometheusError:
         status = response.status_code
