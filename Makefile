@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := operator tests
 
-.PHONY: demo test lint generate bench fuzz cluster lock clean help
+.PHONY: demo test test-hpa lint generate bench fuzz cluster lock clean help
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ lint: $(STAMP) ## ruff, mypy --strict, import contracts
 test: lint cluster ## lint, types, import contracts, unit, property, chart and real control plane tests
 	@echo "==> Tests: unit, property, chart, real control plane"
 	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+test-hpa: cluster ## the HPA's rule of the lab against the real kube-controller-manager, 200 steps (about 4 minutes)
+	@$(BIN)/python -m pytest -q tests/hpa/check_controller.py
 
 generate: $(STAMP) ## write crds/, the chart's copy and the API reference from the models
 	@$(BIN)/python -m bandkeeper.api.crdgen

@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.cluster import eventually
 from tests.stack import OperatorProcess, Stack
 
-from . import picture, report
+from . import picture, preview, report
 from .figures import best_cap, figures, intervals
 from .picture import Course
 from .record import Recorder, as_json, latencies
@@ -51,8 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="directory for the report (%(default)s)")
     out: Path = parser.parse_args().out
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    _clear(out)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PLAIN_WIDTH)
     try:
         _demo(console, out)
@@ -65,6 +64,15 @@ def main() -> int:
             console.print(f"Logs: {out / 'logs'}")
         return 1
     return 0
+
+
+def _clear(out: Path) -> None:
+    """Takes away what an earlier run left; the simulated report of `tests.demo.preview` may lie there too, and stays."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "logs", ignore_errors=True)
+    for path in out.iterdir():
+        if path != preview.REPORT and path.is_file():
+            path.unlink()
 
 
 def _demo(console: Console, out: Path) -> None:
@@ -145,7 +153,15 @@ def _courses(stack: Stack, recorder: Recorder) -> list[Course]:
         cap = best_cap(policy, CAPACITY)
         found = figures(samples, cut, policy=policy, cap=cap, gpus_per_pod=GPUS_PER_POD)
         courses.append(
-            Course(name=member.name, policy=policy, best_cap=cap, samples=samples, intervals=cut, figures=found)
+            Course(
+                name=member.name,
+                policy=policy,
+                best_cap=cap,
+                samples=samples,
+                intervals=cut,
+                figures=found,
+                moves=[move for move in recorder.moves if move.name == member.name],
+            )
         )
     return courses
 

@@ -56,6 +56,17 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A change of what a policy wants, with its sentence. `caps`: batch cap before and after, None where it stayed."""
+
+    at_s: float
+    name: str
+    reason: str
+    message: str
+    caps: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
     """One workload over one stretch of time: means, and the latencies of what was answered in it.
 

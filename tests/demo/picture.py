@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from bandkeeper.api.signals import Signal
 from bandkeeper.decide.policy import LatencySLO, Policy
 
-from .figures import Figures, Interval, Sample, band_is_possible, first_cold_start_s, percentile_s
+from .figures import Figures, Interval, Move, Sample, band_is_possible, first_cold_start_s, percentile_s
 
 INK, MUTED, FAINT = "#22272e", "#6b7480", "#e3e7ec"
 PROMISE = "#c0392b"
@@ -56,6 +57,7 @@ class Course:
     samples: Sequence[Sample]
     intervals: Sequence[Interval]
     figures: Figures
+    moves: Sequence[Move] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def _rows() -> list[_Row]:
         _Row("Batch cap\nrequests per replica", _cap),
         _Row("Utilisation\n%", _utilization, bottom=None),
         _Row("TTFT p95\nms, log scale", partial(_latency, signal=Signal.TIME_TO_FIRST_TOKEN), log=True),
-        _Row("ITL p95\nms", partial(_latency, signal=Signal.INTER_TOKEN_LATENCY)),
+        _Row("ITL p95\nms", partial(_latency, signal=Signal.INTER_TOKEN_LATENCY), bottom=None),
     ]
 
 
@@ -138,6 +140,28 @@ def _replicas(axes: Axes, course: Course, colour: str) -> None:
 def _cap(axes: Axes, course: Course, colour: str) -> None:
     told = [(one.at_s, one.cap) for one in course.samples if one.cap is not None]
     axes.step(*_columns(told), where="post", color=colour, linewidth=1.6)
+    span_s = told[-1][0] if told else 0.0
+    shown = [move for move in course.moves if move.caps and 0 <= move.at_s <= span_s]
+    for number, move in enumerate(shown):
+        _explain(axes, move, at=0.34 - 0.2 * (number % 2), span_s=span_s)
+    _note(axes, "dotted: decided, with the reason" if shown else "")
+
+
+def _explain(axes: Axes, move: Move, *, at: float, span_s: float) -> None:
+    """The move's own words under the curve, at a height that is a share of the axes'."""
+    late = move.at_s > span_s / 2
+    axes.axvline(move.at_s, ymax=at + 0.06, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+    axes.text(
+        move.at_s + (-4 if late else 4), at, why(move), transform=axes.get_xaxis_transform(), fontsize=8,
+        color=INK, ha="right" if late else "left", va="center", linespacing=1.3,
+    )  # fmt: skip
+
+
+def why(move: Move) -> str:
+    """What moved the cap, in at most three lines: the first clause of the message."""
+    before, after = move.caps or (0, 0)
+    clause = move.message.removeprefix(f"Batch cap {before} -> {after}: ").partition(";")[0].partition(". ")[0]
+    return textwrap.fill(f"{before} -> {after}: {clause.rstrip('.')}", width=36, max_lines=3, placeholder=" …")
 
 
 def _utilization(axes: Axes, course: Course, colour: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.demo.preview`: a simulated report at once, while the control plane's programs are still being built."""
+"""`python -m tests.demo.preview`: a simulated report at once, while the control plane's programs are being built."""
 
 from __future__ import annotations
 

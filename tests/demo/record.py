@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,7 +17,7 @@ from bandkeeper.api.snapshot import Distribution
 from tests.cluster import Prometheus
 from tests.stack import OperatorProcess, Stack
 
-from .figures import Sample
+from .figures import Move, Sample
 
 HISTOGRAMS = {
     Signal.TIME_TO_FIRST_TOKEN: "vllm:time_to_first_token_seconds",
@@ -26,23 +27,11 @@ HISTOGRAMS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glance:
-    """The operator's own numbers of one policy. `wanted`: replicas and batch cap. None is not known."""
+    """The operator's own numbers of one policy. None is not known."""
 
     utilization: float | None = None
     p95_s: Mapping[Signal, float] = field(default_factory=dict)
-    wanted: tuple[float | None, float | None] = (None, None)
     reason: str = ""
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A change of what a policy wants."""
-
-    at_s: float
-    name: str
-    reason: str
-    message: str
 
 
 class Recorder:
@@ -64,7 +53,7 @@ class Recorder:
     def look(self) -> None:
         """One sample of every workload. Raises OSError when the operator or the emulator do not answer."""
         metrics = operator_metrics(self._operator.get("/metrics")[1])
-        decided = self._last_decisions()
+        told = self._statuses()
         for name, series in self.samples.items():
             mine = metrics.get(name, {})
             ledger = self._stack.ledger(name)
@@ -83,17 +72,26 @@ class Recorder:
                     pod_s=ledger["pod_s"],
                 )
             )
-            self._keep(name, _glance(mine, decided.get(name, {})))
+            status = told.get(name, {})
+            self.glances[name] = _glance(mine, status.get("lastDecision", {}))
+            found = moves(name, status.get("history", ()), self.began_s)
+            self.moves += [move for move in found if move not in self.moves]
 
-    def _keep(self, name: str, glance: Glance) -> None:
-        before = self.glances[name]
-        if glance.message != before.message and glance.wanted != before.wanted:
-            self.moves.append(Move(self.at_s, name, glance.reason, glance.message))
-        self.glances[name] = glance
-
-    def _last_decisions(self) -> dict[str, dict[str, str]]:
+    def _statuses(self) -> dict[str, dict[str, Any]]:
         items = self._stack.cluster.get("gpuscalingpolicies", namespace=self._stack.namespace)["items"]
-        return {one["metadata"]["name"]: one.get("status", {}).get("lastDecision", {}) for one in items}
+        return {one["metadata"]["name"]: one.get("status", {}) for one in items}
+
+
+def moves(name: str, history: Sequence[Mapping[str, Any]], began_s: float) -> list[Move]:
+    """A status's history, oldest first, its times to the second. A decision that moved both knobs is one move."""
+    found: dict[tuple[str, str], Move] = {}
+    for one in reversed(history):
+        key = (one["time"], one["message"])
+        caps = (one["fromBatchCap"], one["batchCap"]) if "fromBatchCap" in one else None
+        at_s = datetime.fromisoformat(one["time"]).timestamp() - began_s
+        known = found.get(key, Move(at_s=at_s, name=name, reason=one["reason"], message=one["message"]))
+        found[key] = replace(known, caps=caps or known.caps)
+    return list(found.values())
 
 
 def _glance(metrics: Mapping[tuple[str, str], float], decision: Mapping[str, str]) -> Glance:
@@ -104,9 +102,7 @@ def _glance(metrics: Mapping[tuple[str, str], float], decision: Mapping[str, str
             for signal in HISTOGRAMS
             if (value := metrics.get(("slo_measured_seconds", signal.value))) is not None
         },
-        wanted=(metrics.get(("desired_replicas", "")), metrics.get(("desired_batch_cap", ""))),
         reason=decision.get("reason", ""),
-        message=decision.get("message", ""),
     )
 
 

@@ -1,7 +1,8 @@
 """What the demo plays: three Deployments of equal servers, one policy each, one load for all.
 
-The fleets are of some 17 to 35 replicas, because with few replicas most loads have no whole number of them inside a
-narrow band, and because the noise of a few hundred requests is wider than the band.
+All pods start with the same batch cap, and each fleet with what its band asks for before the load begins; what becomes
+of both is up to the policies. The fleets are of some 21 to 40 replicas, because with few replicas most loads have no
+whole number of them inside a narrow band, and because the noise of a few hundred requests is wider than the band.
 """
 
 from __future__ import annotations
@@ -14,30 +15,31 @@ from bandkeeper.api.validation import validate
 from bandkeeper.decide.policy import Batching, CostClass, Policy, resolve
 
 NAMESPACE = "serving"
-LOAD_S = 250
+LOAD_S = 205
 INTERVAL_S = 5
 WARM_UP_S = 8
 COLD_START_S = 5
 SCALE_DOWN_WINDOW_S = 10
-SLO_WINDOW_S = 10
+SLO_WINDOW_S = 15
 GPUS_PER_POD = 1
 GPUS_PER_NODE = 8
-NODES = 14
+NODES = 16
 CAPACITY = 64
+FIRST_CAP = 48
 # Seconds since the start, requests per second.
 LOAD: dict[str, Any] = {
     "kind": "linear",
     "seed": 7,
-    "points": [[0, 216], [45, 216], [50, 283], [150, 283], [155, 216], [LOAD_S, 216]],
+    "points": [[0, 240], [5, 320], [105, 320], [110, 410], [150, 410], [155, 320], [LOAD_S, 320]],
 }
 BASE_LOAD = {"kind": "constant", "seed": 1, "rate_per_s": LOAD["points"][0][1]}
-# Steps as measured on a B200 with Llama-3.1-70B fp4 (aiconfigurator's silicon_sample.csv, Apache-2.0: 11.80 + .0791 b,
+# Steps as measured on an H200 with Llama-3.1-70B fp8 (aiconfigurator's silicon_sample.csv, Apache-2.0: 19.54 + .199 b,
 # R2 1.000). Prefill and memory are ours. The cap acts after 3 s here; a mounted file would take a minute or more.
 SERVER = {
-    "alpha_ms": 11.8,
-    "beta_ms": 0.0791,
-    "gamma_ms": 5.0,
-    "delta_ms_per_token": 0.07,
+    "alpha_ms": 19.54,
+    "beta_ms": 0.199,
+    "gamma_ms": 1.5,
+    "delta_ms_per_token": 0.01,
     "kv_tokens": 400_000,
     "capacity": CAPACITY,
     "max_queue": 32,
@@ -45,24 +47,26 @@ SERVER = {
 }
 TOKENS = {
     "prompt": {"kind": "fixed", "value": 64},
-    "output": {"kind": "lognormal", "median": 240, "sigma": 0.2, "min": 16, "max": 600},
+    "output": {"kind": "lognormal", "median": 120, "sigma": 0.2, "min": 16, "max": 300},
 }
 # Prometheus interpolates inside a bucket: the edges are narrow where latencies and promises are.
 BUCKETS = {
     "ttft_s": [0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10],
-    "itl_s": [0.005, 0.01, *(edge / 1000 for edge in range(12, 42, 2)), 0.05, 0.06, 0.08, 0.1, 0.2, 0.5],
+    "itl_s": [0.01, 0.02, *(edge / 1000 for edge in range(22, 45)), 0.05, 0.06, 0.07, 0.08, 0.1, 0.2, 0.5],
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One Deployment with its policy. `most` is the batch cap that its owner allows, `replicas` what it starts with."""
+    """One Deployment with its policy. `caps` are the batch caps that its owner allows; it begins with `replicas` and
+    never goes below.
+    """
 
     name: str
     objective: Objective
     ttft: str
     itl: str
-    most: int
+    caps: tuple[int, ...]
     replicas: int
 
     @property
@@ -81,8 +85,13 @@ class Member:
                     {"signal": "TimeToFirstToken", "threshold": self.ttft, **window},
                     {"signal": "InterTokenLatency", "threshold": self.itl, **window},
                 ],
-                "replicas": {"min": 1, "max": 40},
-                "batch": {"min": 16, "max": self.most, "adapter": {"type": "Annotation"}},
+                "replicas": {"min": self.replicas, "max": 48},
+                "batch": {
+                    "min": self.caps[0],
+                    "max": self.caps[-1],
+                    "candidates": list(self.caps),
+                    "adapter": {"type": "Annotation"},
+                },
                 "behavior": {"scaleDown": {"stabilizationWindowSeconds": SCALE_DOWN_WINDOW_S}},
             },
         }
@@ -111,22 +120,49 @@ class Member:
 
 
 MEMBERS = (
-    Member("chat-latency", Objective.LATENCY_SENSITIVE, ttft="300ms", itl="30ms", most=48, replicas=25),
-    Member("chat-balanced", Objective.BALANCED, ttft="500ms", itl="40ms", most=56, replicas=21),
-    Member("chat-throughput", Objective.THROUGHPUT_SENSITIVE, ttft="5s", itl="60ms", most=64, replicas=17),
+    Member(
+        name="chat-latency",
+        objective=Objective.LATENCY_SENSITIVE,
+        ttft="1s",
+        itl="30ms",
+        caps=(16, 24, 32, 40, 48),
+        replicas=25,
+    ),
+    Member(
+        name="chat-balanced",
+        objective=Objective.BALANCED,
+        ttft="2s",
+        itl="40ms",
+        caps=(32, 40, 48, 56),
+        replicas=22,
+    ),
+    Member(
+        name="chat-throughput",
+        objective=Objective.THROUGHPUT_SENSITIVE,
+        ttft="5s",
+        itl="50ms",
+        caps=(32, 48, 64),
+        replicas=22,
+    ),
 )
 
 EMULATOR: dict[str, Any] = {"workloads": [member.server for member in MEMBERS], "dcgm": {"period_s": 5}}
 PODS: dict[str, Any] = {
-    "annotations": {"bandkeeper.dev/load-time": f"{COLD_START_S}s", "bandkeeper.dev/drain-time": "2s"},
+    "annotations": {
+        "bandkeeper.dev/load-time": f"{COLD_START_S}s",
+        "bandkeeper.dev/drain-time": "2s",
+        "bandkeeper.dev/batch-cap": str(FIRST_CAP),
+    },
     "args": ["--max-num-seqs", str(CAPACITY)],
     "gpus": GPUS_PER_POD,
 }
 SETTINGS: dict[str, Any] = {"period": "1s", "restartHold": "20s", "prometheus": {"rateWindow": "10s"}}
 
-BASE, PEAK = LOAD["points"][0][1], max(rate for _, rate in LOAD["points"])
+RATES = [rate for _, rate in LOAD["points"]]
 SETTING = (
-    f"Three Deployments of equal emulated servers (batch capacity {CAPACITY}) get the same requests, {BASE} a second, "
-    f"rising to {PEAK} and falling back within {LOAD_S} s. A pod is ready {COLD_START_S} s after it is scheduled. One "
-    f"operator decides every second; scale-down windows are {SCALE_DOWN_WINDOW_S} s, where the defaults are minutes."
+    f"Three Deployments of equal emulated servers get the same requests: {RATES[0]} a second before the load begins, "
+    f"{RATES[1]} at once, {max(RATES)} in the middle, {RATES[-1]} at the end, in {LOAD_S} s. Every pod boots with a "
+    f"batch cap of {FIRST_CAP}, of the {CAPACITY} that it could take, and is ready {COLD_START_S} s after it is "
+    f"scheduled. One operator decides every second; scale-down windows are {SCALE_DOWN_WINDOW_S} s, where the defaults "
+    "are minutes."
 )

@@ -14,8 +14,9 @@ from rich.text import Text
 from bandkeeper.api.signals import Signal
 from bandkeeper.decide.policy import LatencySLO, Policy
 
+from .figures import Move
 from .picture import COLOURS, Course
-from .record import Move, Recorder
+from .record import Recorder
 from .scenario import MEMBERS
 
 MOVES_SHOWN = 8

@@ -10,10 +10,12 @@ import pytest
 
 from bandkeeper.api.reasons import Reason
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import Distribution, Pod, Snapshot
+from bandkeeper.api.snapshot import Distribution, Pod, PodState, Rollout, Snapshot
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.engine import decide, written
+from bandkeeper.decide.knob import is_batch_first
+from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, CostClass, Policy
 from bandkeeper.decide.state import CapMemory, State
 from tests.unit.builders import E2E, ITL, TTFT, a_batch, a_distribution, a_pod, a_policy, a_snapshot, a_target
@@ -238,12 +240,6 @@ class TestReadBack:
         ready = tuple(replace(pod, cap=None, capacity=None) for pod in capped(64))
         assert then(POLICY, look(ready=ready), look(ready=ready)).cap is None
 
-    @pytest.mark.parametrize(("cap", "want"), [(4, 8), (128, 64), (20, 20)])
-    def test_a_cap_outside_the_policy_is_brought_in(self, cap: int, want: int) -> None:
-        """One inside that is no candidate is left where it is."""
-        seen = look(cap=cap, ready=capped(cap, capacity=256), running=8)
-        assert then(POLICY, seen, seen).cap == want
-
     def test_never_above_what_the_servers_booted_with(self) -> None:
         ready = capped(32, capacity=40)
         decision = then(POLICY, look(ready=ready), look(ready=ready, running=128, waiting=100))
@@ -275,6 +271,104 @@ class TestReadBack:
     def test_a_write_that_is_not_wanted_any_more_is_ignored(self) -> None:
         state = settle(POLICY, look())
         assert written(state, cap=8, now_s=200.0).cap == state.cap
+
+
+class TestBounds:
+    """A cap that the policy or the servers do not allow is brought in at once, whatever else the knob waits for."""
+
+    slowly = replace(POLICY, batch=a_batch(SIZES, cost_class=CostClass.EVENTUAL, delay_s=90.0))
+    rolled = replace(POLICY, batch=a_batch(SIZES, cost_class=CostClass.ROLLOUT, delay_s=300.0))
+    narrow = replace(slowly, batch=a_batch((8, 16, 24, 32), cost_class=CostClass.EVENTUAL, delay_s=90.0))
+
+    def look(self, cap: int = 128, **more: Any) -> Snapshot:
+        return look(**{"cap": cap, "ready": capped(cap, capacity=256), "running": 32.0, **more})
+
+    @pytest.mark.parametrize(("cap", "want"), [(4, 8), (128, 64), (20, 20)])
+    @pytest.mark.parametrize("policy", [POLICY, slowly, rolled], ids=["live", "eventual", "rollout"])
+    def test_at_the_first_look(self, policy: Policy, cap: int, want: int) -> None:
+        """One inside that is no candidate is left where it is."""
+        decision, _ = decide(policy, self.look(cap, running=8), State.initial(0.0), 0.0)
+        assert decision.cap == want
+        if want != cap:
+            assert decision.message.startswith(f"Batch cap {cap} -> {want}: the policy and the servers allow 8 to 64")
+
+    def test_narrower_bounds_count_though_the_cap_has_just_been_moved(self) -> None:
+        state = settle(self.slowly, look(cap=16, running=40))
+        decision, state = decide(self.slowly, look(cap=16, running=64, waiting=100), state, 180.0)
+        assert decision.cap == 64
+        state = written(state, cap=64, now_s=180.0)
+        decision, _ = decide(self.narrow, look(cap=16, running=64), state, 195.0)
+        assert decision.cap == 32
+
+    def test_new_pods_at_a_larger_boot_cap_do_not_move_it(self) -> None:
+        state = settle(self.narrow, look(cap=32))
+        decision, _ = decide(self.narrow, look(ready=(*capped(32, 3), a_pod("new", cap=64))), state, 180.0)
+        assert decision.cap == 32
+
+    def test_smaller_servers_lower_it_once_they_are_all_there(self) -> None:
+        state = settle(self.slowly, look(cap=64))
+        mixed = (*capped(64, 3), a_pod("new", cap=24, capacity=24))
+        rolling = look(ready=mixed, target=a_target(4, rollout=Rollout()))
+        decision, state = decide(self.slowly, rolling, state, 180.0)
+        assert decision.cap == 64
+        decision, _ = decide(self.slowly, look(ready=mixed), state, 195.0)
+        assert decision.cap == 24
+
+    def test_without_metrics_too(self) -> None:
+        """As the bounds of the replicas do; but a rollout is not begun without seeing what goes on."""
+        blind = self.look(running=None, requests_finished=None, distributions={})
+        state = State.initial(0.0)
+        assert decide(self.slowly, blind, state, 0.0)[0].cap == 64
+        assert decide(self.rolled, blind, state, 0.0)[0].cap == 128
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"running": 512.0, "waiting": 300.0},
+            {"others": [a_pod("new", PodState.PENDING, age_s=10, state_age_s=10)], "replicas": 5},
+            {"replicas": 5},
+            {"target": a_target(4, rollout=Rollout())},
+        ],
+        ids=["a queue", "a pending pod", "a pod that is not there", "another rollout"],
+    )
+    def test_a_rollout_into_them_waits_for_calm(self, change: dict[str, Any]) -> None:
+        state = State.initial(0.0)
+        decision, state = decide(self.rolled, self.look(**change), state, 0.0)
+        assert decision.cap == 128
+        decision, _ = decide(self.rolled, self.look(), state, 300.0)
+        assert decision.cap == 64
+
+    def test_a_person_s_rollout_beyond_them_is_taken_back_without_rest(self) -> None:
+        state = settle(self.rolled, look(cap=32, running=40))
+        decision, _ = decide(self.rolled, self.look(), state, 180.0)
+        assert decision.cap == 64
+
+    def test_but_not_sooner_than_rollouts_may_follow_each_other(self) -> None:
+        state = settle(self.rolled, look(cap=32, running=40))
+        state = replace(state, cap=replace(state.cap, rollout_s=100.0))
+        decision, state = decide(self.rolled, self.look(), state, 180.0)
+        assert decision.cap == 128
+        decision, _ = decide(self.rolled, self.look(), state, 1100.0)  # ten cold starts after the last one
+        assert decision.cap == 64
+
+    def test_nothing_is_learned_from_it(self) -> None:
+        """No queue and no broken promise moved it, and it cures none: replicas do not wait for it."""
+        state = settle(self.slowly, self.look(itl=SLOW))
+        decision, state = decide(self.slowly, self.look(itl=SLOW), replace(state, cap=CapMemory()), 180.0)
+        assert decision.cap == 64
+        assert (state.cap.queued_at, state.cap.broke_at) == (None, None)
+        assert decision.replicas is not None
+        assert decision.replicas > 4
+
+    def test_and_then_it_rests(self) -> None:
+        decision, state = decide(self.slowly, self.look(4, running=8.0), State.initial(0.0), 0.0)
+        state, moves, cap = written(state, cap=8, now_s=0.0), [], 8
+        for tick in range(1, 20):
+            decision, state = decide(self.slowly, self.look(cap, running=24.0), state, 15.0 * tick)
+            if decision.cap is not None and decision.cap != cap:
+                cap = decision.cap
+                moves.append(15.0 * tick)
+        assert moves[0] == 150.0  # 90 s until it acts, and the window of 60 s
 
 
 class TestDynamicBatching:
@@ -369,6 +463,25 @@ class TestThroughput:
         assert ticks[-1].cap == 64
         assert {tick.replicas for tick in ticks if tick.decision.cap != 64} == {1}
         assert ticks[-1].replicas == 1
+
+    @pytest.mark.parametrize(
+        ("memory", "caps", "now_s", "want"),
+        [
+            (CapMemory(wanted=32, moved_s=100.0), {32}, 500.0, True),  # a larger one may be had
+            (CapMemory(wanted=64, before=32, moved_s=100.0), {32, 64}, 500.0, True),  # a pod does not have it
+            (CapMemory(wanted=64, before=32, moved_s=100.0), {64}, 189.0, True),  # written, but hardly read by servers
+            (CapMemory(wanted=64, before=32, moved_s=100.0), {64}, 190.0, False),
+            (CapMemory(wanted=64, moved_s=100.0), {64}, 110.0, False),  # nobody asked for it
+        ],
+    )
+    def test_comes_before_replicas_until_the_best_one_can_have_acted(
+        self, memory: CapMemory, caps: set[int], now_s: float, want: bool
+    ) -> None:
+        policy = a_policy(Objective.THROUGHPUT_SENSITIVE, batch=a_batch(cost_class=CostClass.EVENTUAL, delay_s=90.0))
+        load = Load(ready=2, running=60.0, waiting=0.0, complete=True, caps=frozenset(caps))
+        assert is_batch_first(policy, load, 64, memory, now_s) is want
+        others = (a_policy(Objective.BALANCED, batch=policy.batch), a_policy(Objective.THROUGHPUT_SENSITIVE))
+        assert not any(is_batch_first(other, load, 64, memory, now_s) for other in others)
 
     def test_a_rollout_for_it_does_not_wait_for_the_queue_to_end(self) -> None:
         fleet = Fleet(replicas=1, seed=1, cap_delay_s=60.0)

@@ -432,10 +432,12 @@ class TestRule5RestartHold:
         assert decision.replicas == 4
 
 
-def test_a_stale_list_of_pods_forbids_scale_in() -> None:
-    decision, _ = after(POLICY, quiet(), quiet(pods_age_s=61.0))
+@pytest.mark.parametrize("stalest", ["pods", "horizontalpodautoscalers"])
+def test_a_stale_list_forbids_scale_in_and_is_named(stalest: str) -> None:
+    stale = replace(quiet(pods_age_s=61.0), stalest=stalest)
+    decision, _ = after(POLICY, quiet(), stale)
     assert decision.replicas == 4
-    assert "list of pods" in decision.message
+    assert f"the list of {stalest} is" in decision.message
 
 
 class TestRule7OtherHands:

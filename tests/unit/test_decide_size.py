@@ -97,11 +97,10 @@ class TestQueue:
 
     def test_throughput_raises_the_cap_first_and_orders_for_nothing_to_come(self) -> None:
         policy = a_policy(Objective.THROUGHPUT_SENSITIVE, batch=a_batch())
-        demand = a_demand(10.0, saturated=True, request_s=0.1)
-        low = a_load(4, waiting=60, caps=frozenset({32}))
-        assert size.for_queue(policy, demand, low) is None
-        assert size.for_queue(policy, demand, low, stuck_at=32) == 21
-        assert size.for_queue(policy, demand, a_load(4, waiting=60, caps=frozenset({64}))) == 11
+        demand, queue = a_demand(10.0, saturated=True, request_s=0.1, batch_first=True), a_load(4, waiting=60)
+        assert size.for_queue(policy, demand, queue) is None
+        assert size.for_queue(policy, demand, queue, stuck_at=32) == 21
+        assert size.for_queue(policy, replace(demand, batch_first=False), queue) == 11
 
     def test_no_queue_asks_for_nothing(self) -> None:
         assert size.for_queue(a_policy(), a_demand(2.12), a_load()) is None
@@ -141,6 +140,10 @@ class TestFewest:
     def test_a_lowered_cap_carries_less(self) -> None:
         assert self.fewest(a_demand(1.3), 4) == (2, BandReason.BELOW_BAND)
         assert self.fewest(a_demand(1.3), 4, cap=32) == (4, BandReason.QUANTISED)
+
+    def test_a_cap_that_holds_what_the_band_lets_in_keeps_nothing(self) -> None:
+        assert self.fewest(a_demand(2.0), 4, cap=56) == (3, BandReason.BELOW_BAND)
+        assert self.fewest(a_demand(2.0), 4, cap=48) == (4, BandReason.QUANTISED)
 
     @pytest.mark.parametrize(
         ("verdict", "want"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Distribution
 from bandkeeper.decide.policy import LatencySLO
 from tests.demo import picture, report
-from tests.demo.figures import Sample, best_cap, figures, intervals
+from tests.demo.figures import Move, Sample, best_cap, figures, intervals
 from tests.demo.picture import Course
-from tests.demo.record import distributions, operator_metrics
+from tests.demo.record import distributions, moves, operator_metrics
 from tests.demo.scenario import BUCKETS, EMULATOR, INTERVAL_S, LOAD, LOAD_S, MEMBERS, Member
 from tests.demo.screen import summary
 from tests.emulator.config import parse_config
@@ -47,7 +48,10 @@ def a_course(member: Member, seconds: int = 30) -> Course:
     policy = member.policy
     cap = best_cap(policy, 128)
     found = figures(samples, cut, policy=policy, cap=cap, gpus_per_pod=1)
-    return Course(name=member.name, policy=policy, best_cap=cap, samples=samples, intervals=cut, figures=found)
+    made = [Move(at_s=at_s, name=member.name, reason="CapRaised", message="more", caps=(1, 2)) for at_s in (9.0, 20.0)]
+    return Course(
+        name=member.name, policy=policy, best_cap=cap, samples=samples, intervals=cut, figures=found, moves=made
+    )
 
 
 def test_the_members_differ_in_objective_and_promises_only() -> None:
@@ -129,6 +133,51 @@ def test_operator_metrics_are_by_policy_metric_and_signal() -> None:
     assert operator_metrics(text) == {
         "chat": {("desired_replicas", ""): 3.0, ("slo_measured_seconds", "QueueTime"): 0.25}
     }
+
+
+HISTORY = (
+    {
+        "time": "2026-11-22T21:00:30Z",
+        "reason": "CapLowered",
+        "message": "Batch cap 48 -> 40: p95 30.7ms is over the 30ms objective; adding takes 9s.",
+        "batchCap": 40,
+        "fromBatchCap": 48,
+    },
+    {
+        "time": "2026-11-22T21:00:05Z",
+        "reason": "DemandRose",
+        "message": "Replicas 25 -> 27: much.",
+        "replicas": 27,
+        "fromReplicas": 25,
+    },
+)
+
+
+def test_moves_come_from_the_history_oldest_first() -> None:
+    began_s = datetime(2026, 11, 22, 21, tzinfo=UTC).timestamp()
+    first, second = moves("chat", HISTORY, began_s)
+    assert (first.at_s, first.caps, first.message) == (5.0, None, "Replicas 25 -> 27: much.")
+    assert (second.at_s, second.caps, second.reason) == (30.0, (48, 40), "CapLowered")
+
+
+def test_a_decision_that_moved_both_knobs_is_one_move() -> None:
+    both = {"time": "2026-11-22T21:00:05Z", "reason": "QueueGrows", "message": "Batch cap 48 -> 64: much. Replicas …"}
+    cap, count = {**both, "batchCap": 64, "fromBatchCap": 48}, {**both, "replicas": 3, "fromReplicas": 2}
+    assert [move.caps for move in moves("chat", (cap, count), 0.0)] == [(48, 64)]
+    assert [move.caps for move in moves("chat", (count, cap), 0.0)] == [(48, 64)]
+
+
+@pytest.mark.parametrize(
+    ("message", "want"),
+    [
+        ("Batch cap 48 -> 64: 9 requests wait, and more may fit a batch.", "9 requests wait, and more may fit a batch"),
+        ("Batch cap 48 -> 64: p95 is over the 30ms objective; adding takes 9s.", "p95 is over the 30ms objective"),
+        ("Batch cap 48 -> 64: 9 requests wait. Replicas 20 -> 22: 9 requests wait.", "9 requests wait"),
+    ],
+)  # fmt: skip
+def test_the_picture_says_why_a_cap_moved(message: str, want: str) -> None:
+    move = Move(at_s=1.0, name="chat", reason="CapRaised", message=message, caps=(48, 64))
+    assert picture.why(move).replace("\n", " ") == f"48 -> 64: {want}"
 
 
 def test_settings_are_laid_over_each_other_at_every_depth() -> None:

@@ -6,8 +6,8 @@ from bandkeeper.lab.rules.dynamo import Dynamo
 from tests.unit.lab_views import DYNAMIC, SERVER, a_setting, a_view, offering
 
 
-def _rule(sensitivity: float = 0.8, *, rate_floor: bool = False) -> Dynamo:
-    return Dynamo(a_setting(), sensitivity=sensitivity, rate_floor=rate_floor)
+def _rule(share: float = 1.0, *, rate_floor: bool = False) -> Dynamo:
+    return Dynamo(a_setting(), share=share, rate_floor=rate_floor)
 
 
 def test_up_by_one_when_every_worker_would_be_late() -> None:
@@ -18,8 +18,8 @@ def test_up_by_one_when_every_worker_would_be_late() -> None:
 def test_down_by_one_when_the_rest_stays_under_the_sensitivity() -> None:
     quiet = offering(60.0, 2.0, running=5.0)
 
-    assert _rule(0.8).decide(quiet).replicas == 3
-    assert _rule(0.2).decide(quiet).replicas == 4
+    assert _rule(1.0).decide(quiet).replicas == 3
+    assert _rule(0.25).decide(quiet).replicas == 4
 
 
 def test_nothing_moves_while_a_pod_is_on_its_way() -> None:
@@ -39,4 +39,4 @@ def test_the_rate_loop_is_a_floor_every_three_minutes() -> None:
 def test_without_metrics_it_holds() -> None:
     assert _rule().decide(a_view(ready=3)).replicas == 3
     assert Dynamo.choices(a_setting(DYNAMIC)) == ()
-    assert [choice.label for choice in Dynamo.choices(a_setting()) if choice.default] == ["load 0.80"]
+    assert [choice.label for choice in Dynamo.choices(a_setting()) if choice.default] == ["load 1.00"]

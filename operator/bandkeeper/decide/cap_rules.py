@@ -16,7 +16,7 @@ from bandkeeper.api.snapshot import Rollout
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import FULL_KV, Demand
-from bandkeeper.decide.load import Load, is_batch_first
+from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import BatchControl, Batching, CostClass, Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS, breached, describe, is_total, is_wait
 from bandkeeper.decide.state import RATES_LIMIT, CapMemory, CapRate
@@ -67,16 +67,49 @@ class CapChoice:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What a rule wants; an urgent one does not rest."""
+    """What a rule wants; one for a queue (`urgent`) or into the bounds does not rest."""
 
     cap: int
     reason: Reason
     message: str
     urgent: bool = False
+    bounds: bool = False
+
+
+def into_bounds(cap: int, permitted: tuple[int, ...]) -> Move | None:
+    """To the nearest permitted cap, from one that the policy or the servers do not allow."""
+    least, most = permitted[0], permitted[-1]
+    wanted = min(max(cap, least), most)
+    if wanted == cap:
+        return None
+    reason = Reason.CAP_RAISED if wanted > cap else Reason.CAP_LOWERED
+    return Move(wanted, reason, f"the policy and the servers allow {least} to {most}", bounds=True)
+
+
+def moved(memory: CapMemory, control: BatchControl, move: Move, before: int, now_s: float) -> CapMemory:
+    """With another cap wanted from now on."""
+    rolls = control.cost_class is CostClass.ROLLOUT
+    return replace(
+        memory,
+        wanted=move.cap,
+        before=before,
+        moved_s=now_s,
+        rollout_s=now_s if rolls else memory.rollout_s,
+        inward=move.bounds,
+        confirmed=False,
+        acted=False,
+    )
+
+
+def told(before: int, move: Move) -> str:
+    """The move as a sentence without its full stop."""
+    return f"Batch cap {before} -> {move.cap}: {move.message}"
 
 
 def knee(memory: CapMemory, permitted: tuple[int, ...], now_s: float) -> int | None:
     """The cap with the best measured throughput, where the next larger one was tried and brought no more."""
+    if not memory.rates:
+        return None
     rates = {one.cap: one.rate for one in memory.rates if now_s - one.at_s <= RATE_MEMORY_S}
     for cap, larger in pairwise(permitted):
         if cap in rates and larger in rates and rates[larger] <= GAIN * rates[cap]:
@@ -123,8 +156,7 @@ class CapRules:
         return min(1.0, self.batch / self.demand.best_cap)
 
     def moves(self) -> Iterator[Move | None]:
-        """What each rule wants; the first one counts. While work waits nothing lowers the cap, but its own bounds."""
-        yield self._into_bounds()
+        """What each rule wants; the first one counts. While work waits none lowers the cap."""
         throughput = self.policy.objective is Objective.THROUGHPUT_SENSITIVE
         waits = [verdict for verdict in breached(self.verdicts) if is_wait(verdict, self.load)]
         if self.demand.saturated or waits:
@@ -140,14 +172,6 @@ class CapRules:
 
     def _quiet(self) -> bool:
         return not self.load.queueing and not breached(self.verdicts)
-
-    def _into_bounds(self) -> Move | None:
-        least, most = self.permitted[0], self.permitted[-1]
-        wanted = min(max(self.cap, least), most)
-        if wanted == self.cap:
-            return None
-        reason = Reason.CAP_RAISED if wanted > self.cap else Reason.CAP_LOWERED
-        return Move(wanted, reason, f"the policy and the servers allow {least} to {most}")
 
     def _raise_for_queue(self) -> Move | None:
         fitting = [cap for cap in self.permitted if self.cap < cap <= self.demand.best_cap and self._fits(cap, GUARD)]
@@ -304,13 +328,14 @@ class CapRules:
         return self.control.expected_delay_s + window_s
 
     def may(self, move: Move, rollout: Rollout | None) -> bool:
-        rested = self.now_s - self.memory.moved_s >= self.rest_s()
+        """Bounds count at once, there is nothing to wait and see; a rollout into them needs its quiet all the same."""
+        rested = move.bounds or self.now_s - self.memory.moved_s >= self.rest_s()
         if self.control.cost_class is not CostClass.ROLLOUT:
             in_force = self.memory.confirmed or not self.load.caps
-            return move.urgent or (rested and in_force)
+            return move.urgent or move.bounds or (rested and in_force)
         load, memory = self.load, self.memory
         waits = any(is_wait(verdict, load) for verdict in breached(self.verdicts))
-        emergency = (self.demand.saturated or waits) and not self._batch_first
+        emergency = (self.demand.saturated or waits) and not self.demand.batch_first
         calm = not emergency and rollout is None and not load.terminating
         all_ready = load.ready == self.replicas and not load.pending and not load.lost
         spared = self.now_s - memory.rollout_s >= ROLLOUT_REST * load.cold_start_s
@@ -320,21 +345,11 @@ class CapRules:
         memory, before, now_s = self.memory, self.cap, self.now_s
         if move.urgent:
             memory = replace(memory, queued_at=before, queued_replicas=self.replicas, queued_s=now_s)
-        if move.reason is Reason.CAP_LOWERED and breached(self.verdicts):
+        if move.reason is Reason.CAP_LOWERED and not move.bounds and breached(self.verdicts):
             memory = replace(memory, broke_at=before, broke_s=now_s)
-        rolls = self.control.cost_class is CostClass.ROLLOUT
-        memory = replace(
-            memory,
-            wanted=move.cap,
-            before=before,
-            moved_s=now_s,
-            rollout_s=now_s if rolls else memory.rollout_s,
-            confirmed=False,
-            acted=False,
-        )
-        message = f"Batch cap {before} -> {move.cap}: {move.message}"
-        handled = self._handled(memory)
-        return CapChoice(move.cap, before, move.reason, message, handles=handled, busy=rolls), memory
+        memory = moved(memory, self.control, move, before, now_s)
+        handled, rolls = self._handled(memory), self.control.cost_class is CostClass.ROLLOUT
+        return CapChoice(move.cap, before, move.reason, told(before, move), handles=handled, busy=rolls), memory
 
     def kept(self) -> CapChoice:
         busy = is_busy(self.control, self.memory, self.now_s)
@@ -344,18 +359,14 @@ class CapRules:
         in_force = min(self.load.caps, default=self.cap)
         if not self.demand.saturated or max(in_force, self.cap) >= self.demand.best_cap:
             return False
-        if self.control.cost_class is CostClass.ROLLOUT and not self._batch_first:
+        if self.control.cost_class is CostClass.ROLLOUT and not self.demand.batch_first:
             return True
         return not any(self._fits(cap, GUARD) for cap in self.permitted if cap > self.cap)
-
-    @property
-    def _batch_first(self) -> bool:
-        return is_batch_first(self.policy, self.load, self.demand.best_cap)
 
     def _handled(self, memory: CapMemory) -> frozenset[Signal]:
         """Broken latency promises whose cure is on its way: the cap was lowered, and not long enough ago to judge."""
         lowered = memory.before is not None and memory.wanted is not None and memory.wanted < memory.before
-        if not lowered or self.now_s - memory.moved_s >= self.rest_s():
+        if not lowered or memory.inward or self.now_s - memory.moved_s >= self.rest_s():
             return frozenset()
         broken = breached(self.verdicts)
         return frozenset(verdict.signal for verdict in broken if not is_wait(verdict, self.load))

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.decide.decision import SLOVerdict
-from bandkeeper.decide.load import Load, is_batch_first
+from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS
 from bandkeeper.decide.state import SAMPLES_LIMIT, DemandMemory, Sample
@@ -51,6 +50,8 @@ class Demand:
         Replicas cannot do more: work queues or is refused.
     rising
         Work rose over the last cold start.
+    batch_first
+        A larger batch is to be tried, or given the time to act, before replicas: a queue may wait for it.
     queued_s_ago
         Seconds since work waited last: latencies show it for their window.
     """
@@ -62,6 +63,7 @@ class Demand:
     utilization: float
     saturated: bool
     rising: bool
+    batch_first: bool = False
     queued_s_ago: float = math.inf
     request_s: float | None = None
     offered_per_s: float | None = None
@@ -72,7 +74,14 @@ class Demand:
 
 
 def observe(
-    policy: Policy, load: Load, verdicts: Sequence[SLOVerdict], memory: DemandMemory, best_cap: int, now_s: float
+    policy: Policy,
+    load: Load,
+    verdicts: Sequence[SLOVerdict],
+    memory: DemandMemory,
+    best_cap: int,
+    now_s: float,
+    *,
+    batch_first: bool,
 ) -> tuple[Demand | None, DemandMemory]:
     """Take in one look at the fleet; no demand where nothing was told. Missing pods count 0 and never lower it."""
     memory = _rescaled(memory, best_cap)
@@ -84,7 +93,7 @@ def observe(
     fit = _learned(policy, load, past, memory, best_cap, now_s)
     look = _Look.of(policy, load, verdicts, past, memory, fit.curve(), best_cap)
     raw = look.work(memory.work)
-    work, in_flight = _smoothed(policy, load, memory, raw, look.saturated, now_s)
+    work, in_flight = _smoothed(policy, load, memory, raw, look.saturated, now_s, patient=batch_first)
     peaks = memory.peaks.push(work, now_s, policy.scale_down.stabilization_s)
     demand = Demand(
         curve=look.curve,
@@ -93,6 +102,7 @@ def observe(
         peak_work=max(work, peaks.highest() or 0.0),
         utilization=in_flight / (load.ready * best_cap),
         saturated=look.saturated,
+        batch_first=batch_first,
         queued_s_ago=0.0 if load.queueing else now_s - memory.queued_s,
         rising=look.saturated or _rising(load, memory, work, best_cap, now_s),
         request_s=look.request_s,
@@ -159,12 +169,13 @@ class _Past:
         covered = [sample for sample in samples if first is None or sample.at_s >= first.at_s]
         change = in_flight - first.in_flight if first else 0.0
         deviation = math.sqrt(max(in_flight, first.in_flight)) if first else 0.0
+        running, ready = _means(covered, load, now_s)
         return cls(
-            running=_mean([(sample.at_s, sample.running) for sample in covered], (now_s, load.running or 0.0)),
+            running=running,
             running_growth_per_s=0.0
             if first is None
             else ((load.running or 0.0) - first.running) / (now_s - first.at_s),
-            ready=_mean([(sample.at_s, float(sample.ready)) for sample in covered], (now_s, float(load.ready))),
+            ready=ready,
             steady=first is not None and all(sample.ready == load.ready for sample in (first, *window)),
             growth_per_s=None if first is None else change / (now_s - first.at_s),
             recent_growth_per_s=None if recent is None else (in_flight - recent.in_flight) / (now_s - recent.at_s),
@@ -177,13 +188,17 @@ class _Past:
         )
 
 
-def _mean(points: list[tuple[float, float]], last: tuple[float, float]) -> float:
-    """Mean over time of straight lines between the points."""
-    area = span = 0.0
-    for (start_s, before), (end_s, after) in pairwise([*points, last]):
-        area += (before + after) / 2 * (end_s - start_s)
-        span += end_s - start_s
-    return area / span if span > 0 else last[1]
+def _means(samples: Sequence[Sample], load: Load, now_s: float) -> tuple[float, float]:
+    """Requests in process and ready replicas, as means over time of straight lines between the samples and now."""
+    running = ready = span = 0.0
+    end_s, end_running, end_ready = now_s, load.running or 0.0, load.ready
+    for sample in reversed(samples):
+        length_s = end_s - sample.at_s
+        running += (sample.running + end_running) / 2 * length_s
+        ready += (sample.ready + end_ready) / 2 * length_s
+        span += length_s
+        end_s, end_running, end_ready = sample.at_s, sample.running, sample.ready
+    return (running / span, ready / span) if span > 0 else (load.running or 0.0, float(load.ready))
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,13 +307,12 @@ def _service_s(past: _Past, finished_per_s: float) -> float:
 
 
 def _smoothed(
-    policy: Policy, load: Load, memory: DemandMemory, raw: float, saturated: bool, now_s: float
+    policy: Policy, load: Load, memory: DemandMemory, raw: float, saturated: bool, now_s: float, *, patient: bool
 ) -> tuple[float, float]:
     """Work and requests without the noise of single scrapes. What cannot be noise counts at once."""
     in_flight = load.in_flight or 0.0
     if memory.work is None or memory.in_flight is None:
         return raw, in_flight
-    patient = is_batch_first(policy, load, memory.best_cap)
     span_s = max(SMOOTHING * policy.rate_window_s, SERVICE_SMOOTHING * memory.service.mean_s)
     if saturated and not patient:
         span_s = OVERLOAD_SMOOTHING * policy.rate_window_s

@@ -9,8 +9,8 @@ from bandkeeper.api.snapshot import Snapshot, Target
 from bandkeeper.decide import explain
 from bandkeeper.decide.decision import BandVerdict, Decision, MetricsState, MetricsVerdict, SLOVerdict
 from bandkeeper.decide.demand import observe
-from bandkeeper.decide.knob import best_cap, steer, wrote_cap
-from bandkeeper.decide.load import assess, is_batch_first
+from bandkeeper.decide.knob import best_cap, is_batch_first, steer, wrote_cap
+from bandkeeper.decide.load import assess
 from bandkeeper.decide.ownership import follow, wrote_replicas
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.promises import breached, is_wait, judge
@@ -58,13 +58,15 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     verdicts = judge(policy, snapshot, load)
     metrics, sight = watch(policy, snapshot, load, verdicts, state.sight, now_s)
     best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s)
-    demand, memory = observe(policy, load, verdicts, state.demand, best, now_s)
+    batch_first = is_batch_first(policy, load, best, state.cap, now_s)
+    demand, memory = observe(policy, load, verdicts, state.demand, best, now_s, batch_first=batch_first)
     current = state.ownership.expected if state.ownership.expected is not None else target.replicas
     cap, cap_memory = steer(policy, load, demand, verdicts, state.cap, target.rollout, replicas=current, now_s=now_s)
     scene = Scene(
         policy=policy,
         target=target,
         pods_age_s=snapshot.pods_age_s,
+        stalest=snapshot.stalest,
         load=load,
         verdicts=verdicts,
         metrics=metrics,
@@ -88,9 +90,10 @@ def _decision(scene: Scene, wanted: Wanted) -> Decision:
             reason, message = cap.reason, cap.message + "."
     elif cap.undone_by and not moves:
         message = explain.joined(explain.cap_undone(cap.undone_by), message)
+    demand = scene.demand
     waits = any(is_wait(verdict, scene.load) for verdict in breached(scene.verdicts))
-    pressing = waits or (scene.demand is not None and scene.demand.saturated)
-    pressing = pressing and (cap.stuck or not is_batch_first(scene.policy, scene.load, scene.best_cap))
+    pressing = waits or (demand is not None and demand.saturated)
+    pressing = pressing and (cap.stuck or demand is None or not demand.batch_first)
     return Decision(
         replicas=wanted.replicas,
         cap=cap.cap,
@@ -103,7 +106,7 @@ def _decision(scene: Scene, wanted: Wanted) -> Decision:
         utilization=scene.demand.utilization if scene.demand else None,
         inputs=scene.inputs(wanted.band, wanted.queue, wanted.slo),
         slos=_shown(scene, wanted),
-        band=_band(scene, replace(wanted, message=explain.clipped(wanted.message))),
+        band=_band(scene, wanted, explain.clipped(wanted.message)),
         limit=wanted.limit,
         metrics=scene.metrics,
         undone_by=wanted.undone_by,
@@ -123,7 +126,7 @@ def _shown(scene: Scene, wanted: Wanted) -> tuple[SLOVerdict, ...]:
     )
 
 
-def _band(scene: Scene, wanted: Wanted) -> BandVerdict:
+def _band(scene: Scene, wanted: Wanted, message: str) -> BandVerdict:
     demand, band, policy = scene.demand, scene.policy.band, scene.policy
     if demand is None or not scene.load.complete:
         return BandVerdict(None, BandReason.UNKNOWN, scene.metrics.message)
@@ -131,13 +134,13 @@ def _band(scene: Scene, wanted: Wanted) -> BandVerdict:
         return BandVerdict(True, BandReason.IN_BAND)
     if demand.utilization > band.high:
         at_max = wanted.limit is not None and wanted.limit.reason is LimitReason.AT_MAX
-        return BandVerdict(False, BandReason.AT_BOUND if at_max else BandReason.ABOVE_BAND, wanted.message)
+        return BandVerdict(False, BandReason.AT_BOUND if at_max else BandReason.ABOVE_BAND, message)
     if wanted.replicas is not None and wanted.replicas < scene.current:
-        return BandVerdict(False, BandReason.BELOW_BAND, wanted.message)
+        return BandVerdict(False, BandReason.BELOW_BAND, message)
     if scene.current <= policy.min_replicas:
         return BandVerdict(False, BandReason.AT_BOUND, f"replicas.min keeps {policy.min_replicas}")
     known = wanted.kept_by in (BandReason.QUANTISED, BandReason.SLO_BOUND)
-    return BandVerdict(False, wanted.kept_by if known else BandReason.HOLDING_PEAK, wanted.message)
+    return BandVerdict(False, wanted.kept_by if known else BandReason.HOLDING_PEAK, message)
 
 
 def _no_target(state: State, now_s: float) -> Decision:

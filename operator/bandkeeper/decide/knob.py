@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from bandkeeper.api.reasons import Reason
 from bandkeeper.api.snapshot import Rollout
-from bandkeeper.decide.cap_rules import CapChoice, CapRules, is_busy, knee
+from bandkeeper.api.v1alpha1 import Objective
+from bandkeeper.decide.cap_rules import CapChoice, CapRules, Move, into_bounds, is_busy, knee, moved, told
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
@@ -26,6 +27,19 @@ def best_cap(policy: Policy, load: Load, memory: CapMemory, before: int, now_s: 
     return knee(memory, permitted, now_s) or permitted[-1]
 
 
+def is_batch_first(policy: Policy, load: Load, best_cap: int, memory: CapMemory, now_s: float) -> bool:
+    """ThroughputSensitive, and a larger batch may still be had, or was asked for and cannot have acted yet.
+
+    That a cap was written, as an annotation shows, does not say that the server has read it.
+    """
+    control = policy.batch
+    if control is None or policy.objective is not Objective.THROUGHPUT_SENSITIVE:
+        return False
+    raised = memory.before is not None and memory.wanted is not None and memory.wanted > memory.before
+    awaited = raised and now_s - memory.moved_s < control.expected_delay_s
+    return awaited or min(load.caps, default=best_cap) < best_cap
+
+
 def steer(
     policy: Policy,
     load: Load,
@@ -37,7 +51,7 @@ def steer(
     replicas: int,
     now_s: float,
 ) -> tuple[CapChoice, CapMemory]:
-    """Choose the wanted cap. It stays what it was where data is missing or nothing moves it."""
+    """Choose the wanted cap. It stays what it was where nothing moves it; without data only its bounds do."""
     control = policy.batch
     if control is None:
         return CapChoice(None), memory
@@ -47,11 +61,12 @@ def steer(
         return CapChoice(None, undone_by=manager), memory
     if _to_roll_back(control, rollout, memory):
         return _rolled_back(memory, now_s)
+    inward = _inward(control, load, memory, permitted, rollout)
     if demand is None or not load.complete:
-        return CapChoice(memory.wanted, busy=is_busy(control, memory, now_s)), memory
+        return _unseen(control, memory, inward, now_s)
     rules = CapRules(policy, control, load, demand, verdicts, memory, permitted, replicas, now_s)
     memory = rules.memory = rules.with_rate()
-    move = next((move for move in rules.moves() if move is not None), None)
+    move = inward or next((move for move in rules.moves() if move is not None), None)
     if move is not None and rules.may(move, rollout):
         return rules.taken(move)
     return rules.kept(), memory
@@ -82,6 +97,27 @@ def _read_back(policy: Policy, control: BatchControl, load: Load, memory: CapMem
     if seen == memory.before and policy.acts:
         undos = (*undos, Undo(now_s, "another manager of the pod template"))[-UNDOS_LIMIT:]
     return replace(memory, wanted=seen, before=None, moved_s=now_s, undos=undos)
+
+
+def _inward(
+    control: BatchControl, load: Load, memory: CapMemory, permitted: tuple[int, ...], rollout: Rollout | None
+) -> Move | None:
+    """Back into the bounds. The smaller servers of a revision on its way do not lower the old ones' caps yet."""
+    if memory.wanted is None or not load.caps:
+        return None
+    under_way = rollout is not None and not rollout.deadline_exceeded
+    if under_way and into_bounds(memory.wanted, control.candidates) is None:
+        return None
+    return into_bounds(memory.wanted, permitted)
+
+
+def _unseen(control: BatchControl, memory: CapMemory, inward: Move | None, now_s: float) -> tuple[CapChoice, CapMemory]:
+    """Bounds are bounds, whatever the servers do; but a rollout is not begun without seeing what they do."""
+    before = memory.wanted
+    if before is None or inward is None or control.cost_class is CostClass.ROLLOUT:
+        return CapChoice(before, busy=is_busy(control, memory, now_s)), memory
+    message = told(before, inward)
+    return CapChoice(inward.cap, before, inward.reason, message), moved(memory, control, inward, before, now_s)
 
 
 def _to_roll_back(control: BatchControl, rollout: Rollout | None, memory: CapMemory) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Pod, PodState, Reading, Snapshot
-from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.state import DemandMemory
 
@@ -138,12 +137,6 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
     )
 
 
-def is_batch_first(policy: Policy, load: Load, best_cap: int) -> bool:
-    """ThroughputSensitive, and a larger batch may still be had: it comes before replicas, a queue may wait for it."""
-    patient = policy.objective is Objective.THROUGHPUT_SENSITIVE and policy.batch is not None
-    return patient and min(load.caps, default=best_cap) < best_cap
-
-
 def rate_of(snapshot: Snapshot, signal: Signal) -> float | None:
     """One signal summed over the ready pods that told, None where none did."""
     return _total(snapshot, signal, snapshot.pods_in(PodState.READY)).value
@@ -152,6 +145,9 @@ def rate_of(snapshot: Snapshot, signal: Signal) -> float | None:
 def _quiet_per_replica(batching: Batching, cap: int) -> float:
     """Waiting requests that are no queue yet: a dynamic batch is formed from those that wait."""
     return float(cap) if batching is Batching.DYNAMIC else max(1.0, 0.05 * cap)
+
+
+NOBODY: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,23 +161,24 @@ class _Total:
         return None if self.value is None else self.value / max(1, self.pods)
 
 
-def _total(snapshot: Snapshot, signal: Signal, ready: Iterable[Pod]) -> _Total:
+def _total(snapshot: Snapshot, signal: Signal, ready: Sequence[Pod]) -> _Total:
     """The signal summed over the ready pods that told; a value for the whole workload speaks for all of them."""
     readings = snapshot.by_pod.get(signal)
     if not readings:
         whole = snapshot.totals.get(signal)
         if whole is not None and _usable(whole):
-            return _Total(whole.value, 1, frozenset())
+            return _Total(whole.value, 1, NOBODY)
         return _Total(None, 0, frozenset(pod.name for pod in ready))
-    total, told, silent = 0.0, 0, []
-    for pod in ready:
-        reading = readings.get(pod.name)
-        if reading is None or not _usable(reading):
-            silent.append(pod.name)
-        else:
-            total += reading.value
-            told += 1
-    return _Total(total if told else None, told, frozenset(silent))
+    get = readings.get
+    values = [  # _usable, spelled out: calls for each pod and signal are what a tick of a large fleet is spent on
+        one.value
+        for pod in ready
+        if (one := get(pod.name)) is not None and 0 <= one.value < math.inf and one.age_s <= STALE_S
+    ]
+    silent = NOBODY
+    if len(values) < len(ready):
+        silent = frozenset(pod.name for pod in ready if (one := get(pod.name)) is None or not _usable(one))
+    return _Total(sum(values) if values else None, len(values), silent)
 
 
 def _usable(reading: Reading) -> bool:

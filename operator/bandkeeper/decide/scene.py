@@ -27,6 +27,7 @@ class Scene:
     policy: Policy
     target: Target
     pods_age_s: float
+    stalest: str
     load: Load
     verdicts: tuple[SLOVerdict, ...]
     metrics: MetricsVerdict

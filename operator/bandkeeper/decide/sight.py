@@ -32,13 +32,13 @@ def watch(
     else:
         complete_s = sight.complete_s
         watching_since_s = sight.watching_since_s if now_s - complete_s <= BLINK_S else None
-    sight = replace(
-        sight,
+    sight = Sight(
+        usable_s=usable_s,
         state=state,
         since_s=since_s,
-        usable_s=usable_s,
         complete_s=complete_s,
         watching_since_s=watching_since_s,
+        released=sight.released,
     )
     if not sight.released and not hold_left_s(policy, sight, now_s):
         sight = replace(sight, released=True)

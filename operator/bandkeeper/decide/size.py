@@ -11,12 +11,13 @@ from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide import behavior
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
-from bandkeeper.decide.load import Load, is_batch_first
+from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS, is_wait
 from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret, ScaleMemory
 
 DRAIN_S = 60.0  # a queue is to be gone in this time
+LOWERED_SHARE = 0.8  # of the places that a lowered cap leaves: so many may be filled on average, or work soon queues
 DOWN_MARGIN = 0.2  # of the band's width below its high edge, to spare where latency matters
 LONE_BATCH = 1.5  # requests per replica below which neither knob changes a latency
 HELP_SHARE = 0.9  # a latency above this share of what it was says that more replicas did not help
@@ -50,7 +51,7 @@ def for_queue(policy: Policy, demand: Demand, load: Load, *, stuck_at: int | Non
     queue raises the cap to it; only one that cannot rise (`stuck_at`) is what there is. ThroughputSensitive raises the
     cap first, and does not order for what will queue before new pods are there.
     """
-    if not demand.saturated or (stuck_at is None and is_batch_first(policy, load, demand.best_cap)):
+    if not demand.saturated or (stuck_at is None and demand.batch_first):
         return None
     work, waiting = demand.work, load.waiting or 0.0
     queued_s = waiting * (demand.request_s if demand.request_s is not None else DRAIN_S / 2 / demand.best_cap)
@@ -191,7 +192,7 @@ def fewest(
 ) -> Fewer:
     """The fewest replicas that carry the held peak inside band and SLO with margin, `current` where fewer would not.
 
-    A lowered `cap` carries less: what is let go must not need a higher one.
+    A lowered `cap` may carry less than the band lets in: what is let go must not need a higher one.
     """
     band, curve = policy.band, demand.curve
     low = band.low * (1 - policy.scale_down.tolerance)
@@ -199,7 +200,9 @@ def fewest(
     high = band.high if patient else band.high - DOWN_MARGIN * (band.high - band.low)
     if curve.utilization(demand.work / current) >= low:
         return Fewer(current, BandReason.IN_BAND)
-    share = curve.load(high) * min(1.0, curve.load(cap / demand.best_cap))
+    if cap < demand.best_cap:
+        high = min(high, LOWERED_SHARE * cap / demand.best_cap)
+    share = curve.load(high)
     by_band = max(1, math.ceil(demand.peak_work / share - 1e-9))
     if by_band >= current:
         held = current > 1 and demand.work * CLEARLY / share <= current - 1

@@ -188,6 +188,8 @@ class CapMemory:
         A cap at which a queue formed, with how many replicas and when: not gone back to for a while.
     broke_at, broke_s
         A cap at which a latency promise broke, and when.
+    inward
+        That change was into the bounds, for no load's sake.
     confirmed
         The wanted cap was read back from every pod.
     acted
@@ -203,6 +205,7 @@ class CapMemory:
     queued_s: float = float("-inf")
     broke_at: int | None = None
     broke_s: float = float("-inf")
+    inward: bool = False
     confirmed: bool = False
     acted: bool = False
     rates: tuple[CapRate, ...] = ()

@@ -418,8 +418,8 @@ class Overall:
 
 
 def overall(result: BenchResult) -> list[Overall]:
-    """Each rule at the one setting that misses the goals by least over all loads, then costs least; the cheapest of
-    those that keep most loads first. Rules in hindsight choose anew on each load.
+    """Each rule at the one setting that keeps the goals on most loads, then misses them by least, then costs least.
+    Those that keep most loads come first, then the cheaper ones. Rules in hindsight choose anew on each load.
     """
     goals = [slo.goal for slo in result.slos]
     by_setting: dict[tuple[str, str], dict[str, list[BenchPoint]]] = {}
@@ -428,12 +428,13 @@ def overall(result: BenchResult) -> list[Overall]:
             continue
         label = "best of each load" if point.is_hindsight else point.label
         by_setting.setdefault((point.rule, label), {}).setdefault(point.workload, []).append(point)
-    best: dict[str, tuple[tuple[float, float], Overall]] = {}
+    best: dict[str, tuple[tuple[int, float, float], Overall]] = {}
     for (rule, label), by_load in by_setting.items():
         if len(by_load) < len(result.workloads):
             continue
         means = [Mean.of(points, goals) for points in by_load.values()]
-        rank = (sum(mean.shortfall for mean in means), sum(mean.gpu_hours for mean in means))
+        kept = sum(mean.shortfall == 0 for mean in means)
+        rank = (-kept, sum(mean.shortfall for mean in means), sum(mean.gpu_hours for mean in means))
         if rule not in best or rank < best[rule][0]:
             best[rule] = (rank, _overall(result, rule, label, by_load, means))
     return sorted((one for _, one in best.values()), key=lambda one: (-one.loads_kept, one.relative or 0.0))

@@ -16,11 +16,13 @@ from bandkeeper.lab.server import ContinuousServer
 
 LOAD_PERIOD_S = 5.0
 RATE_PERIOD_S = 180.0
+SENSITIVITY = 0.8
 
 
 class Dynamo:
-    """Up by one when every worker is predicted over its objective; down by one when the rest, with the load of the one
-    removed, stays under `sensitivity` of it. Nothing moves while a change is under way.
+    """Up by one when every worker is predicted over its target; down by one when the rest, with the load of the one
+    removed, stays under 80 % of it. Nothing moves while a change is under way. It predicts means: the targets are
+    `share` of the policy's thresholds, because a percentile asks for a lower mean.
     """
 
     title: ClassVar[str] = "Dynamo-style load loop"
@@ -29,13 +31,12 @@ class Dynamo:
     period_s: ClassVar[float] = LOAD_PERIOD_S
     scrape_s: ClassVar[float] = LOAD_PERIOD_S
 
-    def __init__(self, setting: Setting, *, sensitivity: float, rate_floor: bool) -> None:
+    def __init__(self, setting: Setting, *, share: float, rate_floor: bool) -> None:
         assert isinstance(setting.server, ContinuousServer)
         self._server = setting.server
-        self._sensitivity = sensitivity
         self._rate_floor = rate_floor
         self._work = Work(setting.server)
-        limits = {slo.signal: slo.threshold_s for slo in setting.policy.slos if isinstance(slo, LatencySLO)}
+        limits = {slo.signal: share * slo.threshold_s for slo in setting.policy.slos if isinstance(slo, LatencySLO)}
         self._ttft_s = limits.get(Signal.TIME_TO_FIRST_TOKEN, math.inf)
         self._itl_s = limits.get(Signal.INTER_TOKEN_LATENCY, math.inf)
         self._floor = 1
@@ -43,18 +44,16 @@ class Dynamo:
 
     @classmethod
     def choices(cls, setting: Setting) -> tuple[Choice, ...]:
-        """The published sensitivity is 0.8; both loops may run together."""
+        """Targets down to a quarter of the thresholds; both loops may run together."""
         if not isinstance(setting.server, ContinuousServer):
             return ()
-        return tuple(
-            Choice(
-                f"{'load + rate' if rate_floor else 'load'} {sensitivity:.2f}",
-                {"sensitivity": sensitivity, "rate_floor": rate_floor},
-                default=sensitivity == 0.8 and not rate_floor,
-            )
-            for rate_floor in (False, True)
-            for sensitivity in (0.5, 0.8)
+        load = (
+            Choice(f"load {share:.2f}", {"share": share, "rate_floor": False}, share == 1.0) for share in (1.0, 0.4)
         )
+        both = (
+            Choice(f"load + rate {share:.2f}", {"share": share, "rate_floor": True}) for share in (1.0, 0.4, 0.33, 0.27)
+        )
+        return (*load, *both)
 
     def decide(self, view: View) -> Want:
         """One tick of the load loop, and of the rate loop when it is due; without metrics it holds."""
@@ -80,7 +79,7 @@ class Dynamo:
         more = ready / (ready - 1)
         fewer = [self._predicted(batch * more, queue * more, prefill_per_s * more) for batch, queue in loads]
         fits = all(
-            itl_s < self._itl_s * self._sensitivity and wait_s < (self._ttft_s - own_s) * self._sensitivity
+            itl_s < self._itl_s * SENSITIVITY and wait_s < (self._ttft_s - own_s) * SENSITIVITY
             for wait_s, own_s, itl_s in fewer
         )
         return -1 if fits else 0

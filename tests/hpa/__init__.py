@@ -1,0 +1,1 @@
+"""The lab's HPA rule against the real HorizontalPodAutoscaler controller. Minutes long: `make test-hpa`."""
