@@ -1,6 +1,6 @@
 """A scaling rule of one's own, to be compared with all others:
 
-    bandkeeper bench --policy examples/rules/reference.yaml --server reference --load ramp \\
+    bandkeeper bench --policy examples/rules/reference.yaml --server reference --load matrix/ramp \\
         --rules bandkeeper,static,foresight,hpa-running,examples/rules/step_ahead.py
 
 The file holds a class `Rule` with a constructor that takes a `Setting` (policy and server; `requests` are the future,

@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def _clear(out: Path) -> None:
-    """Takes away what an earlier run left; the simulated report of `tests.demo.preview` may lie there too, and stays."""
+    """Takes away what an earlier run left; the report of `tests.demo.preview` may lie there too, and stays."""
     out.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out / "logs", ignore_errors=True)
     for path in out.iterdir():

@@ -29,7 +29,9 @@ def structural(scene: Scene) -> Veto | None:
     """What forbids every scale-in, also one into the bounds and one that a fallback asks for."""
     if scene.pods_age_s > POD_STORE_LIMIT_S:
         age = durations.text(scene.pods_age_s)
-        return Veto(BandReason.HOLDING_PEAK, f"the list of {scene.stalest} is {age} old; the API server's watch is broken")
+        return Veto(
+            BandReason.HOLDING_PEAK, f"the list of {scene.stalest} is {age} old; the API server's watch is broken"
+        )
     rollout = scene.target.rollout
     if scene.cap.busy or (rollout is not None and not rollout.deadline_exceeded):
         return Veto(BandReason.HOLDING_PEAK, "a rollout is on its way")
