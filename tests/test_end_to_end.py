@@ -65,6 +65,7 @@ def stack(control_plane: ControlPlane, guarded: Prometheus) -> Iterator[Stack]:
     """One stack for the module: the operator runs under the chart's service account."""
     names = ("chat", "selected", "night", "outage", "bad", "live", "roll", "paused", "ranks")
     emulator = {"workloads": [emulated(name) for name in names], "dcgm": {"period_s": 2}}
+    control_plane.add_gpu_node("spine", gpus=16)  # every workload's most replicas at once, whatever other modules left
     with Stack(emulator=emulator, cluster=control_plane, namespace="spine") as started:
         servers = [
             {"name": "stack", "url": started.prometheus.url},

@@ -151,7 +151,8 @@ class Stack:
 
         def enough() -> bool:
             status = self.cluster.get("deployment", name, namespace=namespace or self.namespace)["status"]
-            return int(status.get("readyReplicas", 0)) == replicas == int(status.get("replicas", 0))
+            assert int(status.get("readyReplicas", 0)) == replicas == int(status.get("replicas", 0)), status
+            return True
 
         eventually(enough, timeout_s=timeout_s, every_s=0.25, what=f"{name} with {replicas} ready pods")
 
