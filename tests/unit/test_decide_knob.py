@@ -268,6 +268,18 @@ class TestReadBack:
         assert decision.cap_undone_by == "another manager of the pod template"
         assert "undid the batch cap three times" in decision.message
 
+    def test_what_a_person_rolls_out_pod_by_pod_is_the_new_start(self) -> None:
+        policy = replace(POLICY, batch=a_batch(SIZES, cost_class=CostClass.ROLLOUT, delay_s=0.0))
+        state = settle(policy, look(cap=32, running=60))
+        rolling = a_target(4, manager="kubectl", rollout=Rollout())
+        for tick, count in enumerate((3, 2, 1)):
+            pods = (*capped(32, count), *(a_pod(f"new-{index}", cap=48) for index in range(4 - count)))
+            decision, state = decide(policy, look(ready=pods, running=60, target=rolling), state, 180.0 + 15 * tick)
+            assert decision.cap == 32
+        decision, state = decide(policy, look(cap=48, running=60), state, 240.0)
+        assert decision.cap == 48
+        assert not state.cap.undos
+
     def test_a_write_that_is_not_wanted_any_more_is_ignored(self) -> None:
         state = settle(POLICY, look())
         assert written(state, cap=8, now_s=200.0).cap == state.cap

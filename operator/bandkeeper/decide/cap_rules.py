@@ -306,7 +306,8 @@ class CapRules:
 
     def _settled(self) -> bool:
         span_s = self.control.expected_delay_s + self.policy.rate_window_s
-        return self.memory.confirmed and self.now_s - self.memory.moved_s >= span_s
+        alike = self.memory.confirmed and len(self.load.caps) == 1
+        return alike and self.now_s - self.memory.moved_s >= span_s
 
     def with_rate(self) -> CapMemory:
         """Note the throughput of a replica that is saturated at a cap in force."""

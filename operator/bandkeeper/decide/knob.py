@@ -90,8 +90,10 @@ def _read_back(policy: Policy, control: BatchControl, load: Load, memory: CapMem
     seen = next(iter(load.caps)) if len(load.caps) == 1 else None
     if seen == memory.wanted:
         return memory if memory.confirmed else replace(memory, confirmed=True)
-    if not memory.confirmed or seen is None or control.cost_class is not CostClass.ROLLOUT:
+    if not memory.confirmed or control.cost_class is not CostClass.ROLLOUT:
         return replace(memory, confirmed=False)
+    if seen is None:
+        return memory  # somebody rolls out another cap: judged when every pod has it
     # Somebody rolled out another cap: it is the new starting point, not worth a rollout of ours at once.
     undos = memory.undos
     if seen == memory.before and policy.acts:
