@@ -40,7 +40,7 @@ def resolved(spec: Spec, **more: Any) -> Policy:
 @pytest.mark.parametrize(
     ("objective", "band", "window_s"),
     [
-        ("LatencySensitive", (0.60, 0.70), 600),
+        ("LatencySensitive", (0.60, 0.70), 300),
         ("Balanced", (0.70, 0.80), 300),
         ("ThroughputSensitive", (0.85, 0.95), 120),
     ],
@@ -69,7 +69,7 @@ def test_what_is_written_overrides_field_by_field() -> None:
     assert (policy.scale_up.stabilization_s, policy.scale_up.tolerance, len(policy.scale_up.limits)) == (30, 0.05, 2)
     assert policy.scale_down.select is SelectPolicy.MIN
     assert policy.scale_down.limits == (RateLimit(value=2, percent=False, period_s=60),)
-    assert policy.scale_down.stabilization_s == 600
+    assert policy.scale_down.stabilization_s == 300
 
 
 def test_promises_become_numbers() -> None:

@@ -35,6 +35,7 @@ def a_demand(
         "work": work,
         "peak_work": work if peak is None else peak,
         "utilization": curve.utilization(work / ready),
+        "occupancy": curve.utilization(work / ready),
         "saturated": False,
         "rising": False,
     }

@@ -597,7 +597,7 @@ class UtilizationStatus(_Model):
     percent: Count | None = Field(
         default=None, description="Offered work as percent of what the ready replicas can carry. Above 100 is overload."
     )
-    source: Word = Field(description="How it was found, such as RequestsOverCap.")
+    source: Word = Field(description="How it was found: FittedModel, or RequestsOverCap before there is one.")
     message: Message | None = Field(default=None, description="What limits its meaning, where anything does.")
 
 

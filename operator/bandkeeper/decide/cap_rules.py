@@ -265,7 +265,9 @@ class CapRules:
         """Dynamic batching: the smallest cap that carries the held work with margin, one step down at a time."""
         curve, best = self.demand.curve, self.demand.best_cap
         held = self.demand.peak_work / self.load.ready
-        adequate = [cap for cap in self.permitted if curve.load(cap / best) * curve.load(self.policy.band.high) >= held]
+        adequate = [
+            cap for cap in self.permitted if curve.load(cap / best) * self.demand.load(self.policy.band.high) >= held
+        ]
         wanted = adequate[0] if adequate else self.permitted[-1]
         if wanted > self.cap:
             return Move(wanted, Reason.CAP_RAISED, f"the work of {held:.2f} of a replica needs a larger batch")

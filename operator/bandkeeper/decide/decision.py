@@ -10,6 +10,7 @@ from bandkeeper.api.signals import Signal
 
 MESSAGE_LIMIT = 256
 REQUESTS_OVER_CAP = "RequestsOverCap"
+FITTED_MODEL = "FittedModel"
 
 
 class MetricsState(StrEnum):

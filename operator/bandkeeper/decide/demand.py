@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.signals import Signal
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, Policy
@@ -41,9 +42,13 @@ class Demand:
     Attributes
     ----------
     work, peak_work
-        Smoothed work, and the most of the scale-down window, in replicas at the best cap.
+        Smoothed work, and the most of the scale-down window, in replicas at the best cap. With a model, what is offered
+        now and what is to be ready for.
     utilization
-        Requests in the fleet over what the ready replicas hold at the best cap, smoothed.
+        With a model work over ready replicas; else requests in the fleet over what these hold at the best cap,
+        smoothed.
+    occupancy
+        Requests in the fleet over what the ready replicas hold at the best cap, smoothed: what latencies follow.
     request_s
         Replica-seconds of one request at the best cap; None without a usable rate.
     saturated
@@ -54,6 +59,12 @@ class Demand:
         A larger batch is to be tried, or given the time to act, before replicas: a queue may wait for it.
     queued_s_ago
         Seconds since work waited last: latencies show it for their window.
+    margin, bound_by
+        With a model, replicas per replica of `peak_work` that the promises need, and the promise that needs most.
+    mean_work
+        With a model, the mean of some minutes.
+    judged, unreachable
+        Promises that the margin takes care of, and those of them that no number of replicas keeps.
     """
 
     curve: LoadCurve
@@ -61,12 +72,32 @@ class Demand:
     work: float
     peak_work: float
     utilization: float
+    occupancy: float
     saturated: bool
     rising: bool
     batch_first: bool = False
     queued_s_ago: float = math.inf
     request_s: float | None = None
     offered_per_s: float | None = None
+    modelled: bool = False
+    margin: float = 1.0
+    mean_work: float | None = None
+    bound_by: Signal | None = None
+    judged: frozenset[Signal] = frozenset()
+    unreachable: frozenset[Signal] = frozenset()
+
+    @property
+    def band_work(self) -> float:
+        """The work that the band is held for: where promises have a margin of their own, a short peak may pass it."""
+        return self.work if self.mean_work is None or not self.judged else self.mean_work
+
+    def load(self, utilization: float) -> float:
+        """Work per replica at a utilisation, in the measure that `utilization` has."""
+        return utilization if self.modelled else self.curve.load(utilization)
+
+    def measure(self, load: float) -> float:
+        """The inverse of `load`."""
+        return load if self.modelled else self.curve.utilization(load)
 
     def requests(self, work: float, ready: int) -> float:
         """Requests in process together when `ready` replicas carry `work`."""
@@ -101,6 +132,7 @@ def observe(
         work=work,
         peak_work=max(work, peaks.highest() or 0.0),
         utilization=in_flight / (load.ready * best_cap),
+        occupancy=in_flight / (load.ready * best_cap),
         saturated=look.saturated,
         batch_first=batch_first,
         queued_s_ago=0.0 if load.queueing else now_s - memory.queued_s,

@@ -7,12 +7,21 @@ from dataclasses import replace
 from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
 from bandkeeper.api.snapshot import Snapshot, Target
 from bandkeeper.decide import explain
-from bandkeeper.decide.decision import BandVerdict, Decision, MetricsState, MetricsVerdict, SLOVerdict
+from bandkeeper.decide.decision import (
+    FITTED_MODEL,
+    REQUESTS_OVER_CAP,
+    BandVerdict,
+    Decision,
+    MetricsState,
+    MetricsVerdict,
+    SLOVerdict,
+)
 from bandkeeper.decide.demand import observe
 from bandkeeper.decide.knob import best_cap, is_batch_first, steer, wrote_cap
 from bandkeeper.decide.load import assess
 from bandkeeper.decide.ownership import follow, wrote_replicas
 from bandkeeper.decide.policy import Policy
+from bandkeeper.decide.prediction import predict
 from bandkeeper.decide.promises import breached, is_wait, judge
 from bandkeeper.decide.replicas import Wanted, choose
 from bandkeeper.decide.scene import Scene
@@ -60,6 +69,8 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s)
     batch_first = is_batch_first(policy, load, best, state.cap, now_s)
     demand, memory = observe(policy, load, verdicts, state.demand, best, now_s, batch_first=batch_first)
+    samples = state.demand.samples
+    demand, model = predict(policy, load, verdicts, demand, samples, state.model, now_s)
     current = state.ownership.expected if state.ownership.expected is not None else target.replicas
     cap, cap_memory = steer(policy, load, demand, verdicts, state.cap, target.rollout, replicas=current, now_s=now_s)
     scene = Scene(
@@ -76,7 +87,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         current=current,
         now_s=now_s,
     )
-    return scene, replace(state, sight=sight, demand=memory, cap=cap_memory)
+    return scene, replace(state, sight=sight, demand=memory, model=model, cap=cap_memory)
 
 
 def _decision(scene: Scene, wanted: Wanted) -> Decision:
@@ -104,6 +115,7 @@ def _decision(scene: Scene, wanted: Wanted) -> Decision:
         current_cap=scene.cap_in_force if scene.load.caps or cap.cap else None,
         rollback=cap.rollback,
         utilization=scene.demand.utilization if scene.demand else None,
+        utilization_source=FITTED_MODEL if scene.demand and scene.demand.modelled else REQUESTS_OVER_CAP,
         inputs=scene.inputs(wanted.band, wanted.queue, wanted.slo),
         slos=_shown(scene, wanted),
         band=_band(scene, wanted, explain.clipped(wanted.message)),

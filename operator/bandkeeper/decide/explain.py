@@ -8,10 +8,11 @@ from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
 from bandkeeper.decide.decision import MESSAGE_LIMIT, SLOVerdict
 from bandkeeper.decide.demand import Demand
-from bandkeeper.decide.promises import describe
+from bandkeeper.decide.promises import WORDS, describe
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.state import Ownership
 
+CLEARLY_MORE = 1.05
 TARGET_MISSING = "The target does not exist or was not read yet; create it, or correct spec.targetRef."
 AT_ZERO = "The target was set to 0 replicas, so it is left alone; set 1 or more to hand it back."
 _SENTENCES_OF_BAND = {
@@ -60,11 +61,24 @@ def _cold_start(scene: Scene) -> str:
 
 
 def demand_rose(scene: Scene, demand: Demand, wanted: int) -> str:
-    offered = _percent(demand.curve.utilization(demand.work / scene.current))
+    offered = _percent(demand.measure(demand.work / scene.current))
     return (
         f"{_change(scene, wanted)}: offered work is {offered} of {_count(scene.current)} at batch {scene.best_cap}, "
         f"above the band {_band(scene)}{_cold_start(scene)}."
     )
+
+
+def outlook(scene: Scene, demand: Demand, wanted: int) -> str:
+    """More is wanted than the band asks for: for work that may come, or for a promise's margin."""
+    work = f"{demand.work:.1f} replicas' work is offered"
+    if demand.peak_work > CLEARLY_MORE * demand.work:
+        work += f", up to {demand.peak_work:.1f} may be before a new pod is ready"
+    promise = (
+        ""
+        if demand.bound_by is None
+        else f"; {WORDS.get(demand.bound_by, demand.bound_by)} needs {demand.margin:.2f} replicas for each"
+    )
+    return f"{_change(scene, wanted)}: {work}{promise}{_cold_start(scene)}."
 
 
 def queue_grows(scene: Scene, wanted: int) -> str:
@@ -82,7 +96,10 @@ def promise_broken(scene: Scene, wanted: int, cause: SLOVerdict | None) -> str:
 
 def demand_fell(scene: Scene, demand: Demand, wanted: int) -> str:
     window = durations.text(scene.policy.scale_down.stabilization_s)
-    peak = _percent(demand.curve.utilization(demand.peak_work / wanted))
+    if demand.modelled:
+        kept_for = f"up to {demand.peak_work:.1f} may be before a new pod is ready"
+        return f"{_change(scene, wanted)}: {demand.work:.1f} replicas' work is offered, and for {window} {kept_for}."
+    peak = _percent(demand.measure(demand.peak_work / wanted))
     return (
         f"{_change(scene, wanted)}: work stayed below the band {_band(scene)} for {window}; "
         f"its peak is {peak} of {_count(wanted)}."

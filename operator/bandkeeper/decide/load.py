@@ -10,12 +10,14 @@ from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Pod, PodState, Reading, Snapshot
 from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.state import DemandMemory
+from bandkeeper.model import histogram
 
 STALE_S = 120.0  # the reader's own limit is lower and configurable; this one only guards against a reader without any
 WARMUP_S = 60.0  # a pod ready for less than this may not have been scraped yet
 UNMEASURED_COLD_START_S = 120.0
 UNMEASURED_CREDIT_S = 600.0
 LONGEST_COLD_START_S = 3600.0
+LONGEST_TOKEN_WINDOWS = 2.5  # rate windows that a latency's may last to be compared with rates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,10 @@ class Load:
         Rates of the whole workload; `produced` is tokens, samples or requests, whichever is finest. None: not known.
     kv
         Mean share of the KV cache in use.
+    prompt_per_s, output_per_s, told
+        Tokens read and made by the workload, and how many replicas told that.
+    token_s
+        Mean time between two tokens of a request, as the latency promises' histogram has it, else by Little's law.
     capacity
         Least batch size that a ready pod booted with; None where no pod tells.
     caps
@@ -58,6 +64,10 @@ class Load:
     preemptions_per_s: float | None = None
     produced_per_s: float | None = None
     kv: float | None = None
+    prompt_per_s: float | None = None
+    output_per_s: float | None = None
+    told: int = 0
+    token_s: float | None = None
     capacity: int | None = None
     caps: frozenset[int] = frozenset()
     queue_bounded: bool = False
@@ -110,6 +120,7 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
     bounds = [pod.queue_bound for pod in ready if pod.queue_bound is not None]
     caps = frozenset(cap for pod in ready if (cap := pod.cap or pod.capacity))
     rejected = _total(snapshot, Signal.REQUESTS_REJECTED, ready)
+    output = _total(snapshot, Signal.GENERATION_TOKENS, ready)
     per_replica = max(caps, default=policy.default_capacity)
     return Load(
         ready=len(ready),
@@ -122,6 +133,10 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         preemptions_per_s=_total(snapshot, Signal.PREEMPTIONS, ready).value,
         produced_per_s=_produced(snapshot, ready),
         kv=_total(snapshot, Signal.KV_CACHE_UTILIZATION, ready).mean,
+        prompt_per_s=_total(snapshot, Signal.PROMPT_TOKENS, ready).value,
+        output_per_s=output.value,
+        told=output.pods,
+        token_s=_token_s(policy, snapshot, running.value, output.value),
         capacity=min(capacities, default=None),
         caps=caps,
         queue_bounded=rejected.value is not None or bool(bounds),
@@ -189,6 +204,14 @@ def _has_source(snapshot: Snapshot, signal: Signal) -> bool:
     """Whether the signal is read at all, be it that nothing usable came of it."""
     told = signal in snapshot.totals or bool(snapshot.by_pod.get(signal))
     return told or any(gap.signal is signal for gap in snapshot.gaps)
+
+
+def _token_s(policy: Policy, snapshot: Snapshot, running: float | None, output_per_s: float | None) -> float | None:
+    for (signal, window_s), found in snapshot.distributions.items():
+        recent = window_s <= LONGEST_TOKEN_WINDOWS * policy.rate_window_s and found.age_s <= STALE_S
+        if signal is Signal.INTER_TOKEN_LATENCY and recent and (token_s := histogram.mean(found)):
+            return token_s
+    return running / output_per_s if running and output_per_s else None
 
 
 def _produced(snapshot: Snapshot, ready: tuple[Pod, ...]) -> float | None:

@@ -134,7 +134,7 @@ _BANDS = {
     Objective.THROUGHPUT_SENSITIVE: Band(0.85, 0.95),
 }
 _SCALE_DOWN_WINDOWS_S = {
-    Objective.LATENCY_SENSITIVE: 600.0,
+    Objective.LATENCY_SENSITIVE: 300.0,
     Objective.BALANCED: 300.0,
     Objective.THROUGHPUT_SENSITIVE: 120.0,
 }

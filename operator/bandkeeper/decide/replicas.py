@@ -83,8 +83,9 @@ def _fallen_back(scene: Scene, state: State) -> Wanted:
 def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     policy, demand, load, current, now_s = scene.policy, scene.demand, scene.load, scene.current, scene.now_s
     broken = breached(scene.verdicts)
+    judged = demand.judged if demand else frozenset()
     promised, promises = size.for_promises(
-        [verdict for verdict in broken if verdict.signal not in scene.cap.handles],
+        [verdict for verdict in broken if verdict.signal not in scene.cap.handles | judged],
         demand,
         load,
         state.promises,
@@ -92,28 +93,33 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
         written_s=state.ownership.written_s,
         now_s=now_s,
     )
-    curable = any(not size.is_futile(verdict, promises) for verdict in broken)
+    lost = demand.unreachable if demand else frozenset()
+    if promised.unreachable is None:
+        promised = replace(promised, unreachable=next((one for one in broken if one.signal in lost), None))
+    curable = any(not size.is_futile(verdict, promises) and verdict.signal not in lost for verdict in broken)
     if curable:
         promises = replace(promises, breached_s=now_s)
     band = size.for_band(policy, demand) if demand else None
     stuck_at = scene.cap_in_force if scene.cap.stuck else None
+    held = size.for_held(demand) if demand else None
     queue = size.for_queue(policy, demand, load, stuck_at=stuck_at) if demand else None
     over = demand is not None and band is not None and size.over_band(policy, demand, current)
-    needs = [need for need in (band if over else None, queue, promised.replicas) if need is not None]
+    needs = [need for need in (band if over else None, held, queue, promised.replicas) if need is not None]
     need = max(needs, default=0)
     scale = state.scale
-    scale = size.learn_regret(scale, demand, short=need > current or curable, now_s=now_s)
+    scale = size.learn_regret(scale, demand if held is None else None, short=need > current or curable, now_s=now_s)
     window_s = policy.scale_down.stabilization_s
     known = demand is not None or need > 0
     scale = replace(
         scale,
         needs=scale.needs.push(float(promised.replicas or 0), now_s, window_s),
+        holds=scale.holds.push(float(max(held or 0, band or 0) if held else 0), now_s, window_s),
         queues=scale.queues.push(float(queue or 0), now_s, min(window_s, max(size.DRAIN_S, load.cold_start_s))),
         ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s) if known else scale.ups,
     )
     state = replace(state, promises=promises, scale=scale)
     if need > current:
-        wanted = _more(scene, state, need, band if over else None, queue, promised)
+        wanted = _more(scene, state, need, max(held or 0, band if over and band else 0) or None, queue, promised)
     else:
         wanted, state = _no_more(scene, state)
     if promised.unreachable is not None and wanted.replicas == current:
@@ -152,6 +158,8 @@ def _why_more(
         return Reason.SLO_BREACHED, explain.promise_broken(scene, wanted, promised.cause)
     if demand.saturated:
         return Reason.QUEUE_GROWS, explain.queue_grows(scene, wanted)
+    if demand.modelled and band > size.for_band(scene.policy, demand):
+        return Reason.DEMAND_ROSE, explain.outlook(scene, demand, wanted)
     return Reason.DEMAND_ROSE, explain.demand_rose(scene, demand, wanted)
 
 

@@ -35,13 +35,18 @@ CLEARLY = 1.1  # work this much larger would still do with one fewer: only then 
 
 def for_band(policy: Policy, demand: Demand) -> int:
     """The fewest replicas whose utilisation stays below the band's high edge."""
-    return max(1, math.ceil(demand.work / demand.curve.load(policy.band.high) - 1e-9))
+    return max(1, math.ceil(demand.band_work / demand.load(policy.band.high) - 1e-9))
+
+
+def for_held(demand: Demand) -> int | None:
+    """The fewest replicas that keep the promises under the work to be ready for; None without a model."""
+    return math.ceil(demand.peak_work * demand.margin - 1e-9) if demand.modelled else None
 
 
 def over_band(policy: Policy, demand: Demand, current: int) -> bool:
     """Whether the offered work is above what `current` replicas carry inside the band, tolerance included."""
     high = min(1.0, policy.band.high * (1 + policy.scale_up.tolerance))
-    return demand.work > current * demand.curve.load(high) * (1 + 1e-9)
+    return demand.band_work > current * demand.load(high) * (1 + 1e-9)
 
 
 def for_queue(policy: Policy, demand: Demand, load: Load, *, stuck_at: int | None = None) -> int | None:
@@ -151,7 +156,7 @@ def _cannot_help(verdict: SLOVerdict, demand: Demand | None, load: Load) -> bool
     if is_wait(verdict, load) or demand is None or not verdict.value:
         return False
     steepness = max(STEEPEST, demand.curve.steepness)
-    return verdict.value > verdict.limit * (1 + steepness * min(1.0, demand.utilization))
+    return verdict.value > verdict.limit * (1 + steepness * min(1.0, demand.occupancy))
 
 
 def is_futile(verdict: SLOVerdict, memory: PromiseMemory) -> bool:
@@ -166,7 +171,7 @@ def _enough_for(verdict: SLOVerdict, demand: Demand | None, load: Load) -> int:
     if verdict.percentile is None and verdict.value:
         wanted = math.ceil(supply * verdict.limit / verdict.value)
     elif not is_wait(verdict, load) and demand is not None and verdict.value:
-        now = min(1.0, demand.utilization)
+        now = min(1.0, demand.occupancy)
         goal = demand.curve.utilization_at(SLO_MARGIN * verdict.limit / verdict.value, now)
         wanted = math.ceil(demand.work / demand.curve.load(goal)) if goal > 0 else wanted
     return min(2 * supply, max(supply + 1, wanted))
@@ -196,9 +201,11 @@ def fewest(
     """
     band, curve = policy.band, demand.curve
     low = band.low * (1 - policy.scale_down.tolerance)
+    if demand.modelled and demand.work / current < low:
+        return _fewest_held(policy, demand, memory, current=current, cap=cap, now_s=now_s)
     patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
     high = band.high if patient else band.high - DOWN_MARGIN * (band.high - band.low)
-    if curve.utilization(demand.work / current) >= low:
+    if demand.measure(demand.work / current) >= low:
         return Fewer(current, BandReason.IN_BAND)
     if cap < demand.best_cap:
         high = min(high, LOWERED_SHARE * cap / demand.best_cap)
@@ -220,6 +227,21 @@ def fewest(
     return Fewer(min(current, wanted), BandReason.BELOW_BAND)
 
 
+def _fewest_held(policy: Policy, demand: Demand, memory: ScaleMemory, *, current: int, cap: int, now_s: float) -> Fewer:
+    """What the model asked for over the scale-down window."""
+    by_band, by_cap = for_band(policy, demand), 1
+    if cap < demand.best_cap:
+        by_cap = math.ceil(demand.work / demand.curve.load(LOWERED_SHARE * cap / demand.best_cap) - 1e-9)
+    remembered = max(one.highest() or 0.0 for one in (memory.holds, memory.needs, memory.queues))
+    wanted = max(by_band, by_cap, int(remembered))
+    if wanted < current:
+        half = behavior.period_start(current, memory.events, policy.rate_window_s, now_s) // 2
+        return Fewer(min(current, max(wanted, half)), BandReason.BELOW_BAND)
+    if by_band >= current:
+        return Fewer(current, BandReason.QUANTISED)
+    return Fewer(current, BandReason.SLO_BOUND if demand.bound_by is not None else BandReason.HOLDING_PEAK)
+
+
 def _promised_utilization(verdicts: Sequence[SLOVerdict], demand: Demand) -> float:
     """The utilisation up to which every latency that grows with the batch is predicted to keep its promise."""
     bound = 1.0
@@ -234,7 +256,7 @@ def _promised_utilization(verdicts: Sequence[SLOVerdict], demand: Demand) -> flo
             continue
         if max(known) > 0:
             stretch = SLO_MARGIN * verdict.limit / max(known)
-            bound = min(bound, demand.curve.utilization_at(stretch, min(1.0, demand.utilization)))
+            bound = min(bound, demand.curve.utilization_at(stretch, min(1.0, demand.occupancy)))
     return max(0.0, bound)
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.model.curve import NO_FIT, ServiceFit
+from bandkeeper.model.misses import MissFit, Shape
+from bandkeeper.model.outlook import NO_OUTLOOK, Outlook
 from bandkeeper.model.peaks import NO_PEAKS, Peaks
+from bandkeeper.model.steps import NO_STEPS, StepFit
 
 EVENTS_LIMIT = 128
 SAMPLES_LIMIT = 32
@@ -102,6 +105,53 @@ class DemandMemory:
     waiting_known: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """How full the fleet was at one look, and whether work waited."""
+
+    at_s: float
+    utilization: float
+    queued: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedPromise:
+    """What is known of one latency promise: who misses it when. `allowed` is the share that may miss."""
+
+    signal: Signal
+    threshold_s: float
+    allowed: float
+    misses: MissFit
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMemory:
+    """The fitted model and what it says of the past.
+
+    Attributes
+    ----------
+    best_cap
+        Unit of the outlook: replicas at this cap.
+    prompt_per_s, output_per_s
+        Tokens of the whole workload, as means over some minutes.
+    mean_work
+        Mean of some minutes, in replicas.
+    traces
+        Looks of the longest window that promises are judged over.
+    """
+
+    best_cap: int = 0
+    steps: StepFit = NO_STEPS
+    prompt_per_s: float | None = None
+    output_per_s: float | None = None
+    outlook: Outlook = NO_OUTLOOK
+    mean_work: float | None = None
+    traces: tuple[Trace, ...] = ()
+    promises: tuple[LearnedPromise, ...] = ()
+    updated_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """Replicas ordered for a broken promise, and what was measured then, to see whether they help."""
@@ -151,6 +201,8 @@ class ScaleMemory:
         Replicas that a broken promise needed, over the scale-down window.
     queues
         Replicas that a queue needed, over a cold start: a backlog that is gone is no reason to keep them longer.
+    holds
+        Replicas that the model asked for, over the scale-down window.
     ups
         Negated recommendations over the scale-up window: its maximum is the least of them.
     """
@@ -158,6 +210,7 @@ class ScaleMemory:
     needs: Peaks = NO_PEAKS
     queues: Peaks = NO_PEAKS
     ups: Peaks = NO_PEAKS
+    holds: Peaks = NO_PEAKS
     events: tuple[ScaleEvent, ...] = ()
     shrink: Shrink | None = None
     regrets: tuple[Regret, ...] = ()
@@ -247,6 +300,7 @@ class State:
     sight: Sight
     ownership: Ownership = Ownership()
     demand: DemandMemory = DemandMemory()
+    model: ModelMemory = ModelMemory()
     promises: PromiseMemory = PromiseMemory()
     scale: ScaleMemory = ScaleMemory()
     cap: CapMemory = CapMemory()

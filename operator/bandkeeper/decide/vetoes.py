@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bandkeeper.api import durations
 from bandkeeper.api.reasons import BandReason, SLOState
 from bandkeeper.decide.decision import SLOVerdict
+from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.promises import agrees_to_less, describe
 from bandkeeper.decide.scene import Scene
@@ -66,7 +67,7 @@ def _argued(scene: Scene, state: State) -> Veto | None:
     if demand is None or demand.saturated or load.queueing:
         return Veto(BandReason.HOLDING_PEAK, f"{load.waiting or 0.0:.0f} requests wait")
     heard = (verdict for verdict in scene.verdicts if not is_futile(verdict, state.promises))
-    against = next((verdict for verdict in heard if not agrees_to_less(verdict)), None)
+    against = next((verdict for verdict in heard if not _agrees(verdict, demand)), None)
     if against is not None:
         return Veto(BandReason.SLO_BOUND, _objection(against))
     since_s = scene.now_s - state.promises.breached_s
@@ -75,6 +76,15 @@ def _argued(scene: Scene, state: State) -> Veto | None:
     if demand.rising:
         return Veto(BandReason.HOLDING_PEAK, f"work rose over the last {durations.text(load.cold_start_s)}")
     return None
+
+
+def _agrees(verdict: SLOVerdict, demand: Demand) -> bool:
+    """A promise that the model sizes for has its margin in what it asks for; broken, it is an argument all the same."""
+    if verdict.signal in demand.unreachable:
+        return True
+    if verdict.signal in demand.judged:
+        return verdict.state is not SLOState.BREACHED
+    return agrees_to_less(verdict)
 
 
 def breach_window_s(policy: Policy) -> float:

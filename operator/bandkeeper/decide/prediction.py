@@ -1,0 +1,258 @@
+"""Demand by the fitted model, where a server tells its tokens: what is offered, what to be ready for, and the capacity
+that the promises need. Where tokens are not told, or too little was seen yet, demand stays what it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.signals import Signal
+from bandkeeper.api.v1alpha1 import Objective
+from bandkeeper.decide.decision import SLOVerdict
+from bandkeeper.decide.demand import Demand
+from bandkeeper.decide.load import Load
+from bandkeeper.decide.policy import Batching, LatencySLO, Policy
+from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace
+from bandkeeper.model.misses import MissFit, Shape
+from bandkeeper.model.steps import StepFit
+
+FEWEST_OBSERVATIONS = 1.0  # whole rate windows
+FEWEST_TOKENS = 200.0  # in one rate window, for a mean to mean anything
+LEAST_BATCH = 0.2
+RATIO_MEMORY_S = 300.0  # output tokens per prompt token: they come later than the prompt
+MEMORY_S = {Objective.LATENCY_SENSITIVE: 7200.0, Objective.BALANCED: 3600.0, Objective.THROUGHPUT_SENSITIVE: 600.0}
+MEAN_S = 120.0
+LEAD_WINDOWS = 0.75  # rate windows until a rise is seen, beside the cold start
+NOISE = 1.25  # of one request's work: Poisson arrivals whose lengths differ by 0.7 of their mean
+AIM = 0.9  # of the share that may miss
+SLOW_POWER = 1.7  # tokens that wait for a prompt: as often as prompts come, and longer steps meet more of them
+WAIT_POWER = 3.0
+SLOW_PRIOR, WAIT_PRIOR = 0.75, 0.93  # utilisation at which the aim is reached, before anything is known
+FULLEST = 0.93
+KV_FULL = 0.9
+KV_KNOWN = 0.2  # share of the KV cache in use that tells how much of it a request takes
+LONGEST_STEP_S = 60.0  # between two looks, that what was seen last counts for
+TRACES = 20
+
+
+def predict(
+    policy: Policy,
+    load: Load,
+    verdicts: Sequence[SLOVerdict],
+    demand: Demand | None,
+    samples: Sequence[Sample],
+    memory: ModelMemory,
+    now_s: float,
+) -> tuple[Demand | None, ModelMemory]:
+    """`demand` in the model's terms; unchanged where there is no model."""
+    if demand is None or policy.batching is not Batching.CONTINUOUS or not load.complete:
+        return demand, memory
+    flow = _flow(policy, load, memory, now_s)
+    if flow is None:
+        return demand, memory
+    memory = replace(memory, prompt_per_s=flow.mean_prompt_per_s, output_per_s=flow.mean_output_per_s)
+    memory = replace(memory, steps=_learned(policy, load, memory.steps, flow), updated_s=now_s)
+    if memory.steps.observations < FEWEST_OBSERVATIONS:
+        return demand, memory
+    batch = _batch(load, demand.best_cap)
+    work = flow.work(memory.steps, batch, load, samples, policy.rate_window_s, now_s)
+    return _modelled(policy, load, verdicts, demand, memory, flow, batch, work, now_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """Rates of the whole workload now, and as means over some minutes, which tell how much output a prompt brings."""
+
+    prompt_per_s: float
+    output_per_s: float
+    finished_per_s: float
+    mean_prompt_per_s: float
+    mean_output_per_s: float
+    span_s: float
+
+    @property
+    def outputs(self) -> float:
+        """Output tokens per prompt token."""
+        return self.mean_output_per_s / self.mean_prompt_per_s
+
+    def work(
+        self, steps: StepFit, batch: float, load: Load, samples: Sequence[Sample], window_s: float, now_s: float
+    ) -> float:
+        """Replicas that what arrives keeps busy: prompts read, with the answers they bring, and what begins to wait."""
+        each = steps.work_s(1.0, self.outputs, batch)
+        token_s = each.value + each.error
+        read = self.prompt_per_s * token_s
+        if self.finished_per_s <= 0:
+            return read
+        request_s = token_s * self.prompt_per_s / self.finished_per_s
+        then = next((sample for sample in samples if now_s - sample.at_s <= window_s), None)
+        growth_per_s = 0.0
+        if then is not None and load.waiting is not None and now_s > then.at_s:
+            growth_per_s = (load.waiting - then.waiting) / max(window_s / 4, now_s - then.at_s)
+        return max(0.0, read + (growth_per_s + (load.rejected_per_s or 0.0)) * request_s)
+
+
+def _flow(policy: Policy, load: Load, memory: ModelMemory, now_s: float) -> _Flow | None:
+    prompt, output, finished = load.prompt_per_s, load.output_per_s, load.finished_per_s
+    if not prompt or output is None or finished is None or output * policy.rate_window_s < FEWEST_TOKENS:
+        return None
+    span_s = min(LONGEST_STEP_S, now_s - memory.updated_s) if memory.steps.observations else LONGEST_STEP_S / 4
+    return _Flow(
+        prompt_per_s=prompt,
+        output_per_s=output,
+        finished_per_s=finished,
+        mean_prompt_per_s=_mean(memory.prompt_per_s, prompt, span_s, RATIO_MEMORY_S),
+        mean_output_per_s=_mean(memory.output_per_s, output, span_s, RATIO_MEMORY_S),
+        span_s=max(0.0, span_s),
+    )
+
+
+def _mean(before: float | None, now: float, span_s: float, memory_s: float) -> float:
+    return now if before is None else before + (1 - math.exp(-max(0.0, span_s) / memory_s)) * (now - before)
+
+
+def _learned(policy: Policy, load: Load, steps: StepFit, flow: _Flow) -> StepFit:
+    """With what this look tells: tokens per second of one replica, and the time between two of them."""
+    weight = min(1.0, flow.span_s / policy.rate_window_s)
+    if load.token_s is None or weight <= 0:
+        return steps
+    batch = load.token_s * flow.output_per_s / load.told
+    if batch < LEAST_BATCH:
+        return steps
+    return steps.seen(batch, flow.prompt_per_s / flow.output_per_s * batch, load.token_s, weight)
+
+
+def _batch(load: Load, best_cap: int) -> float:
+    """Requests that a replica can have in process: its cap, or as many as its KV cache holds."""
+    if load.kv is None or load.batch is None or load.kv < KV_KNOWN:
+        return float(best_cap)
+    return max(1.0, min(float(best_cap), KV_FULL * load.batch / load.kv))
+
+
+def _modelled(
+    policy: Policy,
+    load: Load,
+    verdicts: Sequence[SLOVerdict],
+    demand: Demand,
+    memory: ModelMemory,
+    flow: _Flow,
+    batch: float,
+    work: float,
+    now_s: float,
+) -> tuple[Demand, ModelMemory]:
+    window_s = policy.rate_window_s
+    outlook = memory.outlook
+    if memory.best_cap and memory.best_cap != demand.best_cap:
+        factor = memory.best_cap / demand.best_cap
+        outlook = outlook.scaled(factor)
+        memory = replace(memory, mean_work=None if memory.mean_work is None else memory.mean_work * factor)
+    noise = NOISE * work / math.sqrt(max(1.0, flow.finished_per_s * window_s))
+    lead_s = load.cold_start_s + LEAD_WINDOWS * window_s
+    outlook = outlook.seen(work, noise, now_s, lead_s=lead_s, memory_s=MEMORY_S[policy.objective])
+    held = outlook.held()
+    mean_work = _mean(memory.mean_work, work, flow.span_s, MEAN_S)
+    traces = _traced(policy, memory.traces, Trace(now_s, work / load.ready, load.queueing))
+    promises = tuple(
+        _judged(known, verdict, traces, work, held, flow.span_s, now_s)
+        for known, verdict in zip(_known(policy, memory), _latencies(verdicts), strict=True)
+    )
+    memory = replace(
+        memory,
+        mean_work=mean_work,
+        best_cap=demand.best_cap,
+        outlook=outlook,
+        traces=traces,
+        promises=promises,
+        updated_s=now_s,
+    )
+    margin, bound_by = _margin(policy, promises)
+    return (
+        replace(
+            demand,
+            curve=memory.steps.curve(batch, 1 / flow.outputs if flow.outputs > 0 else 0.0),
+            work=work,
+            peak_work=max(work, held),
+            utilization=work / load.ready,
+            margin=margin,
+            mean_work=mean_work,
+            bound_by=bound_by,
+            judged=frozenset(one.signal for one in promises if one.misses.ripe),
+            unreachable=frozenset(one.signal for one in promises if one.misses.unreachable(one.allowed)),
+            modelled=True,
+        ),
+        memory,
+    )
+
+
+def _latencies(verdicts: Sequence[SLOVerdict]) -> list[SLOVerdict]:
+    return [verdict for verdict in verdicts if verdict.percentile is not None]
+
+
+def _known(policy: Policy, memory: ModelMemory) -> tuple[LearnedPromise, ...]:
+    """What was learned of each latency promise; anew where the promises were changed."""
+    slos = [slo for slo in policy.slos if isinstance(slo, LatencySLO)]
+    if [(one.signal, one.threshold_s, one.allowed) for one in memory.promises] == [
+        (slo.signal, slo.threshold_s, 1 - slo.percentile / 100) for slo in slos
+    ]:
+        return memory.promises
+    return tuple(_unknown(slo) for slo in slos)
+
+
+def _unknown(slo: LatencySLO) -> LearnedPromise:
+    allowed = 1 - slo.percentile / 100
+    slow = slo.signal is Signal.INTER_TOKEN_LATENCY
+    power, prior = (SLOW_POWER, SLOW_PRIOR) if slow else (WAIT_POWER, WAIT_PRIOR)
+    return LearnedPromise(
+        signal=slo.signal,
+        threshold_s=slo.threshold_s,
+        allowed=allowed,
+        misses=MissFit(AIM * allowed, power, prior),
+        shape=Shape(power),
+    )
+
+
+def _traced(policy: Policy, traces: tuple[Trace, ...], trace: Trace) -> tuple[Trace, ...]:
+    longest_s = max((slo.window_s for slo in policy.slos), default=0.0)
+    if traces and trace.at_s - traces[-1].at_s < longest_s / TRACES:
+        queued = traces[-1].queued or trace.queued
+        return (*traces[:-1], replace(traces[-1], queued=queued))
+    kept = tuple(one for one in traces if trace.at_s - one.at_s <= longest_s)
+    return (*kept, trace)
+
+
+def _judged(
+    known: LearnedPromise,
+    verdict: SLOVerdict,
+    traces: Sequence[Trace],
+    work: float,
+    held: float,
+    span_s: float,
+    now_s: float,
+) -> LearnedPromise:
+    """With what this look tells. A queue is a fleet that is too small, and says nothing of one that is large enough."""
+    known = replace(known, shape=known.shape.seen(work, held, span_s))
+    window = [trace for trace in traces if now_s - trace.at_s <= verdict.window_s]
+    low, high = verdict.attainment_low, verdict.attainment_high
+    told = verdict.state is not SLOState.NO_DATA and verdict.observations
+    if low is None or high is None or not told or any(trace.queued for trace in window):
+        return known
+    power = known.misses.power
+    load = math.fsum(min(FULLEST + 0.4, trace.utilization) ** power for trace in window) / len(window)
+    return replace(known, misses=known.misses.seen(load, 1 - (low + high) / 2, span_s))
+
+
+def _margin(policy: Policy, promises: Sequence[LearnedPromise]) -> tuple[float, Signal | None]:
+    """Replicas per replica of held work, and the promise that asks for more than the fullest fleet's."""
+    margin, bound_by = 1 / max(FULLEST, policy.band.high), None
+    if policy.objective is Objective.THROUGHPUT_SENSITIVE:
+        return margin, bound_by
+    for one in promises:
+        if one.misses.unreachable(one.allowed):
+            continue
+        asked = one.misses.margin(one.shape.value)
+        if asked > margin:
+            margin, bound_by = asked, one.signal
+    return margin, bound_by

@@ -1,0 +1,99 @@
+"""How many requests miss a promise at a utilisation, and how much capacity keeps the misses within it. Pure.
+
+The share that misses is taken as c0 + c rho^e: c0 misses however many replicas there are (a prompt longer than the
+threshold allows), the rest grows with what the replicas have to do. Both are learned from what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_MEMORY_S = 1800.0
+_PRIOR_WEIGHT = 30.0  # seconds of observation that the prior counts for, at each of two utilisations:
+_PRIOR_AT = (1.0, 0.2)
+_RIPE_S = 120.0
+_LEAST_ROOM = 0.25  # of what may miss: replicas are still ordered for when others miss for no fault of theirs
+
+
+@dataclass(frozen=True, slots=True)
+class MissFit:
+    """Weighted moments of (rho^e, share missed), in seconds of observation.
+
+    `goal` is the share that is aimed at, `prior` the utilisation at which the prior expects that, `power` is e.
+    """
+
+    goal: float
+    power: float
+    prior: float
+    weight: float = 0.0
+    load: float = 0.0
+    missed: float = 0.0
+    load_load: float = 0.0
+    load_missed: float = 0.0
+
+    def seen(self, load: float, missed: float, span_s: float) -> MissFit:
+        """With `span_s` seconds more; `load` is the mean of rho^e, `missed` the share of that time's requests."""
+        keep = math.exp(-span_s / _MEMORY_S)
+        return MissFit(
+            self.goal,
+            self.power,
+            self.prior,
+            weight=keep * self.weight + span_s,
+            load=keep * self.load + span_s * load,
+            missed=keep * self.missed + span_s * missed,
+            load_load=keep * self.load_load + span_s * load * load,
+            load_missed=keep * self.load_missed + span_s * load * missed,
+        )
+
+    @property
+    def ripe(self) -> bool:
+        """Whether enough was seen to size by."""
+        return self.weight >= _RIPE_S
+
+    def line(self) -> tuple[float, float]:
+        """c0 and c, neither below 0."""
+        slope = self.goal / self.prior**self.power
+        weight = self.weight + len(_PRIOR_AT) * _PRIOR_WEIGHT
+        load = self.load + _PRIOR_WEIGHT * sum(_PRIOR_AT)
+        missed = self.missed + _PRIOR_WEIGHT * slope * sum(_PRIOR_AT)
+        load_load = self.load_load + _PRIOR_WEIGHT * sum(at * at for at in _PRIOR_AT)
+        load_missed = self.load_missed + _PRIOR_WEIGHT * slope * sum(at * at for at in _PRIOR_AT)
+        c = (load_missed - load * missed / weight) / (load_load - load * load / weight)
+        c0 = (missed - c * load) / weight
+        if c0 < 0:
+            return 0.0, load_missed / load_load
+        return (c0, c) if c > 0 else (missed / weight, 0.0)
+
+    def margin(self, shape: float) -> float:
+        """Replicas per replica of held work that keep the misses at the goal.
+
+        `shape` is the mean of (work / held work)^e over the requests: 1 where work is always what is held.
+        """
+        c0, c = self.line()
+        room = max(self.goal - c0, _LEAST_ROOM * self.goal)
+        return float((c * shape / room) ** (1 / self.power))
+
+    def unreachable(self, allowed: float) -> bool:
+        """Whether more than the `allowed` share misses however many replicas there are."""
+        return self.ripe and self.line()[0] > allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Decaying mean of (work / held work)^e, weighted by work."""
+
+    power: float
+    work: float = 0.0
+    loaded: float = 0.0
+
+    def seen(self, work: float, held: float, span_s: float) -> Shape:
+        """With `span_s` seconds more."""
+        keep = math.exp(-span_s / _MEMORY_S)
+        relative = min(1.0, work / held) ** self.power if held > 0 else 1.0
+        return Shape(self.power, keep * self.work + span_s * work, keep * self.loaded + span_s * work * relative)
+
+    @property
+    def value(self) -> float:
+        """1 before anything was seen."""
+        return self.loaded / self.work if self.work > 0 else 1.0

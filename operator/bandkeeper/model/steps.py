@@ -1,0 +1,139 @@
+"""How long one step of a continuous-batching server takes, learned from what its clients see. Pure.
+
+A step that decodes for b requests takes alpha + beta b, and delta more for each prompt token that it reads. So the mean
+time between two tokens is alpha + beta B + delta Q, with B the mean batch and Q the prompt tokens read per step. Both
+follow from rates: B is tokens per second times the time between them (Little's law), and B over the token rate is the
+time between two steps. No counter of steps is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bandkeeper.model.curve import LoadCurve
+
+Vector = tuple[float, float, float]
+Matrix = tuple[Vector, Vector, Vector]
+
+FULL_BATCH = 64.0
+"""The batch at which the prior says that a step takes 2.3 times as long as an empty one."""
+_PRIOR_STRETCH = 1.3
+_PRIOR_PROMPT = 0.25  # delta over beta: a token read costs less than a token made
+_PRIOR_ERROR = 0.5  # of each prior parameter, as a share
+_NOISE = 0.05  # of one observation, as a share
+_FORGET = 0.08  # by one whole observation, along its direction, and only where this much is known:
+_KNOWN = 8.0
+_LEAST_BASE = 0.2  # of a step, that alpha is taken for: beyond it rates tell little
+_OUTLIER = 2.0  # standard deviations of one observation
+_ZERO: Matrix = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A predicted time and its standard error, in seconds."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepFit:
+    """Recursive least squares over (alpha, beta, delta), in seconds, seconds per request and seconds per prompt token.
+
+    It forgets only along the direction of an observation, so that what is not excited keeps what was learned, and
+    starts from a prior in which the shape is known to one half and the scale is that of the first observation.
+    Batch and prompt tokens are rates times the time that was measured, so its noise is in them too and would pass for
+    a slope under a flat load: the pull is along what the rates say, and only the miss is what was measured.
+    """
+
+    parameters: Vector = (0.0, 0.0, 0.0)
+    information: Matrix = _ZERO
+    observations: float = 0.0
+
+    def seen(self, batch: float, prompt_tokens: float, token_s: float, weight: float) -> StepFit:
+        """With one more observation: mean batch, prompt tokens per step, mean time between two tokens.
+
+        `weight` is 1 for a window of its own, and as much less as it shares with the one before.
+        """
+        start = self if self.observations else _prior(batch, prompt_tokens, token_s)
+        expected_s = start._expected_s(batch / token_s, prompt_tokens / token_s)
+        x = (1.0, batch * expected_s / token_s, prompt_tokens * expected_s / token_s)
+        noise_s = _NOISE * max(token_s, expected_s)
+        known = _times(start.information, x)
+        news = _dot(x, known)
+        forget = _FORGET * weight / news if news * noise_s**2 > _KNOWN else 0.0
+        certainty = weight / noise_s**2
+        information = _plus(start.information, certainty, x, -forget, known)
+        miss_s = token_s - _dot((1.0, batch, prompt_tokens), start.parameters)
+        miss_s = max(-_OUTLIER * noise_s, min(_OUTLIER * noise_s, miss_s))
+        pull = certainty * miss_s
+        step = _solved(information, (pull * x[0], pull * x[1], pull * x[2]))
+        alpha, beta, delta = (max(0.0, old + change) for old, change in zip(start.parameters, step, strict=True))
+        return StepFit((alpha, beta, delta), information, start.observations + weight)
+
+    def work_s(self, prompt_tokens: float, output_tokens: float, batch: float) -> Estimate:
+        """Replica-seconds that so many tokens take at a batch; needs an observation."""
+        each = (output_tokens / batch, output_tokens, prompt_tokens)
+        variance = _dot(each, _solved(self.information, each))
+        return Estimate(_dot(each, self.parameters), math.sqrt(max(0.0, variance)))
+
+    def _expected_s(self, tokens_per_s: float, prompt_per_s: float) -> float:
+        """The time between two tokens at rates of one replica."""
+        alpha, beta, delta = self.parameters
+        return alpha / max(_LEAST_BASE, 1 - beta * tokens_per_s - delta * prompt_per_s)
+
+    def curve(self, batch: float, prompts_per_output: float) -> LoadCurve:
+        """Throughput against the share of `batch` in process, for so many prompt tokens per output token."""
+        alpha, beta, delta = self.parameters
+        growth = batch * (beta + delta * prompts_per_output)
+        return LoadCurve(growth / alpha if alpha > 0 else growth / 1e-9)
+
+
+NO_STEPS = StepFit()
+
+
+def _prior(batch: float, prompt_tokens: float, token_s: float) -> StepFit:
+    slope = _PRIOR_STRETCH / FULL_BATCH
+    alpha = token_s / (1 + slope * (batch + _PRIOR_PROMPT * prompt_tokens))
+    parameters = (alpha, alpha * slope, alpha * slope * _PRIOR_PROMPT)
+    known = [1 / (_PRIOR_ERROR * value) ** 2 for value in parameters]
+    return StepFit(parameters, ((known[0], 0.0, 0.0), (0.0, known[1], 0.0), (0.0, 0.0, known[2])), 0)
+
+
+def _dot(left: Vector, right: Vector) -> float:
+    return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
+
+
+def _times(matrix: Matrix, vector: Vector) -> Vector:
+    return (_dot(matrix[0], vector), _dot(matrix[1], vector), _dot(matrix[2], vector))
+
+
+def _plus(matrix: Matrix, a: float, x: Vector, b: float, y: Vector) -> Matrix:
+    """matrix + a x x' + b y y'."""
+    return (
+        _row(matrix[0], a * x[0], x, b * y[0], y),
+        _row(matrix[1], a * x[1], x, b * y[1], y),
+        _row(matrix[2], a * x[2], x, b * y[2], y),
+    )
+
+
+def _row(row: Vector, a: float, x: Vector, b: float, y: Vector) -> Vector:
+    return (row[0] + a * x[0] + b * y[0], row[1] + a * x[1] + b * y[1], row[2] + a * x[2] + b * y[2])
+
+
+def _solved(matrix: Matrix, right: Vector) -> Vector:
+    """The solution of a symmetric positive definite system, by Cholesky after scaling the diagonal to 1."""
+    scale = tuple(1 / math.sqrt(matrix[index][index]) for index in range(3))
+    a10 = matrix[1][0] * scale[1] * scale[0]
+    a20, a21 = matrix[2][0] * scale[2] * scale[0], matrix[2][1] * scale[2] * scale[1]
+    l11 = math.sqrt(max(1e-12, 1 - a10 * a10))
+    l21 = (a21 - a20 * a10) / l11
+    l22 = math.sqrt(max(1e-12, 1 - a20 * a20 - l21 * l21))
+    y0 = right[0] * scale[0]
+    y1 = (right[1] * scale[1] - a10 * y0) / l11
+    y2 = (right[2] * scale[2] - a20 * y0 - l21 * y1) / l22
+    z2 = y2 / l22
+    z1 = (y1 - l21 * z2) / l11
+    z0 = y0 - a10 * z1 - a20 * z2
+    return (z0 * scale[0], z1 * scale[1], z2 * scale[2])
