@@ -33,6 +33,7 @@ from .scenario import (
     SETTING,
     SETTINGS,
     WARM_UP_S,
+    sustainable_per_s,
 )
 from .screen import Screen, summary
 
@@ -150,13 +151,13 @@ def _courses(stack: Stack, recorder: Recorder) -> list[Course]:
         samples = [one for one in recorder.samples[member.name] if one.at_s < LOAD_S + LOOK_EVERY_S]
         cut = intervals(samples, INTERVAL_S, seen.get(member.name, {}))
         policy = member.policy
-        cap = best_cap(policy, CAPACITY)
-        found = figures(samples, cut, policy=policy, cap=cap, gpus_per_pod=GPUS_PER_POD)
+        sustained = sustainable_per_s(best_cap(policy, CAPACITY))
+        found = figures(samples, cut, policy=policy, sustainable_per_s=sustained, gpus_per_pod=GPUS_PER_POD)
         courses.append(
             Course(
                 name=member.name,
                 policy=policy,
-                best_cap=cap,
+                sustainable_per_s=sustained,
                 samples=samples,
                 intervals=cut,
                 figures=found,

@@ -75,14 +75,14 @@ class Interval:
 
     start_s: float
     end_s: float
-    in_hand: float
+    offered_per_s: float
     ready: float
     refused: float
     latencies: Mapping[Signal, Distribution]
 
-    def utilization(self, best_cap: int) -> float | None:
-        """Mean requests in hand over what the ready pods hold at the best cap; None while no pod is ready."""
-        return self.in_hand / (self.ready * best_cap) if self.ready else None
+    def utilization(self, sustainable_per_s: float) -> float | None:
+        """Offered requests over what the ready pods can sustain; None while no pod is ready."""
+        return self.offered_per_s / (self.ready * sustainable_per_s) if self.ready else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def intervals(
                 Interval(
                     start_s=start_s,
                     end_s=end_s,
-                    in_hand=fmean(one.in_hand for one in inside),
+                    offered_per_s=fmean(one.offered_per_s for one in inside),
                     ready=fmean(one.ready for one in inside),
                     refused=_refused(inside),
                     latencies=latencies.get(end_s, {}),
@@ -190,16 +190,17 @@ def best_cap(policy: Policy, capacity: int) -> int:
     return max((cap for cap in permitted if cap <= capacity), default=capacity)
 
 
-def band_is_possible(in_hand: float, policy: Policy, cap: int) -> bool:
-    """Whether some permitted replica count puts that many requests in hand inside the band."""
+def band_is_possible(offered_per_s: float, policy: Policy, sustainable_per_s: float) -> bool:
+    """Whether some permitted replica count puts that load inside the band."""
+    work = offered_per_s / sustainable_per_s
     counts = range(policy.min_replicas, policy.max_replicas + 1)
-    return any(policy.band.low <= in_hand / (count * cap) <= policy.band.high for count in counts)
+    return any(policy.band.low <= work / count <= policy.band.high for count in counts)
 
 
-def band_held(interval: Interval, policy: Policy, cap: int) -> bool | None:
+def band_held(interval: Interval, policy: Policy, sustainable_per_s: float) -> bool | None:
     """Whether the interval's utilisation was inside the band; None where no permitted replica count puts it there."""
-    utilization = interval.utilization(cap)
-    if utilization is None or not band_is_possible(interval.in_hand, policy, cap):
+    utilization = interval.utilization(sustainable_per_s)
+    if utilization is None or not band_is_possible(interval.offered_per_s, policy, sustainable_per_s):
         return None
     return policy.band.low <= utilization <= policy.band.high
 
@@ -210,14 +211,19 @@ def gpu_seconds(samples: Sequence[Sample], gpus_per_pod: int) -> float:
 
 
 def figures(
-    samples: Sequence[Sample], cut: Sequence[Interval], *, policy: Policy, cap: int, gpus_per_pod: int
+    samples: Sequence[Sample],
+    cut: Sequence[Interval],
+    *,
+    policy: Policy,
+    sustainable_per_s: float,
+    gpus_per_pod: int,
 ) -> Figures:
-    """The figures of one workload; `cap` is its best cap."""
+    """The figures of one workload; `sustainable_per_s` is what one replica can do at its best cap."""
     warm_s = first_cold_start_s(samples)
     wanted = [one.wanted for one in samples if one.wanted is not None]
     return Figures(
         inside_slo=Share.of(kept(one, policy.slos) for one in cut if one.start_s >= warm_s),
-        in_band=Share.of(band_held(one, policy, cap) for one in cut),
+        in_band=Share.of(band_held(one, policy, sustainable_per_s) for one in cut),
         gpu_s=gpu_seconds(samples, gpus_per_pod),
         most_replicas=max((one.ready for one in samples), default=0),
         changes=sum(before != after for before, after in pairwise(wanted)),

@@ -53,7 +53,7 @@ class Course:
 
     name: str
     policy: Policy
-    best_cap: int
+    sustainable_per_s: float
     samples: Sequence[Sample]
     intervals: Sequence[Interval]
     figures: Figures
@@ -170,7 +170,7 @@ def _utilization(axes: Axes, course: Course, colour: str) -> None:
     told = [
         (_middle(one), 100 * value, _counts(one, course))
         for one in course.intervals
-        if (value := one.utilization(course.best_cap)) is not None
+        if (value := one.utilization(course.sustainable_per_s)) is not None
     ]
     axes.plot([at_s for at_s, _, _ in told], [value for _, value, _ in told], color=colour, linewidth=1, alpha=0.7)
     for counts, face in ((True, colour), (False, "white")):
@@ -207,7 +207,7 @@ def _middle(interval: Interval) -> float:
 
 
 def _counts(interval: Interval, course: Course) -> bool:
-    return band_is_possible(interval.in_hand, course.policy, course.best_cap)
+    return band_is_possible(interval.offered_per_s, course.policy, course.sustainable_per_s)
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

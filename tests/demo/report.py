@@ -60,5 +60,5 @@ def _how_counted() -> str:
 start in which requests were answered, those in which 95 % of first tokens and of tokens were inside their thresholds,
 by the histograms in Prometheus. <b>Band held</b>: of the intervals whose mean load some whole number of replicas inside
 the bounds puts inside the band, at one of the batch caps that the policy used, those whose mean utilisation (requests
-running and waiting over the ready replicas' batch caps) was inside it. <b>GPU-seconds</b>: from scheduling to the end
+that come over what the ready replicas can sustain) was inside it. <b>GPU-seconds</b>: from scheduling to the end
 of draining.</p>"""

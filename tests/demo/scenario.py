@@ -7,12 +7,14 @@ whole number of them inside a narrow band, and because the noise of a few hundre
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from bandkeeper.api.v1alpha1 import Objective, Spec
 from bandkeeper.api.validation import validate
 from bandkeeper.decide.policy import Batching, CostClass, Policy, resolve
+from bandkeeper.lab.server import ContinuousServer
 
 NAMESPACE = "serving"
 LOAD_S = 205
@@ -35,7 +37,7 @@ LOAD: dict[str, Any] = {
 BASE_LOAD = {"kind": "constant", "seed": 1, "rate_per_s": LOAD["points"][0][1]}
 # Steps as measured on an H200 with Llama-3.1-70B fp8 (aiconfigurator's silicon_sample.csv, Apache-2.0: 19.54 + .199 b,
 # R2 1.000). Prefill and memory are ours. The cap acts after 3 s here; a mounted file would take a minute or more.
-SERVER = {
+SERVER: dict[str, Any] = {
     "alpha_ms": 19.54,
     "beta_ms": 0.199,
     "gamma_ms": 1.5,
@@ -45,7 +47,7 @@ SERVER = {
     "max_queue": 32,
     "cap_delay_s": 3,
 }
-TOKENS = {
+TOKENS: dict[str, Any] = {
     "prompt": {"kind": "fixed", "value": 64},
     "output": {"kind": "lognormal", "median": 120, "sigma": 0.2, "min": 16, "max": 300},
 }
@@ -54,6 +56,15 @@ BUCKETS = {
     "ttft_s": [0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10],
     "itl_s": [0.01, 0.02, *(edge / 1000 for edge in range(22, 45)), 0.05, 0.06, 0.07, 0.08, 0.1, 0.2, 0.5],
 }
+
+
+def sustainable_per_s(cap: int) -> float:
+    """Requests per second that one replica can do at a batch cap."""
+    output = TOKENS["output"]
+    mean_output = output["median"] * math.exp(output["sigma"] ** 2 / 2)
+    known = {name: SERVER[name] for name in ("alpha_ms", "beta_ms", "gamma_ms", "delta_ms_per_token", "kv_tokens")}
+    server = ContinuousServer(model="emulated", gpu="emulated", source="this demo", batch_max=cap, **known)
+    return server.sustainable_per_s(TOKENS["prompt"]["value"], mean_output)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ TTFT, ITL = Signal.TIME_TO_FIRST_TOKEN, Signal.INTER_TOKEN_LATENCY
 
 def a_sample(at_s: float, **other: object) -> Sample:
     given = {
-        "offered_per_s": 10.0,
+        "offered_per_s": 65.0,
         "in_hand": 65,
         "slots": 100,
         "ready": 1,
@@ -44,9 +44,9 @@ def a_sample(at_s: float, **other: object) -> Sample:
     return Sample(at_s=at_s, **given)  # type: ignore[arg-type]
 
 
-def an_interval(in_hand: float = 65, ready: float = 1, refused: float = 0, **latencies: Distribution) -> Interval:
+def an_interval(offered_per_s: float = 65, ready: float = 1, refused: float = 0, **latencies: Distribution) -> Interval:
     named = {Signal(name): value for name, value in latencies.items()}
-    return Interval(start_s=0, end_s=5, in_hand=in_hand, ready=ready, refused=refused, latencies=named)
+    return Interval(start_s=0, end_s=5, offered_per_s=offered_per_s, ready=ready, refused=refused, latencies=named)
 
 
 def a_distribution(*pairs: tuple[float, float]) -> Distribution:
@@ -63,9 +63,9 @@ def a_policy() -> Policy:
 
 
 def test_intervals_hold_the_means_of_their_own_samples_and_are_whole() -> None:
-    samples = [a_sample(float(second), in_hand=second, ready=100 + second) for second in range(13)]
+    samples = [a_sample(float(second), offered_per_s=second, ready=100 + second) for second in range(13)]
     cut = intervals(samples, 5, {10.0: {TTFT: a_distribution((math.inf, 1.0))}})
-    assert [(one.start_s, one.end_s, one.in_hand, one.ready) for one in cut] == [(0, 5, 2, 102), (5, 10, 7, 107)]
+    assert [(one.start_s, one.end_s, one.offered_per_s, one.ready) for one in cut] == [(0, 5, 2, 102), (5, 10, 7, 107)]
     assert [list(one.latencies) for one in cut] == [[], [TTFT]]
 
 
@@ -75,7 +75,7 @@ def test_an_interval_without_samples_is_left_out() -> None:
     assert intervals([], 5, {}) == []
 
 
-def test_utilization_is_work_in_hand_over_what_ready_pods_hold_at_the_best_cap() -> None:
+def test_utilization_is_what_comes_over_what_the_ready_pods_sustain() -> None:
     assert an_interval(65, 1).utilization(100) == 0.65
     assert an_interval(65, 2.5).utilization(100) == 0.26
     assert an_interval(65, 0).utilization(100) is None
@@ -129,11 +129,11 @@ def test_percentile_is_interpolated_and_none_without_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("in_hand", "expected"),
+    ("offered_per_s", "expected"),
     [(60, True), (70, True), (75, False), (120, True), (30, False), (280, True), (300, False), (0, False)],
 )
-def test_a_band_is_possible_only_where_some_count_puts_the_load_inside(in_hand: float, expected: bool) -> None:
-    assert band_is_possible(in_hand, a_policy(), 100) is expected
+def test_a_band_is_possible_only_where_some_count_puts_the_load_inside(offered_per_s: float, expected: bool) -> None:
+    assert band_is_possible(offered_per_s, a_policy(), 100) is expected
 
 
 def test_band_held_counts_possible_intervals_only() -> None:
@@ -170,7 +170,7 @@ def test_figures_begin_the_promise_after_the_first_cold_start() -> None:
         for at_s in range(21)
     ]
     cut = intervals(samples, 5, {5.0: {TTFT: bad}, 10.0: {TTFT: bad}, 15.0: {TTFT: good}, 20.0: {TTFT: good}})
-    found = figures(samples, cut, policy=a_policy(), cap=100, gpus_per_pod=1)
+    found = figures(samples, cut, policy=a_policy(), sustainable_per_s=100, gpus_per_pod=1)
     assert found.inside_slo == Share(2, 2)
     assert found.in_band == Share(1, 4)
     assert (found.gpu_s, found.most_replicas, found.changes) == (20, 2, 1)

@@ -14,7 +14,7 @@ from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Distribution
 from bandkeeper.decide.policy import LatencySLO
 from tests.demo import picture, report
-from tests.demo.figures import Move, Sample, best_cap, figures, intervals
+from tests.demo.figures import Move, Sample, figures, intervals
 from tests.demo.picture import Course
 from tests.demo.record import distributions, moves, operator_metrics
 from tests.demo.scenario import BUCKETS, EMULATOR, INTERVAL_S, LOAD, LOAD_S, MEMBERS, Member
@@ -46,11 +46,16 @@ def a_course(member: Member, seconds: int = 30) -> Course:
     }
     cut = intervals(samples, 5, latencies)
     policy = member.policy
-    cap = best_cap(policy, 128)
-    found = figures(samples, cut, policy=policy, cap=cap, gpus_per_pod=1)
+    found = figures(samples, cut, policy=policy, sustainable_per_s=20.0, gpus_per_pod=1)
     made = [Move(at_s=at_s, name=member.name, reason="CapRaised", message="more", caps=(1, 2)) for at_s in (9.0, 20.0)]
     return Course(
-        name=member.name, policy=policy, best_cap=cap, samples=samples, intervals=cut, figures=found, moves=made
+        name=member.name,
+        policy=policy,
+        sustainable_per_s=20.0,
+        samples=samples,
+        intervals=cut,
+        figures=found,
+        moves=made,
     )
 
 

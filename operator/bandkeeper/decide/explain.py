@@ -72,7 +72,7 @@ def outlook(scene: Scene, demand: Demand, wanted: int) -> str:
     """More is wanted than the band asks for: for work that may come, or for a promise's margin."""
     work = f"{demand.work:.1f} replicas' work is offered"
     if demand.peak_work > CLEARLY_MORE * demand.work:
-        work += f", up to {demand.peak_work:.1f} may be before a new pod is ready"
+        work += f", and {demand.peak_work:.1f} is to be ready for"
     promise = (
         ""
         if demand.bound_by is None
@@ -97,8 +97,8 @@ def promise_broken(scene: Scene, wanted: int, cause: SLOVerdict | None) -> str:
 def demand_fell(scene: Scene, demand: Demand, wanted: int) -> str:
     window = durations.text(scene.policy.scale_down.stabilization_s)
     if demand.modelled:
-        kept_for = f"up to {demand.peak_work:.1f} may be before a new pod is ready"
-        return f"{_change(scene, wanted)}: {demand.work:.1f} replicas' work is offered, and for {window} {kept_for}."
+        most = f"no more than {demand.peak_work:.1f} was to be ready for in the last {window}"
+        return f"{_change(scene, wanted)}: {demand.work:.1f} replicas' work is offered, and {most}."
     peak = _percent(demand.measure(demand.peak_work / wanted))
     return (
         f"{_change(scene, wanted)}: work stayed below the band {_band(scene)} for {window}; "

@@ -23,7 +23,8 @@ FEWEST_OBSERVATIONS = 1.0  # whole rate windows
 FEWEST_TOKENS = 200.0  # in one rate window, for a mean to mean anything
 LEAST_BATCH = 0.2
 RATIO_MEMORY_S = 300.0  # output tokens per prompt token: they come later than the prompt
-MEMORY_S = {Objective.LATENCY_SENSITIVE: 7200.0, Objective.BALANCED: 3600.0, Objective.THROUGHPUT_SENSITIVE: 600.0}
+MEMORY_S = {Objective.LATENCY_SENSITIVE: 7200.0, Objective.BALANCED: 3600.0}
+"""Of the work to be ready for. ThroughputSensitive lets work wait, and remembers for its scale-down window only."""
 MEAN_S = 120.0
 LEAD_WINDOWS = 0.75  # rate windows until a rise is seen, beside the cold start
 NOISE = 1.25  # of one request's work: Poisson arrivals whose lengths differ by 0.7 of their mean
@@ -55,7 +56,8 @@ def predict(
         return demand, memory
     memory = replace(memory, prompt_per_s=flow.mean_prompt_per_s, output_per_s=flow.mean_output_per_s)
     memory = replace(memory, steps=_learned(policy, load, memory.steps, flow), updated_s=now_s)
-    if memory.steps.observations < FEWEST_OBSERVATIONS:
+    begins = not memory.best_cap
+    if memory.steps.observations < FEWEST_OBSERVATIONS or (begins and load.told < load.ready):
         return demand, memory
     batch = _batch(load, demand.best_cap)
     work = flow.work(memory.steps, batch, load, samples, policy.rate_window_s, now_s)
@@ -82,16 +84,19 @@ class _Flow:
         self, steps: StepFit, batch: float, load: Load, samples: Sequence[Sample], window_s: float, now_s: float
     ) -> float:
         """Replicas that what arrives keeps busy: prompts read, with the answers they bring, and what begins to wait."""
-        each = steps.work_s(1.0, self.outputs, batch)
-        token_s = each.value + each.error
+        token_s = steps.work_s(1.0, self.outputs, batch).value
         read = self.prompt_per_s * token_s
-        if self.finished_per_s <= 0:
-            return read
-        request_s = token_s * self.prompt_per_s / self.finished_per_s
         then = next((sample for sample in samples if now_s - sample.at_s <= window_s), None)
-        growth_per_s = 0.0
-        if then is not None and load.waiting is not None and now_s > then.at_s:
-            growth_per_s = (load.waiting - then.waiting) / max(window_s / 4, now_s - then.at_s)
+        growth_per_s, begun_per_s = 0.0, self.finished_per_s
+        if then is not None and now_s > then.at_s:
+            span_s = max(window_s / 4, now_s - then.at_s)
+            if load.waiting is not None:
+                growth_per_s = (load.waiting - then.waiting) / span_s
+            if load.running is not None:  # in a burst many prompts are read before a request is done
+                begun_per_s += max(0.0, load.running - then.running) / span_s
+        if begun_per_s <= 0:
+            return read
+        request_s = token_s * self.prompt_per_s / begun_per_s
         return max(0.0, read + (growth_per_s + (load.rejected_per_s or 0.0)) * request_s)
 
 
@@ -117,7 +122,7 @@ def _mean(before: float | None, now: float, span_s: float, memory_s: float) -> f
 def _learned(policy: Policy, load: Load, steps: StepFit, flow: _Flow) -> StepFit:
     """With what this look tells: tokens per second of one replica, and the time between two of them."""
     weight = min(1.0, flow.span_s / policy.rate_window_s)
-    if load.token_s is None or weight <= 0:
+    if not load.token_s or not load.told or weight <= 0:
         return steps
     batch = load.token_s * flow.output_per_s / load.told
     if batch < LEAST_BATCH:
@@ -149,9 +154,12 @@ def _modelled(
         factor = memory.best_cap / demand.best_cap
         outlook = outlook.scaled(factor)
         memory = replace(memory, mean_work=None if memory.mean_work is None else memory.mean_work * factor)
+    if load.told < load.ready:  # tokens of the others are missing, not 0
+        work = max(work, outlook.work)
     noise = NOISE * work / math.sqrt(max(1.0, flow.finished_per_s * window_s))
     lead_s = load.cold_start_s + LEAD_WINDOWS * window_s
-    outlook = outlook.seen(work, noise, now_s, lead_s=lead_s, memory_s=MEMORY_S[policy.objective])
+    memory_s = MEMORY_S.get(policy.objective, policy.scale_down.stabilization_s)
+    outlook = outlook.seen(work, noise, now_s, lead_s=lead_s, memory_s=memory_s)
     held = outlook.held()
     mean_work = _mean(memory.mean_work, work, flow.span_s, MEAN_S)
     traces = _traced(policy, memory.traces, Trace(now_s, work / load.ready, load.queueing))
@@ -168,7 +176,8 @@ def _modelled(
         promises=promises,
         updated_s=now_s,
     )
-    margin, bound_by = _margin(policy, promises)
+    each = memory.steps.work_s(1.0, flow.outputs, batch)
+    margin, bound_by = _margin(policy, promises, each.error / each.value)
     return (
         replace(
             demand,
@@ -234,7 +243,7 @@ def _judged(
 ) -> LearnedPromise:
     """With what this look tells. A queue is a fleet that is too small, and says nothing of one that is large enough."""
     known = replace(known, shape=known.shape.seen(work, held, span_s))
-    window = [trace for trace in traces if now_s - trace.at_s <= verdict.window_s]
+    window = [trace for trace in traces if now_s - trace.at_s <= verdict.window_s] or traces[-1:]
     low, high = verdict.attainment_low, verdict.attainment_high
     told = verdict.state is not SLOState.NO_DATA and verdict.observations
     if low is None or high is None or not told or any(trace.queued for trace in window):
@@ -244,9 +253,12 @@ def _judged(
     return replace(known, misses=known.misses.seen(load, 1 - (low + high) / 2, span_s))
 
 
-def _margin(policy: Policy, promises: Sequence[LearnedPromise]) -> tuple[float, Signal | None]:
-    """Replicas per replica of held work, and the promise that asks for more than the fullest fleet's."""
-    margin, bound_by = 1 / max(FULLEST, policy.band.high), None
+def _margin(policy: Policy, promises: Sequence[LearnedPromise], error: float) -> tuple[float, Signal | None]:
+    """Replicas per replica of held work, and the promise that asks for more than the fullest fleet's.
+
+    The model's relative `error` counts for the latter only: what a promise needs was learned with the same error.
+    """
+    margin, bound_by = (1 + error) / max(FULLEST, policy.band.high), None
     if policy.objective is Objective.THROUGHPUT_SENSITIVE:
         return margin, bound_by
     for one in promises:

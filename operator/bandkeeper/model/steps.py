@@ -17,8 +17,8 @@ Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]
 
 FULL_BATCH = 64.0
-"""The batch at which the prior says that a step takes 2.3 times as long as an empty one."""
-_PRIOR_STRETCH = 1.3
+"""The batch at which the prior says that a step takes 1.9 times as long as an empty one."""
+_PRIOR_STRETCH = 0.9
 _PRIOR_PROMPT = 0.25  # delta over beta: a token read costs less than a token made
 _PRIOR_ERROR = 0.5  # of each prior parameter, as a share
 _NOISE = 0.05  # of one observation, as a share
@@ -27,6 +27,7 @@ _KNOWN = 8.0
 _LEAST_BASE = 0.2  # of a step, that alpha is taken for: beyond it rates tell little
 _OUTLIER = 2.0  # standard deviations of one observation
 _ZERO: Matrix = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+_UNIT: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,7 @@ class StepFit:
         miss_s = max(-_OUTLIER * noise_s, min(_OUTLIER * noise_s, miss_s))
         pull = certainty * miss_s
         step = _solved(information, (pull * x[0], pull * x[1], pull * x[2]))
-        alpha, beta, delta = (max(0.0, old + change) for old, change in zip(start.parameters, step, strict=True))
-        return StepFit((alpha, beta, delta), information, start.observations + weight)
+        return StepFit(_bounded(information, _sum(start.parameters, step)), information, start.observations + weight)
 
     def work_s(self, prompt_tokens: float, output_tokens: float, batch: float) -> Estimate:
         """Replica-seconds that so many tokens take at a batch; needs an observation."""
@@ -101,8 +101,31 @@ def _prior(batch: float, prompt_tokens: float, token_s: float) -> StepFit:
     return StepFit(parameters, ((known[0], 0.0, 0.0), (0.0, known[1], 0.0), (0.0, 0.0, known[2])), 0)
 
 
+def _bounded(information: Matrix, likeliest: Vector) -> Vector:
+    """The likeliest parameters of which none is below 0: what one that is held at 0 leaves, the others take over."""
+    best, free = likeliest, (True, True, True)
+    while min(best) < 0:
+        free = (free[0] and best[0] > 0, free[1] and best[1] > 0, free[2] and best[2] > 0)
+        best = _solved(_among(information, free), _kept(_times(information, likeliest), free))
+    return best
+
+
+def _among(matrix: Matrix, free: tuple[bool, bool, bool]) -> Matrix:
+    """The matrix for `free` alone; the others stand by themselves."""
+    one, other, third = (_kept(row, free) if free[index] else _UNIT[index] for index, row in enumerate(matrix))
+    return one, other, third
+
+
+def _kept(vector: Vector, free: tuple[bool, bool, bool]) -> Vector:
+    return (vector[0] * free[0], vector[1] * free[1], vector[2] * free[2])
+
+
 def _dot(left: Vector, right: Vector) -> float:
     return left[0] * right[0] + left[1] * right[1] + left[2] * right[2]
+
+
+def _sum(left: Vector, right: Vector) -> Vector:
+    return (left[0] + right[0], left[1] + right[1], left[2] + right[2])
 
 
 def _times(matrix: Matrix, vector: Vector) -> Vector:
