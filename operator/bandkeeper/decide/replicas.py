@@ -113,7 +113,7 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     scale = replace(
         scale,
         needs=scale.needs.push(float(promised.replicas or 0), now_s, window_s),
-        holds=scale.holds.push(float(max(held or 0, band or 0) if held else 0), now_s, window_s),
+        holds=scale.holds.push(float(size.for_rest(policy, demand)) if held and demand else 0.0, now_s, window_s),
         queues=scale.queues.push(float(queue or 0), now_s, min(window_s, max(size.DRAIN_S, load.cold_start_s))),
         ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s) if known else scale.ups,
     )

@@ -19,6 +19,7 @@ from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret,
 DRAIN_S = 60.0  # a queue is to be gone in this time
 LOWERED_SHARE = 0.8  # of the places that a lowered cap leaves: so many may be filled on average, or work soon queues
 DOWN_MARGIN = 0.2  # of the band's width below its high edge, to spare where latency matters
+KEPT_SPARE = 1.03
 LONE_BATCH = 1.5  # requests per replica below which neither knob changes a latency
 HELP_SHARE = 0.9  # a latency above this share of what it was says that more replicas did not help
 FUTILE_S = 7200.0
@@ -41,6 +42,12 @@ def for_band(policy: Policy, demand: Demand) -> int:
 def for_held(demand: Demand) -> int | None:
     """The fewest replicas that keep the promises under the work to be ready for; None without a model."""
     return math.ceil(demand.peak_work * demand.margin - 1e-9) if demand.modelled else None
+
+
+def for_rest(policy: Policy, demand: Demand) -> int:
+    """What the model asks for with a little to spare: so many are kept, so that noise does not bring back what went."""
+    asked = max(demand.peak_work * demand.margin, demand.band_work / policy.band.high)
+    return math.ceil(asked * KEPT_SPARE - 1e-9)
 
 
 def over_band(policy: Policy, demand: Demand, current: int) -> bool:
