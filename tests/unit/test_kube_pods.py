@@ -221,6 +221,25 @@ def test_nothing_of_the_environment_is_kept_but_numbers() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        ([{"limits": {"nvidia.com/gpu": "2", "memory": "1Gi"}}], 2.0),
+        ([{"requests": {"nvidia.com/gpu": 1}}], 1.0),
+        ([{"limits": {"nvidia.com/gpu": "1"}}, {"limits": {"nvidia.com/gpu": "4"}}, {}], 5.0),
+        ([{"limits": {"nvidia.com/mig-3g.40gb": "2"}}], 6 / 7),
+        ([{"limits": {"nvidia.com/mig-1g.10gb.me": "1"}}], 1 / 7),
+        ([{"limits": {"cpu": "1"}}], None),
+        ([{"limits": {"nvidia.com/gpu": "0"}}], None),
+        ([{}], None),
+    ],
+)
+def test_gpus_are_what_the_containers_ask_for(resources: list[dict[str, Any]], gpus: float | None) -> None:
+    containers = [{"name": f"c{number}", "resources": given} for number, given in enumerate(resources)]
+    pod = view(record(containers=containers), now=NOW, settings=PodSettings())
+    assert pod.gpus == (None if gpus is None else pytest.approx(gpus))
+
+
 def test_pods_of_one_revision_share_what_they_have_in_common() -> None:
     one, two = (record(f"chat-{number}", containers=server("--max-num-seqs=64")) for number in range(2))
     assert one.labels is two.labels

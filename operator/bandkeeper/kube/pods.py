@@ -40,6 +40,9 @@ MESSAGE_LENGTH = 256
 MOST_SELECTIONS = 20_000
 
 _EMPTY: Mapping[str, int] = MappingProxyType({})
+_GPU = "nvidia.com/gpu"
+_MIG = re.compile(r"nvidia\.com/mig-(\d)g\.")  # mig-3g.40gb has three of a GPU's seven slices
+_SLICES = 7
 _VARIABLE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)(?::?-([^}]*))?\}|(\w+))")
 
 
@@ -61,6 +64,8 @@ class PodRecord:
     ----------
     annotations
         Those whose value is a whole number.
+    gpus
+        GPUs that its containers ask for, a MIG instance as its share of one; None where they ask for none.
     """
 
     namespace: str
@@ -74,6 +79,7 @@ class PodRecord:
     state_since: float
     revision: str | None
     message: str
+    gpus: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +125,7 @@ def trim_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         state_since=_seconds(ready_changed) if ready_changed else created_at,
         revision=next((labels[name] for name in REVISION_LABELS if name in labels), None),
         message=message[:MESSAGE_LENGTH],
+        gpus=_gpus(spec.get("containers") or ()),
     )
 
 
@@ -244,6 +251,7 @@ def view(record: PodRecord, *, now: float, settings: PodSettings) -> Pod:
         capacity=capacity,
         queue_bound=queue_bound,
         message=record.message,
+        gpus=record.gpus,
     )
 
 
@@ -291,6 +299,19 @@ def _fault(container: Mapping[str, Any]) -> str:
         return ""
     times, cause = container["restartCount"], ended.get("reason") or "ended"
     return f"restarted {times} times, the last time after {ran_s:.0f} s ({cause}, exit code {ended.get('exitCode')})"
+
+
+def _gpus(containers: Iterable[Mapping[str, Any]]) -> float | None:
+    """What all of a pod's containers ask for; of an extended resource the limit is the request."""
+    asked = 0.0
+    for container in containers:
+        resources = container.get("resources") or {}
+        for name, text in (resources.get("limits") or resources.get("requests") or {}).items():
+            if name == _GPU:
+                asked += _whole_number(str(text)) or 0
+            elif slices := _MIG.match(name):
+                asked += (_whole_number(str(text)) or 0) * int(slices[1]) / _SLICES
+    return asked or None
 
 
 def _seconds(timestamp: str) -> float:
