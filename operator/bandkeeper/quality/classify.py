@@ -6,7 +6,8 @@ Activities are shares of time or of the hardware's peak, 0 to 1, all of the same
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+
+from bandkeeper.quality.types import Quality as Quality
 
 TENSOR_PEAK = 0.93  # activity that the best kernels reach in practice
 DRAM_PEAK = 0.80
@@ -14,17 +15,6 @@ IDLE_BUSY = 0.50
 PROSPEROUS_BUSY = 0.70
 POOR_UPPER = 0.35
 GOOD_LOWER = 0.60
-
-
-class Quality(StrEnum):
-    """What busy time is worth."""
-
-    UNKNOWN = "Unknown"
-    UNDERUSED = "Underused"
-    OVERLOADED = "Overloaded"
-    INEFFICIENT = "Inefficient"
-    MIXED = "Mixed"
-    EFFICIENT = "Efficient"
 
 
 @dataclass(frozen=True, slots=True)
