@@ -39,6 +39,10 @@ class Pod:
         Most requests that the server queues before it refuses, None where unbounded or unknown.
     gpus
         GPUs that it asks for, a MIG instance as its share of one; None where it asks for none that is known.
+    cpu_limit
+        Cores that all of its containers together may use; None where one has no limit.
+    job
+        The job that it is one rank of, where its labels say so.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Pod:
     queue_bound: int | None = None
     message: str = ""
     gpus: float | None = None
+    cpu_limit: float | None = None
+    job: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from bandkeeper.decide.load import assess
 from bandkeeper.decide.ownership import follow, wrote_replicas
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.promises import breached, is_wait, judge
+from bandkeeper.decide.quality import Sights, judge_quality
 from bandkeeper.decide.replicas import Wanted, choose
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import watch
@@ -62,6 +63,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     demand, memory = observe(policy, load, verdicts, state.demand, best, now_s, batch_first=batch_first)
     current = state.ownership.expected if state.ownership.expected is not None else target.replicas
     cap, cap_memory = steer(policy, load, demand, verdicts, state.cap, target.rollout, replicas=current, now_s=now_s)
+    quality, judged = judge_quality(Sights(policy, snapshot, load, verdicts, demand), state.quality, memory, now_s)
     scene = Scene(
         policy=policy,
         target=target,
@@ -75,8 +77,9 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         best_cap=best,
         current=current,
         now_s=now_s,
+        quality=quality,
     )
-    return scene, replace(state, sight=sight, demand=memory, cap=cap_memory)
+    return scene, replace(state, sight=sight, demand=memory, cap=cap_memory, quality=judged)
 
 
 def _decision(scene: Scene, wanted: Wanted) -> Decision:
@@ -111,6 +114,7 @@ def _decision(scene: Scene, wanted: Wanted) -> Decision:
         metrics=scene.metrics,
         undone_by=wanted.undone_by,
         cap_undone_by=cap.undone_by,
+        quality=scene.quality,
     )
 
 
@@ -162,4 +166,5 @@ def _at_zero(scene: Scene) -> Decision:
         slos=scene.verdicts,
         metrics=scene.metrics,
         paused_by_zero=True,
+        quality=scene.quality,
     )

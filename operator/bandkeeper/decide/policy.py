@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bandkeeper.api import durations, v1alpha1
 from bandkeeper.api.signals import LATENCY_SIGNALS, THROUGHPUT_SIGNALS, Signal
 from bandkeeper.api.v1alpha1 import FallbackBehavior, Objective, SelectPolicy
+from bandkeeper.quality.types import Thresholds
 
 
 class Batching(StrEnum):
@@ -106,6 +107,8 @@ class Policy:
     acts
         False in Recommend mode: the target is driven by others, and what they write is followed without being taken
         for an interference.
+    quality
+        Bounds that the quality of utilisation is judged by.
     """
 
     objective: Objective
@@ -122,6 +125,7 @@ class Policy:
     restart_hold_s: float = 300.0
     rate_window_s: float = 60.0
     acts: bool = True
+    quality: Thresholds = field(default_factory=Thresholds)
 
 
 class PolicyError(ValueError):
@@ -157,6 +161,7 @@ def resolve(
     restart_hold_s: float = 300.0,
     rate_window_s: float = 60.0,
     acts: bool = True,
+    quality: Thresholds | None = None,
 ) -> Policy:
     """Fill in every default that depends on the objective.
 
@@ -200,6 +205,7 @@ def resolve(
         restart_hold_s=restart_hold_s,
         rate_window_s=rate_window_s,
         acts=acts,
+        quality=quality or Thresholds(),
     )
 
 

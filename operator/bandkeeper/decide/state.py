@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.model.curve import NO_FIT, ServiceFit
 from bandkeeper.model.peaks import NO_PEAKS, Peaks
+from bandkeeper.quality.types import Assessment, Memory
 
 EVENTS_LIMIT = 128
 SAMPLES_LIMIT = 32
@@ -239,6 +240,25 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QualityMemory:
+    """The last judgement of quality, what it remembers, and what it was made of.
+
+    Attributes
+    ----------
+    judged_s, sampled_s
+        When it was made, and when its youngest GPU counter was read.
+    state
+        What else it depends on at once.
+    """
+
+    memory: Memory = field(default_factory=Memory)
+    assessment: Assessment | None = None
+    judged_s: float = float("-inf")
+    sampled_s: float = float("-inf")
+    state: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """Everything that is remembered for one policy. Start with `State.initial`."""
 
@@ -250,6 +270,7 @@ class State:
     promises: PromiseMemory = PromiseMemory()
     scale: ScaleMemory = ScaleMemory()
     cap: CapMemory = CapMemory()
+    quality: QualityMemory = QualityMemory()
 
     @classmethod
     def initial(cls, now_s: float) -> State:

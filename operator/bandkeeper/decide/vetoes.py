@@ -1,4 +1,4 @@
-"""Why nothing may be let go now. One argument is enough; the first one is named."""
+"""Why nothing may be let go now, or nothing added. One argument is enough; the first one is named."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from bandkeeper.api import durations
 from bandkeeper.api.reasons import BandReason, SLOState
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.policy import Policy
-from bandkeeper.decide.promises import agrees_to_less, describe
+from bandkeeper.decide.promises import agrees_to_less, breached, describe, is_wait
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import hold_left_s, waiting_sentence
 from bandkeeper.decide.size import is_futile
 from bandkeeper.decide.state import State
 
 POD_STORE_LIMIT_S = 60.0
+LEAST_GAIN = 0.3  # of proportional: replicas that bring less do not help
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,27 @@ def _argued(scene: Scene, state: State) -> Veto | None:
     if demand.rising:
         return Veto(BandReason.HOLDING_PEAK, f"work rose over the last {durations.text(load.cold_start_s)}")
     return None
+
+
+def against_more(scene: Scene, state: State) -> str:
+    """What forbids replicas that the load asks for, as a clause for a person; "" where nothing does.
+
+    More replicas were seen not to help while work waited before and after, or what is full is shared by all of them.
+    A broken promise is a reason to try: it is heard until replicas were seen not to help that very promise.
+    """
+    quality, load = scene.quality, scene.load
+    unmet = [one for one in breached(scene.verdicts) if not is_futile(one, state.promises)]
+    scaling = quality.scaling
+    tried = scaling is not None and scaling.gain < LEAST_GAIN and scene.current >= scaling.before and load.queueing
+    if scaling is not None and tried and all(is_wait(one, load) for one in unmet):
+        return (
+            f"{scaling.after} replicas did {100 * scaling.gain:.0f}% of what they should have done more than "
+            f"{scaling.before}, with work waiting at both"
+        )
+    full = quality.bottleneck
+    if full is not None and full.shared and not unmet:
+        return f"what is full is shared by all replicas ({full.component}: {full.evidence})"
+    return ""
 
 
 def breach_window_s(policy: Policy) -> float:
