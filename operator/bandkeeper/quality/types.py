@@ -216,6 +216,8 @@ class Thresholds:
     """A ratio above this is a broken counter."""
     skew: float = 0.15
     """Pipes cannot be active for longer than the GPU is busy, but for so much difference of their windows."""
+    tensor_used: float = 0.02
+    """Tensor pipes active for less mean work on other pipes, which have to be seen before a GPU is Inefficient."""
     window_s: float = 60.0
     """Between two marks of a trend."""
     growth: float = 0.10
@@ -228,8 +230,8 @@ class Thresholds:
     """A component used less is no bottleneck."""
     full: float = 0.85
     """A component used so far is full."""
-    kv_full: float = 0.90
-    """KV memory used so far, with work waiting or preempted, is full."""
+    memory_full: float = 0.90
+    """KV memory or framebuffer used so far, while work waits, is full."""
     throttled: float = 0.20
     """Share of time at lowered clocks that makes power or heat the bottleneck."""
     imbalance: float = 0.25
@@ -354,10 +356,11 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Saturated:
-    """Requests/s that `replicas` finished while work waited all the time."""
+    """Requests/s that `replicas` finished while work waited all the time, last seen at `at_s`."""
 
     replicas: int
     throughput: float
+    at_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,16 +371,25 @@ class Baseline:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Whether busy is over `idle_busy` and `prosperous_busy`, upper over `poor_upper`, lower over `good_lower`."""
+
+    used: bool
+    prosperous: bool
+    rich: bool
+    good: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """What one workload's assessments remember. An empty one is a fresh start; give back what `assess` returned."""
 
     quality: Quality = Quality.UNKNOWN
     since_s: float = 0.0
-    candidate: Quality = Quality.UNKNOWN
-    candidate_since_s: float = 0.0
-    crossed: tuple[bool, ...] = ()
-    """Which bounds are crossed, for hysteresis."""
+    doubted_since_s: float | None = None
+    """Since when the figures have said another class."""
+    crossed: Bounds | None = None
     marks: tuple[Mark, ...] = ()
     saturated: tuple[Saturated, ...] = ()
     scaling: Scaling | None = None
