@@ -423,12 +423,14 @@ def a_full_status(letter: str = "m") -> v1alpha1.Status:
             score=100,
             confidence_percent=100,
             bottleneck=reason,
-            message=message,
-            reason=reason,
+            evidence=message,
+            reason=message,
             culprit="p" * 253,
             age=length,
             measures=[
-                v1alpha1.MeasureStatus(name=f"Measure{number}", value=length, unit="FLOP/byte", source="s" * 63)
+                v1alpha1.MeasureStatus(
+                    name=f"Measure{number}", value=length, unit="FLOP/byte", reference=length, source="s" * 63
+                )
                 for number in range(6)
             ],
             wasted=v1alpha1.WasteStatus(

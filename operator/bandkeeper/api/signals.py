@@ -112,10 +112,10 @@ CATALOGUE: dict[Signal, SignalInfo] = {
     Signal.MEMORY_CLOCK: SignalInfo(SignalKind.GAUGE, "hertz", "clock of the device memory"),
     Signal.GPU_TEMPERATURE: SignalInfo(SignalKind.GAUGE, "celsius", "temperature of the hottest GPU of a pod"),
     Signal.POWER_THROTTLED: SignalInfo(
-        SignalKind.COUNTER, "ratio", "share of time in which the power limit held the clocks of a pod's GPU down"
+        SignalKind.COUNTER, "seconds", "time in which the power limit held a GPU's clocks down; a share, per second"
     ),
     Signal.THERMAL_THROTTLED: SignalInfo(
-        SignalKind.COUNTER, "ratio", "share of time in which heat held the clocks of a pod's GPU down"
+        SignalKind.COUNTER, "seconds", "time in which heat held a GPU's clocks down; a share, per second"
     ),
     Signal.PCIE_SENT: SignalInfo(SignalKind.GAUGE, "bytes/s", "from all GPUs of a pod to the host over PCIe"),
     Signal.PCIE_RECEIVED: SignalInfo(SignalKind.GAUGE, "bytes/s", "from the host to all GPUs of a pod over PCIe"),
@@ -129,7 +129,7 @@ CATALOGUE: dict[Signal, SignalInfo] = {
     Signal.MODEL_WRITTEN_BYTES: SignalInfo(
         SignalKind.COUNTER, "bytes", "written to device memory per GPU by the model server's own estimate"
     ),
-    Signal.CPU_USED: SignalInfo(SignalKind.COUNTER, "cores", "CPU time that a pod uses, per second"),
+    Signal.CPU_USED: SignalInfo(SignalKind.COUNTER, "seconds", "CPU time that a pod uses; cores, per second"),
     Signal.CPU_THROTTLED: SignalInfo(SignalKind.GAUGE, "ratio", "share of CPU periods in which a CPU limit held it"),
     Signal.NETWORK_SENT: SignalInfo(SignalKind.COUNTER, "bytes", "sent by a pod over the network"),
     Signal.NETWORK_RECEIVED: SignalInfo(SignalKind.COUNTER, "bytes", "received by a pod over the network"),

@@ -656,6 +656,9 @@ class MeasureStatus(_Model):
     name: CamelWord = Field(description="What is measured, such as ArithmeticIntensity.")
     value: Length = Field(description="The figure.")
     unit: Length = Field(description="Its unit.")
+    reference: Length | None = Field(
+        default=None, description="What it is compared with, in the same unit: a ridge point, or its own baseline."
+    )
     source: Word = Field(description="Where it comes from.")
 
 
@@ -690,8 +693,8 @@ class QualityStatus(_Model):
     score: Share100 | None = Field(default=None, description="How good the use is, from 0 to 100; absent if Unknown.")
     confidence_percent: Share100 = Field(description="How sure the class is.")
     bottleneck: CamelWord | None = Field(default=None, description="What is fullest, such as MemoryBandwidth.")
-    message: Message = Field(default="", description="Why this class and this bottleneck, with the figures.")
-    reason: CamelWord | None = Field(default=None, description="Of Unknown: why, as one word for programs.")
+    evidence: Message | None = Field(default=None, description="What was seen that names the bottleneck.")
+    reason: Message | None = Field(default=None, description="Of Unknown: why nothing can be said, and what to do.")
     culprit: Annotated[str, Field(max_length=253)] | None = Field(
         default=None, description="The pod that holds the others back, where one does."
     )
@@ -774,7 +777,7 @@ class Status(_Model):
         status: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         while (size := _size(status)) > STATUS_LIMIT_BYTES and status["history"]:
             status["history"].pop()
-        for most in (128, 64, 32):
+        for most in (128, 64, 32, 16):
             if size <= STATUS_LIMIT_BYTES:
                 break
             status = _clipped(status, most)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from bandkeeper.api import durations, v1alpha1
 from bandkeeper.api.signals import LATENCY_SIGNALS, THROUGHPUT_SIGNALS, Signal
 from bandkeeper.api.v1alpha1 import FallbackBehavior, Objective, SelectPolicy
+from bandkeeper.quality.peaks import DEFAULT, Table
 from bandkeeper.quality.types import Thresholds
 
 
@@ -107,8 +108,8 @@ class Policy:
     acts
         False in Recommend mode: the target is driven by others, and what they write is followed without being taken
         for an interference.
-    quality
-        Bounds that the quality of utilisation is judged by.
+    quality, peaks
+        Bounds that the quality of utilisation is judged by, and what each GPU can do at most.
     """
 
     objective: Objective
@@ -126,6 +127,7 @@ class Policy:
     rate_window_s: float = 60.0
     acts: bool = True
     quality: Thresholds = field(default_factory=Thresholds)
+    peaks: Table = DEFAULT
 
 
 class PolicyError(ValueError):
@@ -162,6 +164,7 @@ def resolve(
     rate_window_s: float = 60.0,
     acts: bool = True,
     quality: Thresholds | None = None,
+    peaks: Table = DEFAULT,
 ) -> Policy:
     """Fill in every default that depends on the objective.
 
@@ -206,6 +209,7 @@ def resolve(
         rate_window_s=rate_window_s,
         acts=acts,
         quality=quality or Thresholds(),
+        peaks=peaks,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
@@ -17,15 +17,17 @@ from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.promises import breached
-from bandkeeper.decide.size import LONE_BATCH, for_band
-from bandkeeper.decide.state import DemandMemory, QualityMemory
+from bandkeeper.decide.size import FUTILE_S, LONE_BATCH, for_band
+from bandkeeper.decide.state import DemandMemory, QualityMemory, Trial
 from bandkeeper.quality.assess import assess
-from bandkeeper.quality.types import Assessment, Counters, Evidence, Kind
+from bandkeeper.quality.types import Assessment, Counters, Evidence, Kind, Saturated
 
 NEWS_S = 1.0  # a sample so much younger than the last one is another one
 AGAIN_S = 30.0  # without any news: trends and stale counters need a look now and then
 FEWEST_SEEN = 10.0  # observations before a fitted curve is told
 CHEAP_STRETCH = 1.25  # twice the batch for at most a quarter more time: below the knee
+CLEAR_STEP = 1.25  # replicas more, for what they bring to be told from chance
+COMPARABLE_S = 900.0  # between two windows: later the mix of requests may be another one
 TAIL = 0.5  # of an inter-token threshold: a mean below it with a broken percentile is the work of stalls
 
 _FIELDS = {field.name for field in fields(Counters)}
@@ -69,12 +71,49 @@ def judge_quality(
     if (
         known is not None
         and state == memory.state
-        and now_s - memory.judged_s < AGAIN_S
+        and now_s - memory.judged_s < min(AGAIN_S, sights.policy.quality.window_s)
         and not sampled_s - memory.sampled_s >= NEWS_S
     ):
         return known, memory
-    found, remembered = assess(evidence_of(sights, learned), memory.memory, now_s, sights.policy.quality)
-    return found, QualityMemory(memory=remembered, assessment=found, judged_s=now_s, sampled_s=sampled_s, state=state)
+    policy = sights.policy
+    found, remembered = assess(evidence_of(sights, learned), memory.memory, now_s, policy.quality, policy.peaks)
+    return found, QualityMemory(
+        memory=remembered,
+        assessment=found,
+        trial=_tried(remembered.saturated, memory.trial, now_s),
+        judged_s=now_s,
+        sampled_s=sampled_s,
+        state=state,
+    )
+
+
+def _tried(windows: tuple[Saturated, ...], known: Trial | None, now_s: float) -> Trial | None:
+    """What the last clear step up brought. Later it may turn out to have brought more, never less: the mix moves on."""
+    if known is not None and now_s - known.at_s > FUTILE_S:
+        known = None
+    if not windows:
+        return known
+    latest = windows[-1]
+    fewer = next(
+        (
+            one
+            for one in reversed(windows[:-1])
+            if one.replicas * CLEAR_STEP <= latest.replicas and latest.at_s - one.at_s <= COMPARABLE_S
+        ),
+        None,
+    )
+    if fewer is not None:
+        gain = _gain(latest, fewer.replicas, fewer.throughput)
+        return Trial(
+            before=fewer.replicas, after=latest.replicas, throughput=fewer.throughput, gain=gain, at_s=latest.at_s
+        )
+    if known is not None and latest.replicas >= known.before * CLEAR_STEP:
+        return replace(known, gain=max(known.gain, _gain(latest, known.before, known.throughput)))
+    return known
+
+
+def _gain(more: Saturated, replicas: int, throughput: float) -> float:
+    return (more.throughput / throughput - 1) / (more.replicas / replicas - 1)
 
 
 def evidence_of(sights: Sights, learned: DemandMemory) -> Evidence:

@@ -240,11 +240,32 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What more replicas brought, while work waited before and after.
+
+    Attributes
+    ----------
+    throughput
+        Of `before` replicas, per second.
+    gain
+        Share of proportional: 1 where twice the replicas did twice the work, 0 where they did no more.
+    """
+
+    before: int
+    after: int
+    throughput: float
+    gain: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QualityMemory:
     """The last judgement of quality, what it remembers, and what it was made of.
 
     Attributes
     ----------
+    trial
+        The last time that replicas were added to a fleet with a queue.
     judged_s, sampled_s
         When it was made, and when its youngest GPU counter was read.
     state
@@ -253,6 +274,7 @@ class QualityMemory:
 
     memory: Memory = field(default_factory=Memory)
     assessment: Assessment | None = None
+    trial: Trial | None = None
     judged_s: float = float("-inf")
     sampled_s: float = float("-inf")
     state: tuple[object, ...] = ()

@@ -86,12 +86,12 @@ def against_more(scene: Scene, state: State) -> str:
     """
     quality, load = scene.quality, scene.load
     unmet = [one for one in breached(scene.verdicts) if not is_futile(one, state.promises)]
-    scaling = quality.scaling
-    tried = scaling is not None and scaling.gain < LEAST_GAIN and scene.current >= scaling.before and load.queueing
-    if scaling is not None and tried and all(is_wait(one, load) for one in unmet):
+    trial = state.quality.trial
+    in_vain = trial is not None and trial.gain < LEAST_GAIN and scene.current >= trial.before and load.queueing
+    if trial is not None and in_vain and all(is_wait(one, load) for one in unmet):
         return (
-            f"{scaling.after} replicas did {100 * scaling.gain:.0f}% of what they should have done more than "
-            f"{scaling.before}, with work waiting at both"
+            f"with a queue at both, {trial.after} replicas did more than {trial.before} by only "
+            f"{max(0.0, 100 * trial.gain):.0f}% of what they should"
         )
     full = quality.bottleneck
     if full is not None and full.shared and not unmet:
