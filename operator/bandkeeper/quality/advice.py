@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.quality.types import Advice, Bottleneck, Component, Kind, Quality
@@ -19,6 +20,7 @@ class Sign(StrEnum):
     EDGE = "Edge"
     SHARED = "Shared"
     UNSEEN = "Unseen"
+    BROKEN = "Broken"
 
 
 SIGNS: Mapping[Sign, str] = {
@@ -28,6 +30,7 @@ SIGNS: Mapping[Sign, str] = {
     Sign.EDGE: "the GPU is one for places with little power",
     Sign.SHARED: "pods share GPUs by time-slicing or MPS",
     Sign.UNSEEN: "counters that the class needs are missing",
+    Sign.BROKEN: "counters are stale, or contradict each other",
 }
 
 
@@ -44,22 +47,13 @@ class Row:
     signs: frozenset[Sign] = frozenset()
     without: frozenset[Sign] = frozenset()
 
-    def fits(
-        self,
-        quality: Quality,
-        component: Component | None,
-        kind: Kind,
-        objective: Objective,
-        signs: Mapping[Sign, str],
-    ) -> bool:
-        """Whether all conditions hold."""
+    def fits(self, quality: Quality, component: Component | None, kind: Kind, objective: Objective) -> bool:
+        """Whether all conditions but the signs hold."""
         return (
             (not self.components or component in self.components)
             and (not self.qualities or quality in self.qualities)
             and (not self.kinds or kind in self.kinds)
             and (not self.objectives or objective in self.objectives)
-            and (not self.signs or self.signs <= signs.keys())
-            and (not self.without or self.without.isdisjoint(signs))
         )
 
 
@@ -224,7 +218,12 @@ TABLE: tuple[Row, ...] = (
         text="Export the DCGM_FI_PROF fields (GR engine, tensor, FP pipes, DRAM), or run bandkeeper agent",
         qualities=frozenset({Quality.UNKNOWN}),
         signs=frozenset({Sign.UNSEEN}),
-        without=frozenset({Sign.SHARED}),
+    ),
+    Row(
+        remedy="CheckExporter",
+        text="Check the exporter: it must run, with profiling not paused and no other profiler on the same GPU",
+        qualities=frozenset({Quality.UNKNOWN}),
+        signs=frozenset({Sign.BROKEN}),
     ),
 )
 
@@ -233,12 +232,17 @@ def advice(
     quality: Quality, found: Bottleneck | None, kind: Kind, objective: Objective, signs: Mapping[Sign, str]
 ) -> tuple[Advice, ...]:
     """What fits, each remedy once; `signs` carry the sentence that is their evidence."""
-    component = None if found is None else found.component
     given: dict[str, Advice] = {}
-    for row in TABLE:
-        if row.remedy not in given and row.fits(quality, component, kind, objective, signs):
-            parts = [signs[sign] for sign in row.signs]
-            if row.components and found is not None:
-                parts.insert(0, found.evidence)
-            given[row.remedy] = Advice(row.remedy, row.text, "; ".join(parts))
+    for row in _rows(quality, None if found is None else found.component, kind, objective):
+        if row.remedy in given or not row.signs <= signs.keys() or not row.without.isdisjoint(signs):
+            continue
+        parts = [signs[sign] for sign in sorted(row.signs)]
+        if row.components and found is not None:
+            parts.insert(0, found.evidence)
+        given[row.remedy] = Advice(row.remedy, row.text, "; ".join(parts))
     return tuple(given.values())
+
+
+@cache
+def _rows(quality: Quality, component: Component | None, kind: Kind, objective: Objective) -> tuple[Row, ...]:
+    return tuple(row for row in TABLE if row.fits(quality, component, kind, objective))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bandkeeper.quality import measures, peaks, trend
 from bandkeeper.quality.advice import SIGNS, Sign, advice
@@ -10,12 +10,13 @@ from bandkeeper.quality.bottleneck import bottleneck, work_waits
 from bandkeeper.quality.classify import Work, class_of, crossed, work
 from bandkeeper.quality.score import score
 from bandkeeper.quality.types import Assessment, Bounds, Component, Evidence, Kind, Mark, Memory, Quality, Thresholds
-from bandkeeper.quality.usage import Usage, usage
+from bandkeeper.quality.usage import Blind, Usage, usage
 from bandkeeper.quality.waste import waste
 
 DEFAULT = Thresholds()
 _COARSE = 0.9  # GPU_UTIL instead of GR engine active
 _BARE = 0.6  # of the confidence stands on busy, pipes and memory alone, the rest on what supports a bottleneck
+_SIGN_OF = {Blind.MISSING: Sign.UNSEEN, Blind.SHARED: Sign.SHARED, Blind.BROKEN: Sign.BROKEN}
 _SUPPORT = (Component.CPU, Component.PCIE)
 
 
@@ -75,7 +76,7 @@ def _why_unseen(used: Usage) -> str:
         return f"no GPU counters of {used.expected - used.gpus_busy} of {used.expected} GPUs"
     pod, why = next(iter(used.unseen.items()))
     more = f"; {len(used.unseen) - 1} more pods likewise or for other reasons" if len(used.unseen) > 1 else ""
-    return f"{pod}: {why}{more}"
+    return f"{pod}: {why.text}{more}"
 
 
 def _settled(quality: Quality, memory: Memory, now_s: float, settings: Thresholds) -> Quality:
@@ -130,8 +131,10 @@ def _assessment(
     known = quality is not Quality.UNKNOWN
     found, culprit = bottleneck(evidence, used, settings) if known else (None, None)
     signs = _signs(evidence, used, verdict, known=known)
-    result = Assessment(
+    return Assessment(
         quality=quality,
+        score=score(used.busy, real, quality, settings) if known and used.busy is not None and used.gpus_work else None,
+        confidence=_confidence(evidence, used) if known else 0.0,
         reason=verdict.reason,
         busy=used.busy,
         lower=None if real is None else real.lower,
@@ -139,19 +142,12 @@ def _assessment(
         measures=measures.measures(evidence, used, table, memory.saturated, memory.latency, settings),
         bottleneck=found,
         culprit=culprit,
+        waste=waste(evidence, used.busy, real, quality, settings) if known and used.busy is not None else None,
         advice=advice(quality, found, evidence.kind, evidence.objective, signs),
         scaling=memory.scaling,
         gpus=used.gpus,
         age_s=used.age_s,
         since_s=memory.since_s,
-    )
-    if not known or used.busy is None:
-        return result
-    return replace(
-        result,
-        score=score(used.busy, real, quality, settings) if used.gpus_work else None,
-        confidence=_confidence(evidence, used),
-        waste=waste(evidence, used.busy, real, quality, settings),
     )
 
 
@@ -166,8 +162,8 @@ def _signs(evidence: Evidence, used: Usage, verdict: _Verdict, *, known: bool) -
     if used.edge:
         signs[Sign.EDGE] = SIGNS[Sign.EDGE]
     if not known and used.expected:
-        shared = any(evidence.pods[pod].shared for pod in used.unseen)
-        signs[Sign.SHARED if shared else Sign.UNSEEN] = verdict.reason
+        blind = next((pod.blind for pod in used.unseen.values()), Blind.MISSING)
+        signs[_SIGN_OF[blind]] = verdict.reason
     return signs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from statistics import pstdev
+from math import sqrt
 
 from bandkeeper.quality.peaks import Peaks, Table
 from bandkeeper.quality.types import Baseline, Counters, Evidence, Measure, Saturated, Scaling, Thresholds
@@ -99,7 +99,9 @@ def balance(shares: Collection[float]) -> Measure:
     """Needs two components."""
     if len(shares) < 2:
         return _no(BALANCE, "ratio", "fewer than two components are seen")
-    return Measure(BALANCE, pstdev(shares), "ratio", f"utilisation of {len(shares)} components")
+    mean = sum(shares) / len(shares)
+    spread = sqrt(sum((share - mean) ** 2 for share in shares) / len(shares))
+    return Measure(BALANCE, spread, "ratio", f"utilisation of {len(shares)} components")
 
 
 def stability(value: float | None, baseline: Baseline | None) -> Measure:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 TERA = 1e12
 GIGA = 1e9
@@ -134,7 +135,7 @@ def _read(name: str, figures: Mapping[str, float]) -> Peaks:
         raise ValueError(f"GPU {name}: {', '.join(unknown)} is not known; write {', '.join(names)}")
     if missing := [wanted for wanted in _REQUIRED if wanted not in figures]:
         raise ValueError(f"GPU {name}: {', '.join(missing)} is missing; take the dense bf16 figures of its data sheet")
-    if bad := [each for each, value in figures.items() if not 0 < value < float("inf")]:
+    if bad := [each for each, value in figures.items() if not isinstance(value, int | float) or not 0 < value < inf]:
         raise ValueError(f"GPU {name}: {', '.join(bad)} must be a number above 0")
     return _gpu(
         figures["teraflops"],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from operator import attrgetter
 
 from bandkeeper.quality.classify import of_peak
@@ -59,7 +59,7 @@ class Usage:
     age_s: float | None = None
     used: dict[Component, float] = field(default_factory=dict)
     works: dict[str, PodWork] = field(default_factory=dict)
-    unseen: dict[str, str] = field(default_factory=dict)
+    unseen: dict[str, Unseen] = field(default_factory=dict)
     kv: float | None = None
     framebuffer: float | None = None
     power_throttled: float | None = None
@@ -67,26 +67,46 @@ class Usage:
     edge: bool = False
 
 
-def pod_work(counters: Counters, settings: Thresholds) -> PodWork | str:
-    """What the pod's GPUs did, or a sentence that says why nobody can tell."""
+class Blind(StrEnum):
+    """Why a pod's GPUs cannot be judged."""
+
+    MISSING = "Missing"
+    SHARED = "Shared"
+    BROKEN = "Broken"  # stale, or cannot be
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A pod whose GPUs cannot be judged, and a sentence that says why."""
+
+    blind: Blind
+    text: str
+
+
+def pod_work(counters: Counters, settings: Thresholds) -> PodWork | Unseen:
+    """What the pod's GPUs did, or why nobody can tell."""
     if not counters.age_s <= settings.max_age_s:
-        return f"its GPU counters are {counters.age_s:.0f} s old"
+        return Unseen(Blind.BROKEN, f"its GPU counters are {counters.age_s:.0f} s old")
     if counters.shared:
-        return "its GPU is shared (time-slicing or MPS), so the counters are the device's, not the pod's"
+        return Unseen(
+            Blind.SHARED, "its GPU is shared (time-slicing or MPS): the counters are the device's, not the pod's"
+        )
     ratios: tuple[float | None, ...] = _ratios_of(counters)
     for number, value in enumerate(ratios):
         if value is not None and not 0 <= value <= settings.possible:
-            return f"{_RATIOS[number]} reads {value:.2f}, and a ratio is 0 to 1"
+            return Unseen(Blind.BROKEN, f"{_RATIOS[number]} reads {value:.4g}, and a ratio is 0 to 1")
     gpu_util, engine, sm_active, _, tensor, fp64, fp32, fp16, dram, _ = ratios
     busy = gpu_util if engine is None else engine
     if busy is None:
-        return "neither GR engine active nor GPU utilisation is seen"
+        return Unseen(Blind.MISSING, "neither GR engine active nor GPU utilisation is seen")
     if engine == 0 and gpu_util is not None and gpu_util >= settings.idle_busy:
-        return f"GPU utilisation reads {gpu_util:.0%} while GR engine active stands at 0: profiling is paused or held"
+        text = f"GPU utilisation reads {gpu_util:.0%} while GR engine active stands at 0: profiling is paused or held"
+        return Unseen(Blind.BROKEN, text)
     vector = max((value for value in (fp64, fp32, fp16) if value is not None), default=None)
     most = max(tensor or 0.0, vector or 0.0)
     if most > busy + settings.skew:
-        return f"pipes read {most:.0%} active while the GPU is busy for {busy:.0%}: the counters contradict each other"
+        text = f"pipes read {most:.0%} active while the GPU is busy for {busy:.0%}: the counters contradict each other"
+        return Unseen(Blind.BROKEN, text)
     memory = None if dram is None else of_peak(dram, settings.dram_peak)
     compute = None if tensor is None else of_peak(most, settings.tensor_peak)
     vector_seen = vector is not None or (tensor is not None and tensor >= settings.tensor_used)
@@ -102,7 +122,7 @@ def usage(evidence: Evidence, settings: Thresholds, peaks: Table) -> Usage:
     for pod, counters in evidence.pods.items():
         found.gpus += counters.gpus
         work = pod_work(counters, settings)
-        if isinstance(work, str):
+        if isinstance(work, Unseen):
             found.unseen[pod] = work
             continue
         found.works[pod] = work
@@ -138,56 +158,59 @@ def _pool_work(found: Usage, seen: list[tuple[Counters, PodWork]]) -> None:
 
 
 def _pool_rest(found: Usage, seen: list[Counters], settings: Thresholds, peaks: Table) -> None:
-    found.sm_active = _mean(seen, lambda pod: pod.sm_active)
-    found.kv = _mean(seen, lambda pod: _share(pod.kv_cache_utilization, 1.0))
-    found.framebuffer = _mean(seen, _framebuffer)
-    found.power_throttled = _mean(seen, lambda pod: _share(pod.power_throttled, 1.0))
-    found.thermal_throttled = _mean(seen, lambda pod: _share(pod.thermal_throttled, 1.0))
-    known = {pod.model: peaks.of(pod.model) for pod in seen}
-    found.edge = any(each is not None and each.edge for each in known.values())
-    for component, share in (
-        (Component.CPU, _mean(seen, lambda pod: _cpu(pod, settings))),
-        (
-            Component.NETWORK,
-            _mean(seen, lambda pod: _flow(pod.network_sent, pod.network_received, pod.network_capacity)),
-        ),
-        (Component.STORAGE, _mean(seen, lambda pod: _flow(pod.disk_read, pod.disk_written, pod.disk_capacity))),
-        (Component.PCIE, _mean(seen, lambda pod: _link(pod, known[pod.model], nvlink=False))),
-        (Component.NVLINK, _mean(seen, lambda pod: _link(pod, known[pod.model], nvlink=True))),
-    ):
+    totals, weights = [0.0] * _SHARES, [0] * _SHARES
+    for pod in seen:
+        peak = peaks.of(pod.model)
+        found.edge = found.edge or (peak is not None and peak.edge)
+        for number, value in enumerate(_shares(pod, peak, settings)):
+            if value is not None:
+                totals[number] += value * pod.gpus
+                weights[number] += pod.gpus
+    means = [total / weight if weight else None for total, weight in zip(totals, weights, strict=True)]
+    found.sm_active, found.kv, found.framebuffer, found.power_throttled, found.thermal_throttled, *rest = means
+    for component, share in zip(_REST, rest, strict=True):
         if share is not None:
             found.used[component] = share
 
 
-def _mean(seen: list[Counters], read: Callable[[Counters], float | None]) -> float | None:
-    """Over the GPUs of the pods that have it."""
-    total, gpus = 0.0, 0
-    for pod in seen:
-        value = read(pod)
-        if value is not None:
-            total += value * pod.gpus
-            gpus += pod.gpus
-    return total / gpus if gpus else None
+_REST = (Component.CPU, Component.NETWORK, Component.STORAGE, Component.PCIE, Component.NVLINK)
+_SHARES = 5 + len(_REST)
+
+
+def _shares(pod: Counters, peak: Peaks | None, settings: Thresholds) -> tuple[float | None, ...]:
+    """SM active, KV, framebuffer, throttled by power, by heat, and `_REST`; a link's peaks are those of whole GPUs."""
+    pcie = nvlink = None
+    if peak is not None and not pod.mig:
+        pcie = _flow(pod.pcie_sent, pod.pcie_received, peak.pcie * pod.gpus)
+        nvlink = _flow(pod.nvlink_sent, pod.nvlink_received, peak.nvlink * pod.gpus)
+    return (
+        pod.sm_active,
+        _share(pod.kv_cache_utilization, 1.0),
+        _framebuffer(pod),
+        _share(pod.power_throttled, 1.0),
+        _share(pod.thermal_throttled, 1.0),
+        _cpu(pod, settings),
+        _flow(pod.network_sent, pod.network_received, pod.network_capacity),
+        _flow(pod.disk_read, pod.disk_written, pod.disk_capacity),
+        pcie,
+        nvlink,
+    )
 
 
 def _share(amount: float | None, of: float | None) -> float | None:
     """A share of a limit, at most 1; None where either is missing or cannot be."""
     if amount is None or of is None or not (amount >= 0 and of > 0):
         return None
-    return min(1.0, amount / of)
+    share = amount / of
+    return share if share < 1.0 else 1.0
 
 
 def _flow(out: float | None, back: float | None, capacity: float | None) -> float | None:
+    """Of the direction that is used more."""
+    if capacity is None:
+        return None
     one, other = _share(out, capacity), _share(back, capacity)
     return other if one is None else one if other is None else max(one, other)
-
-
-def _link(pod: Counters, peak: Peaks | None, *, nvlink: bool) -> float | None:
-    if peak is None or pod.mig:
-        return None
-    if nvlink:
-        return _flow(pod.nvlink_sent, pod.nvlink_received, peak.nvlink * pod.gpus)
-    return _flow(pod.pcie_sent, pod.pcie_received, peak.pcie * pod.gpus)
 
 
 def _cpu(pod: Counters, settings: Thresholds) -> float | None:
