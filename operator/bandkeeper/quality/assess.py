@@ -169,13 +169,14 @@ def _signs(evidence: Evidence, used: Usage, verdict: _Verdict, *, known: bool) -
 
 def _confidence(evidence: Evidence, used: Usage) -> float:
     """The share of GPUs seen, less for a coarse clock and for missing support. Never more for data that is missing."""
-    seen = used.gpus_work or 0.5 * used.gpus_busy
+    seen = 0.5 * (used.gpus_work + used.gpus_busy)
     support = (
         evidence.waiting,
         evidence.throughput,
         evidence.offered,
         evidence.losses,
         evidence.latency_cv,
+        used.vector,
         used.sm_active,
         used.power_throttled,
         used.thermal_throttled,

@@ -55,6 +55,7 @@ class Usage:
     memory: float | None = None
     vector_seen: bool = True
     coarse: bool = False
+    vector: float | None = None
     sm_active: float | None = None
     age_s: float | None = None
     used: dict[Component, float] = field(default_factory=dict)
@@ -167,23 +168,25 @@ def _pool_rest(found: Usage, seen: list[Counters], settings: Thresholds, peaks: 
                 totals[number] += value * pod.gpus
                 weights[number] += pod.gpus
     means = [total / weight if weight else None for total, weight in zip(totals, weights, strict=True)]
-    found.sm_active, found.kv, found.framebuffer, found.power_throttled, found.thermal_throttled, *rest = means
+    found.vector, found.sm_active, found.kv, found.framebuffer, *rest = means
+    found.power_throttled, found.thermal_throttled, *rest = rest
     for component, share in zip(_REST, rest, strict=True):
         if share is not None:
             found.used[component] = share
 
 
 _REST = (Component.CPU, Component.NETWORK, Component.STORAGE, Component.PCIE, Component.NVLINK)
-_SHARES = 5 + len(_REST)
+_SHARES = 6 + len(_REST)
 
 
 def _shares(pod: Counters, peak: Peaks | None, settings: Thresholds) -> tuple[float | None, ...]:
-    """SM active, KV, framebuffer, throttled by power, by heat, and `_REST`; a link's peaks are those of whole GPUs."""
+    """FP32 pipe, SM active, KV, framebuffer, throttled by power, by heat, then `_REST`."""
     pcie = nvlink = None
     if peak is not None and not pod.mig:
         pcie = _flow(pod.pcie_sent, pod.pcie_received, peak.pcie * pod.gpus)
         nvlink = _flow(pod.nvlink_sent, pod.nvlink_received, peak.nvlink * pod.gpus)
     return (
+        pod.fp32_active,
         pod.sm_active,
         _share(pod.kv_cache_utilization, 1.0),
         _framebuffer(pod),
