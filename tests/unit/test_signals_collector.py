@@ -146,7 +146,8 @@ async def test_policies_of_one_preset_share_their_queries(world: World) -> None:
         numbers.append(collector.last.queries)
         assert collector.last.queries == len(world.queries)
         world.asked.clear()
-    assert numbers[0] == numbers[1] == 15 + 2 + 2
+    # 15 levels and rates, two clocks, two histogram queries; aside 27 signals and the clocks of three exporters.
+    assert numbers[0] == numbers[1] == 15 + 2 + 2 + 27 + 3
 
 
 async def test_one_query_per_metric_and_window(world: World) -> None:

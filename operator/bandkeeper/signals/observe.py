@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bandkeeper.api.signals import CATALOGUE, Signal
-from bandkeeper.api.snapshot import Distribution, Gap, GapReason, Reading
+from bandkeeper.api.snapshot import Distribution, Gap, GapReason, GPUs, Reading
 from bandkeeper.signals.answer import Answer
 from bandkeeper.signals.sources import Clock, Read, Source
 from bandkeeper.signals.want import LatencyWant, Want
@@ -18,10 +18,13 @@ from bandkeeper.signals.want import LatencyWant, Want
 ABSURD = 1e15
 TOTAL = -math.inf  # the edge at which a row of buckets holds the sum of what was observed
 _RATIO_MOST = 1.5  # counters of hardware overshoot a little; a percentage overshoots a lot
+_MOST = {"ratio": _RATIO_MOST, "FLOP": 1e18}  # a GPU has more than 1e15 FLOP/s
+_SHARES_OF_TIME = frozenset({Signal.POWER_THROTTLED, Signal.THERMAL_THROTTLED})
 _PODS_NAMED = 3
 _DIP = 1e-6  # relative: extrapolation rounds each edge by itself
 
 PodTable = Mapping[str, Mapping[str, float]]  # namespace -> pod -> value
+GPUTable = Mapping[str, Mapping[str, GPUs]]  # namespace -> pod -> its GPUs
 RowTable = Mapping[tuple[str, str], Mapping[float, float]]  # (namespace, row) -> edge -> count, or percentile -> value
 
 
@@ -35,15 +38,27 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Ages:
-    """Age of each pod's samples of one exporter in seconds, and the age that is too old."""
+    """Age of each pod's samples of one exporter in seconds, `since_s` ago, and the age that is too old."""
 
     clock: Clock
     by_pod: PodTable
     limit_s: float
     trouble: Trouble | None = None
+    since_s: float = 0.0
 
     def of(self, want: Want) -> Mapping[str, float]:
-        return self.by_pod.get(want.namespace, {})
+        ages = self.by_pod.get(want.namespace, {})
+        return {pod: ages[pod] + self.since_s for pod in want.pods if pod in ages} if self.since_s else ages
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one of several exporters tells of a signal: its values, or the GPUs behind its series."""
+
+    exporter: str
+    values: PodTable
+    ages: Ages
+    gpus: GPUTable = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -55,6 +70,8 @@ class Builder:
     totals: dict[Signal, Reading] = field(default_factory=dict)
     distributions: dict[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
+    gpus: dict[str, GPUs] = field(default_factory=dict)
+    _used: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def gap(self, signal: Signal, reason: GapReason, detail: str, pods: Sequence[str] = ()) -> None:
         self.gaps.append(Gap(signal=signal, reason=reason, detail=detail, pods=tuple(pods[:_PODS_NAMED])))
@@ -64,36 +81,106 @@ class Builder:
 
     def level(self, signal: Signal, source: Source, values: PodTable, ages: Ages, window_s: float) -> None:
         """A gauge or a rate of each ready pod."""
-        of_pod, age_of_pod = values.get(self.want.namespace, {}), ages.of(self.want)
+        self.level_of_any(signal, source, (Told("", values, ages),), window_s)
+
+    def level_of_any(self, signal: Signal, source: Source, told: Sequence[Told], window_s: float) -> None:
+        """A gauge or a rate of each ready pod, of the first exporter that has a fresh and possible one of it."""
         most = _most(signal)
         readings: dict[str, Reading] = {}
-        absent: list[str] = []
-        stale: list[str] = []
+        stale: dict[str, Ages] = {}
         invalid: dict[str, str] = {}
-        for pod in self.want.pods:
-            value, age_s = of_pod.get(pod), age_of_pod.get(pod)
-            if value is None or age_s is None:
-                absent.append(pod)
-            elif age_s > ages.limit_s:
-                stale.append(pod)
-            elif 0.0 <= value <= most:
-                readings[pod] = Reading(value, age_s)
-            else:
-                invalid[pod] = impossible(signal, value)
+        left = self.want.pods
+        if source.aside and not any(self.want.namespace in one.values for one in told):
+            return
+        aged = [(one, one.values.get(self.want.namespace, {}), one.ages.of(self.want)) for one in told]
+        for one, of_pod, age_of_pod in aged:
+            without: list[str] = []
+            for pod in left:
+                value, age_s = of_pod.get(pod), age_of_pod.get(pod)
+                if value is not None and age_s is not None:
+                    if age_s > one.ages.limit_s:
+                        stale.setdefault(pod, one.ages)
+                    elif 0.0 <= value <= most:
+                        readings[pod] = Reading(value, age_s)
+                        continue
+                    else:
+                        invalid.setdefault(pod, impossible(signal, value))
+                without.append(pod)
+            if source.clock.gpu and one.exporter:
+                self._note(one.exporter, left, readings)
+            left = tuple(without)
+            if not left:
+                break
         if readings:
             self.by_pod[signal] = readings
-        if absent:
-            self._absent(signal, source, absent, age_of_pod, window_s)
-        if stale:
-            self._stale(signal, source.name, stale, age_of_pod, ages)
-        if invalid:
-            what = next(iter(invalid.values()))
+        self._doubts(signal, source, left, stale, invalid, aged, window_s)
+
+    def _note(self, exporter: str, pods: Iterable[str], readings: Mapping[str, Reading]) -> None:
+        for pod in pods:
+            if pod in readings:
+                self._used.setdefault(pod, {})[exporter] = None
+
+    def _doubts(
+        self,
+        signal: Signal,
+        source: Source,
+        left: Sequence[str],
+        stale: Mapping[str, Ages],
+        invalid: Mapping[str, str],
+        aged: Sequence[tuple[Told, Mapping[str, float], Mapping[str, float]]],
+        window_s: float,
+    ) -> None:
+        """A gap for each way in which pods were left without a value."""
+        wrong = {pod: what for pod, what in invalid.items() if pod in left}
+        old = [pod for pod in left if pod in stale and pod not in wrong]
+        absent = [pod for pod in left if pod not in wrong and pod not in stale]
+        if absent and not source.aside:
+            seen = {pod: age_s for _, _, age_of_pod in aged for pod, age_s in age_of_pod.items()}
+            self._absent(signal, source, absent, seen, window_s)
+        if old:
+            ages = stale[old[0]]
+            self._stale(signal, source.name, old, ages.of(self.want), ages)
+        if wrong:
+            what = next(iter(wrong.values()))
             self.gap(
                 signal,
                 GapReason.INVALID,
-                f"{source.name} of {_named(list(invalid))} is {what}: it is not used",
-                [*invalid],
+                f"{source.name} of {_named(list(wrong))} is {what}: it is not used",
+                [*wrong],
             )
+
+    def devices(self, signal: Signal, told: Sequence[Told]) -> None:
+        """The GPUs of each ready pod, as the first exporter with fresh series shows them.
+
+        What any of them knows of a model, of MIG or of sharing counts.
+        """
+        counted: dict[str, Reading] = {}
+        for one in told:
+            of_pod, age_of_pod = one.gpus.get(self.want.namespace, {}), one.ages.of(self.want)
+            for pod in self.want.pods:
+                found, age_s = of_pod.get(pod), age_of_pod.get(pod)
+                if found is None or age_s is None or age_s > one.ages.limit_s:
+                    continue
+                known = self.gpus.get(pod)
+                if known is None:
+                    counted[pod] = Reading(float(found.count), age_s)
+                    self.gpus[pod] = replace(found, source=one.exporter)
+                else:
+                    self.gpus[pod] = replace(
+                        known,
+                        model=known.model or found.model,
+                        mig=known.mig or found.mig,
+                        shared=known.shared or found.shared,
+                    )
+        if counted:
+            self.by_pod[signal] = counted
+
+    def name_sources(self) -> None:
+        """Names in the GPUs every exporter that a value of theirs came from, once all levels are in."""
+        for pod, gpus in self.gpus.items():
+            names = [gpus.source, *(name for name in self._used.get(pod, ()) if name != gpus.source)]
+            longer = [name for name in names if not any(other.startswith(f"{name} ") for other in names)]
+            self.gpus[pod] = replace(gpus, source=", ".join(longer))
 
     def histogram(self, latency: LatencyWant, source: Source, rows: Sequence[str], table: RowTable, ages: Ages) -> bool:
         """The buckets of the workload's rows added up. False where they contradict each other: their edges changed."""
@@ -306,12 +393,13 @@ class Builder:
 
 
 def _most(signal: Signal) -> float:
-    return _RATIO_MOST if CATALOGUE[signal].unit == "ratio" else ABSURD
+    return _RATIO_MOST if signal in _SHARES_OF_TIME else _MOST.get(CATALOGUE[signal].unit, ABSURD)
 
 
 def impossible(signal: Signal, value: float) -> str:
     """What makes a value unusable, "" where nothing does."""
-    if 0.0 <= value <= _most(signal):
+    most = _most(signal)
+    if 0.0 <= value <= most:
         return ""
     if math.isnan(value):
         return "NaN"
@@ -319,7 +407,7 @@ def impossible(signal: Signal, value: float) -> str:
         return "infinite"
     if value < 0:
         return f"negative ({value:g})"
-    if value > ABSURD:
+    if value > ABSURD or most != _RATIO_MOST:
         return f"absurd ({value:.3g})"
     return f"{value:g}, but {signal} is a ratio from 0 to 1 (divide a percentage by 100)"
 
