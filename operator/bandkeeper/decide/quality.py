@@ -33,16 +33,13 @@ TAIL = 0.5  # of an inter-token threshold: a mean below it with a broken percent
 _FIELDS = {field.name for field in fields(Counters)}
 _COUNTERS = {signal: signal.name.lower() for signal in Signal if signal.name.lower() in _FIELDS}
 _PER_GPU = frozenset({Signal.MODEL_FLOPS, Signal.MODEL_READ_BYTES, Signal.MODEL_WRITTEN_BYTES})
-_NOT_GPU = _PER_GPU | {
-    Signal.KV_CACHE_UTILIZATION,
-    Signal.CPU_USED,
-    Signal.CPU_THROTTLED,
-    Signal.NETWORK_SENT,
-    Signal.NETWORK_RECEIVED,
-    Signal.DISK_READ,
-    Signal.DISK_WRITTEN,
-}
-_GPU = tuple(signal for signal in _COUNTERS if signal not in _NOT_GPU)
+_CORE = (  # what the class depends on: their age is the judgement's, and they are asked for most often
+    Signal.GR_ENGINE_ACTIVE,
+    Signal.GPU_UTILIZATION,
+    Signal.TENSOR_ACTIVE,
+    Signal.DRAM_ACTIVE,
+    Signal.SM_ACTIVE,
+)
 _KINDS = {Batching.CONTINUOUS: Kind.LLM_SERVING, Batching.DYNAMIC: Kind.DYNAMIC_BATCHING}
 _LATENCIES = (Signal.INTER_TOKEN_LATENCY, Signal.END_TO_END_LATENCY, Signal.TIME_TO_FIRST_TOKEN)
 
@@ -143,7 +140,7 @@ def evidence_of(sights: Sights, learned: DemandMemory) -> Evidence:
 
 def _sampled(snapshot: Snapshot) -> Mapping[str, Reading]:
     """The readings of one GPU counter: all of an exporter's are of the same moment."""
-    return next((found for signal in _GPU if (found := snapshot.by_pod.get(signal))), {})
+    return next((found for signal in _CORE if (found := snapshot.by_pod.get(signal))), {})
 
 
 def _kind(policy: Policy, ready: Iterable[Pod]) -> Kind:
@@ -166,7 +163,7 @@ def _counters(snapshot: Snapshot, ready: Iterable[Pod]) -> dict[str, Counters]:
             if reading is None:
                 continue
             values[name] = reading.value * gpus if signal in _PER_GPU else reading.value
-            if signal not in _NOT_GPU and reading.age_s > oldest_s:
+            if signal in _CORE and reading.age_s > oldest_s:
                 oldest_s = reading.age_s
         held = snapshot.gpus.get(pod.name)
         if values or held is not None:

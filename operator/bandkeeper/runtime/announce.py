@@ -66,13 +66,11 @@ class Announcer:
         there before, and is told only where it wants a person.
         """
         found = tracked.decision.quality if tracked.decision else None
-        told = tracked.quality_told or (tracked.status.quality.class_ if tracked.status.quality else "")
-        if told == Quality.UNKNOWN:
-            told = ""
-        tracked.quality_told = told
-        if found is None or found.quality is Quality.UNKNOWN or found.quality == told:
-            return
-        if now_s - found.since_s < QUALITY_HOLDS_S:
+        before = tracked.status.quality
+        if not tracked.told and before is not None and before.class_ != Quality.UNKNOWN:
+            tracked.quality_told = before.class_  # whoever led said it
+        told = tracked.quality_told
+        if found is None or found.quality in (Quality.UNKNOWN, told) or now_s - found.since_s < QUALITY_HOLDS_S:
             return
         tracked.quality_told = found.quality.value
         bad = found.quality in _BAD
