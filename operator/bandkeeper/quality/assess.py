@@ -97,12 +97,11 @@ def _remember(
     if verdict.quality is not quality:
         doubted = mark.at_s if memory.doubted_since_s is None else memory.doubted_since_s
     since = memory.since_s if quality is memory.quality and memory.marks else mark.at_s
-    marks, windows, gained, latency = memory.marks, memory.saturated, memory.scaling, memory.latency
+    marks, windows, latency = memory.marks, memory.saturated, memory.latency
     if trend.is_due(memory, mark.at_s, settings):
         full = trend.saturated(memory, mark, settings)
         if full is not None:
             windows = measures.remembered(windows, full)
-            gained = measures.scaling(windows)
         if evidence.latency_cv is not None and quality not in (Quality.OVERLOADED, Quality.UNKNOWN):
             latency = measures.learned(latency, evidence.latency_cv)
         marks = trend.with_mark(memory, mark)
@@ -113,7 +112,6 @@ def _remember(
         crossed=verdict.bounds or memory.crossed,
         marks=marks,
         saturated=windows,
-        scaling=gained,
         latency=latency,
     )
 
@@ -144,7 +142,6 @@ def _assessment(
         culprit=culprit,
         waste=waste(evidence, used.busy, real, quality, settings) if known and used.busy is not None else None,
         advice=advice(quality, found, evidence.kind, evidence.objective, signs),
-        scaling=memory.scaling,
         gpus=used.gpus,
         age_s=used.age_s,
         since_s=memory.since_s,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from bandkeeper.quality.peaks import Peaks, Table
-from bandkeeper.quality.types import Baseline, Counters, Evidence, Measure, Saturated, Scaling, Thresholds
+from bandkeeper.quality.types import Baseline, Counters, Evidence, Measure, Saturated, Thresholds
 from bandkeeper.quality.usage import Usage
 
 INTENSITY = "ArithmeticIntensity"
@@ -60,13 +60,12 @@ def intensity(pods: Sequence[Counters], peaks: Table, settings: Thresholds) -> M
     flops, moved = (sum(each[number] for each in own if each is not None) for number in (0, 1))
     if moved > 0:
         return Measure(INTENSITY, flops / moved, "FLOP/byte", "the server's FLOP and byte counters", ridge)
+    flops = 0.0
     for pod, peak in zip(pods, known, strict=True):
         if peak is None or pod.mig or pod.tensor_active is None or pod.dram_active is None:
             continue
-        if (
-            pod.tensor_active < settings.tensor_used
-            and max(pod.fp64_active or 0, pod.fp32_active or 0) > pod.tensor_active
-        ):
+        vector = max(pod.fp64_active or 0.0, pod.fp32_active or 0.0, pod.fp16_active or 0.0)
+        if pod.tensor_active < min(settings.tensor_used, vector):
             return _no(INTENSITY, "FLOP/byte", "the work is not the tensor pipes', whose FLOPs alone are known", ridge)
         flops += pod.tensor_active * peak.flops * pod.gpus
         moved += pod.dram_active * peak.bandwidth * pod.gpus
@@ -83,14 +82,14 @@ def efficiency(saturated: Sequence[Saturated], mu: float | None) -> Measure:
         if latest is least:
             latest = by_count[-1]
         value = (latest.throughput / latest.replicas) / (least.throughput / least.replicas)
-        source = f"saturated windows of {least.replicas} and {latest.replicas} replicas"
+        source = f"saturated with {least.replicas} and {latest.replicas} replicas"
         law = contention(by_count)
         if law is not None:
-            source += f"; contention {law.sigma:.3f}, coherency {law.kappa:.4f}"
+            source += f"; USL {law.sigma:.3f}, {law.kappa:.4f}"
         return Measure(EFFICIENCY, value, "ratio", source)
     if by_count and mu is not None and mu > 0:
         only = by_count[0]
-        source = f"saturated windows of {only.replicas} replicas against the model's rate of one"
+        source = f"saturated with {only.replicas} replicas, beside the model's rate"
         return Measure(EFFICIENCY, only.throughput / (only.replicas * mu), "ratio", source)
     return _no(EFFICIENCY, "ratio", "no two windows with work waiting at different counts of replicas were seen yet")
 
@@ -132,17 +131,6 @@ def remembered(windows: Sequence[Saturated], new: Saturated) -> tuple[Saturated,
     smooth = new.throughput if old is None else old.throughput + _SMOOTHING * (new.throughput - old.throughput)
     kept[new.replicas] = Saturated(new.replicas, smooth, new.at_s)
     return tuple(sorted(kept.values(), key=lambda window: window.at_s)[-16:])
-
-
-def scaling(windows: Sequence[Saturated]) -> Scaling | None:
-    """What the last change between two counts brought, from the two seen last."""
-    if len(windows) < 2:
-        return None
-    fewer, more = sorted(windows[-2:], key=lambda window: window.replicas)
-    if fewer.throughput <= 0:
-        return None
-    gain = (more.throughput / fewer.throughput - 1) / (more.replicas / fewer.replicas - 1)
-    return Scaling(fewer.replicas, more.replicas, gain)
 
 
 def contention(windows: Sequence[Saturated]) -> Contention | None:

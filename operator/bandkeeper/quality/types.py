@@ -288,18 +288,6 @@ class Advice:
     evidence: str
 
 
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """What more replicas were seen to bring, of windows in which work waited at both counts.
-
-    `gain` is the share of proportional: 1 where twice the replicas did twice the work, 0 where they did no more.
-    """
-
-    before: int
-    after: int
-    gain: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
     """The judgement.
@@ -336,7 +324,6 @@ class Assessment:
     culprit: str | None = None
     waste: Waste | None = None
     advice: tuple[Advice, ...] = ()
-    scaling: Scaling | None = None
     gpus: int = 0
     age_s: float | None = None
     since_s: float = 0.0
@@ -392,5 +379,4 @@ class Memory:
     crossed: Bounds | None = None
     marks: tuple[Mark, ...] = ()
     saturated: tuple[Saturated, ...] = ()
-    scaling: Scaling | None = None
     latency: Baseline | None = None
