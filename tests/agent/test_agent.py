@@ -75,9 +75,9 @@ class Agent:
 @contextmanager
 def running(nvml: NVML, *arguments: object) -> Iterator[Agent]:
     """An agent on a free port of loopback; it must end with status 0 on SIGTERM."""
-    command = [sys.executable, "-m", "bandkeeper", "agent", "--listen", "127.0.0.1:0", "--interval", "0.2"]
+    command = [sys.executable, "-m", "bandkeeper", "agent", "--listen", "127.0.0.1:0", "--interval", "200ms"]
     process = subprocess.Popen(
-        [*command, "--window", "1", *map(str, arguments)], env=nvml.env, stderr=subprocess.PIPE, text=True
+        [*command, "--window", "1s", *map(str, arguments)], env=nvml.env, stderr=subprocess.PIPE, text=True
     )
     try:
         yield Agent(process)
@@ -90,7 +90,7 @@ def running(nvml: NVML, *arguments: object) -> Iterator[Agent]:
 
 
 def with_pods(kubelet: Kubelet) -> tuple[object, ...]:
-    return "--pod-resources", kubelet.socket, "--pods-interval", "0.2"
+    return "--pod-resources", kubelet.socket, "--pods-interval", "200ms"
 
 
 def at(metrics: dict[str, list[Sample]], name: str, **labels: str) -> float:
@@ -289,7 +289,8 @@ def test_no_gpu_ends_well_where_asked_to(nvml: NVML) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--interval", "0.1"], "100 ms apart"),
+        (["--interval", "100ms"], "100 ms apart"),
+        (["--window", "15"], "write a number and a unit"),
         (["--listen", "9460"], "HOST:PORT"),
         (["--listen", "127.0.0.1:99999"], "HOST:PORT"),
         (["--without-gpu", "wait"], "invalid choice"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from bandkeeper import __version__
+from bandkeeper.api import durations
 
 LEAST_INTERVAL_S = 0.2
 SOCKET = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
@@ -33,16 +35,20 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--window",
-        type=float,
+        type=_interval,
         default=15.0,
-        metavar="SECONDS",
-        help="over which ratios, rates, power and clocks are averaged; best the scrape interval (default: 15)",
+        metavar="TIME",
+        help="over which ratios, rates, power and clocks are averaged; best the scrape interval (default: 15s)",
     )
     parser.add_argument(
         "--pod-resources", type=Path, default=SOCKET, metavar="SOCKET", help=f"the kubelet's socket (default: {SOCKET})"
     )
     parser.add_argument(
-        "--pods-interval", type=float, default=10.0, metavar="SECONDS", help="between two questions to it (default: 10)"
+        "--pods-interval",
+        type=_interval,
+        default=10.0,
+        metavar="TIME",
+        help="between two questions to it (default: 10s)",
     )
     parser.add_argument("--no-pods", action="store_true", help="do not ask which pod holds which GPU")
     parser.add_argument(
@@ -56,9 +62,14 @@ def add_parser(commands: Any) -> None:
 
 
 def _interval(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = durations.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if seconds < LEAST_INTERVAL_S:
-        raise argparse.ArgumentTypeError(f"{text} is too short: GPM needs samples more than 100 ms apart; from 0.2 on")
+        raise argparse.ArgumentTypeError(
+            f"{text} is too short: GPM needs samples more than 100 ms apart; from 200ms on"
+        )
     return seconds
 
 
@@ -71,6 +82,7 @@ def _address(text: str) -> tuple[str, int]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped. Status 0: stopped, or no GPU with `exit`; 2: cannot start; 3: the driver was replaced."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else its C core writes lines of its own between ours
     try:
         from bandkeeper.agent import app, logs
     except ModuleNotFoundError as error:
