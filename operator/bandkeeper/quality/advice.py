@@ -24,8 +24,8 @@ class Sign(StrEnum):
 
 
 SIGNS: Mapping[Sign, str] = {
-    Sign.SLO_UNREACHABLE: "the fitted model misses the latency SLO even with one request in a batch",
-    Sign.PREFILL_TAILS: "decode steps that carry prefill break the inter-token latency SLO",
+    Sign.SLO_UNREACHABLE: "the latency SLO is missed even with one request in a batch",
+    Sign.PREFILL_TAILS: "the inter-token latency SLO is broken by its tail alone, as prefill between decode steps does",
     Sign.BELOW_KNEE: "the batch in use is below the knee of the fitted model, and nothing waits",
     Sign.EDGE: "the GPU is one for places with little power",
     Sign.SHARED: "pods share GPUs by time-slicing or MPS",
