@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from bandkeeper.agent import catalogue
 from tests.agent.kubelet import Kubelet
 from tests.agent.standin import GIB, H100, NVML, gpu, mig, uuid
 
@@ -137,6 +138,15 @@ def test_whole_gpus_and_their_pods(nvml: NVML, kubelet: Kubelet) -> None:
         assert at(metrics, "agent_unmatched_devices") == 0
         assert agent.get("/readyz") == (200, "ok\n")
         assert agent.get("/healthz") == (200, "ok\n")
+
+
+def test_everything_in_the_catalogue_is_exported_and_nothing_else(nvml: NVML, kubelet: Kubelet) -> None:
+    nvml.set({"gpus": 2, "gpu1.error.nvmlDeviceGetPowerUsage": 999}, gpu(0), gpu(1))
+    with running(nvml, *with_pods(kubelet)) as agent:
+        metrics = agent.until(lambda m: "gpu_sm_active_ratio" in m and "agent_pods_age_seconds" in m)
+        assert {f"bandkeeper_{name}" for name in metrics} == {
+            metric.name for metric in (*catalogue.OF_GPUS, *catalogue.OF_AGENT)
+        }
 
 
 def test_a_time_sliced_gpu_has_the_devices_figures_for_each_pod_and_says_so(nvml: NVML, kubelet: Kubelet) -> None:

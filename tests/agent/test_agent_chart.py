@@ -1,4 +1,4 @@
-"""The agent's DaemonSet as helm renders it: off by default, no more rights than it needs, and apart from the operator."""
+"""The agent's DaemonSet as helm renders it: off by default, few rights, apart from the operator."""
 
 from __future__ import annotations
 

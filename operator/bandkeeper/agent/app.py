@@ -23,8 +23,10 @@ from bandkeeper.agent.web import application
 
 log = logging.getLogger(__name__)
 
-DRIVER_REPLACED = 3
-"""Exit status that asks for a new process."""
+BROKEN, DRIVER_REPLACED = 1, 3
+"""Exit statuses that ask for a new process."""
+STOP_S = 2.0
+"""How long a pass may take to end when the agent does; a call into a driver that hangs never ends."""
 
 
 class WithoutGPU(StrEnum):
@@ -85,17 +87,27 @@ class Agent:
             log.info("The agent serves", extra={"host": self._settings.host, "port": runner.addresses[0][1]})
             if self._pods is not None:
                 asking = asyncio.create_task(self._pods.run())
+                asking.add_done_callback(lambda task: self._broke(task, end))
                 stack.callback(asking.cancel)
-            # Not of the loop's pool: a call into a driver that hangs cannot be ended and must not keep us from ending.
-            passes = threading.Thread(
-                target=self._pass_on, args=(lambda status: loop.call_soon_threadsafe(end, status),)
-            )
-            passes.daemon = True
-            passes.start()
-            stack.callback(self._stopping.set)
-            return await ended
 
-    def _pass_on(self, end: Callable[[int], object]) -> None:
+            def end_soon(status: int) -> None:
+                loop.call_soon_threadsafe(end, status)
+
+            # Not of the loop's pool: a call into a driver that hangs cannot be ended and must not keep us from ending.
+            passes = threading.Thread(target=self._pass_on, args=(end_soon,), daemon=True)
+            passes.start()
+            status = await ended
+            self._stopping.set()
+            await asyncio.to_thread(passes.join, STOP_S)
+            return status
+
+    @staticmethod
+    def _broke(task: asyncio.Task[None], end: Callable[[int], None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("The agent ends: asking the kubelet failed unexpectedly", exc_info=error)
+            end(BROKEN)
+
+    def _pass_on(self, end: Callable[[int], None]) -> None:
         """Make passes at an even pace until stopped; `end` takes the exit status where there is no point going on."""
         due_s = time.monotonic()
         while not self._stopping.wait(max(0.0, due_s - time.monotonic())):
@@ -105,6 +117,10 @@ class Agent:
             except DriverReplacedError as error:
                 log.error("The agent ends", extra={"why": str(error)})
                 end(DRIVER_REPLACED)
+                return
+            except Exception:
+                log.exception("The agent ends: a pass failed unexpectedly")
+                end(BROKEN)
                 return
             if not self._sampler.seen_gpu and self._settings.without_gpu is WithoutGPU.EXIT:
                 log.warning("The agent ends: there is no GPU", extra={"why": self._sampler.frame.problem})

@@ -106,7 +106,7 @@ class Sampler:
         self._driver = ""
         self._passes = 0
         self._pass_seconds = 0.0
-        self._last_s = -math.inf
+        self._last_s: float | None = None
         self._look_at_s = -math.inf
 
     def step(self) -> None:
@@ -220,7 +220,8 @@ class Sampler:
             series.add(call, readings, now_s)
             got += len(readings)
             for metric in readings.keys() & _THROTTLED:
-                since_s = min(now_s - self._last_s, 2 * self.interval_s)  # of a longer gap nothing is known
+                since_s = now_s - (self._last_s if self._last_s is not None else now_s)
+                since_s = min(since_s, 2 * self.interval_s)  # of a longer gap nothing is known
                 self._throttled_s[device.identity, metric] += readings[metric] * since_s
         return got
 
