@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
@@ -32,7 +33,8 @@ TAIL = 0.5  # of an inter-token threshold: a mean below it with a broken percent
 
 _FIELDS = {field.name for field in fields(Counters)}
 _COUNTERS = {signal: signal.name.lower() for signal in Signal if signal.name.lower() in _FIELDS}
-_PER_GPU = frozenset({Signal.MODEL_FLOPS, Signal.MODEL_READ_BYTES, Signal.MODEL_WRITTEN_BYTES})
+_PER_GPU = ("model_flops", "model_read_bytes", "model_written_bytes")
+_NOTHING: Mapping[str, Reading] = MappingProxyType({})
 _CORE = (  # what the class depends on: their age is the judgement's, and they are asked for most often
     Signal.GR_ENGINE_ACTIVE,
     Signal.GPU_UTILIZATION,
@@ -152,32 +154,31 @@ def _kind(policy: Policy, ready: Iterable[Pod]) -> Kind:
 
 def _counters(snapshot: Snapshot, ready: Iterable[Pod]) -> dict[str, Counters]:
     """The counters of each ready pod that has any."""
-    told = [(signal, name, found) for signal, name in _COUNTERS.items() if (found := snapshot.by_pod.get(signal))]
+    rows: dict[str, dict[str, float]] = {pod.name: {} for pod in ready}
+    for signal, name in _COUNTERS.items():
+        for pod_name, reading in snapshot.by_pod.get(signal, _NOTHING).items():
+            if (row := rows.get(pod_name)) is not None:
+                row[name] = reading.value
+    ages = [found for signal in _CORE if (found := snapshot.by_pod.get(signal))]
     counters = {}
     for pod in ready:
-        values: dict[str, float] = {}
-        gpus = _gpus(snapshot, pod)
-        oldest_s = 0.0
-        for signal, name, found in told:
-            reading = found.get(pod.name)
-            if reading is None:
-                continue
-            values[name] = reading.value * gpus if signal in _PER_GPU else reading.value
-            if signal in _CORE and reading.age_s > oldest_s:
-                oldest_s = reading.age_s
-        held = snapshot.gpus.get(pod.name)
-        if values or held is not None:
-            counters[pod.name] = Counters(
-                age_s=oldest_s,
-                gpus=gpus,
-                model=held.model if held else None,
-                mig=held.mig if held else False,
-                shared=held.shared if held else False,
-                source=held.source if held else "",
-                job=pod.job,
-                cpu_limit=pod.cpu_limit,
-                **values,
-            )
+        values, held, gpus = rows[pod.name], snapshot.gpus.get(pod.name), _gpus(snapshot, pod)
+        if not values and held is None:
+            continue
+        for name in _PER_GPU:
+            if name in values:
+                values[name] *= gpus
+        counters[pod.name] = Counters(
+            age_s=max((one.age_s for found in ages if (one := found.get(pod.name)) is not None), default=0.0),
+            gpus=gpus,
+            model=held.model if held else None,
+            mig=held.mig if held else False,
+            shared=held.shared if held else False,
+            source=held.source if held else "",
+            job=pod.job,
+            cpu_limit=pod.cpu_limit,
+            **values,
+        )
     return counters
 
 
