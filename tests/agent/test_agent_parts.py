@@ -15,6 +15,7 @@ from bandkeeper.agent.devices import Identity
 from bandkeeper.agent.exposition import Exposition
 from bandkeeper.agent.pods import KEEP_S, Allocation, Holder, PodResources, held, parse
 from bandkeeper.agent.sampler import GPU, Frame
+from bandkeeper.signals.presets import gpu
 from tests.agent.standin import uuid
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +157,18 @@ def test_figures_of_a_driver_that_hangs_are_not_shown(age_s: float, interval_s: 
 def test_the_page_has_the_table_of_what_is_exported() -> None:
     page = (ROOT / "docs" / "agent.md").read_text()
     assert catalogue.table() in page, f"docs/agent.md needs this table:\n{catalogue.table()}"
+
+
+def test_what_the_operator_reads_of_the_agent_is_what_the_agent_writes() -> None:
+    read = {
+        metric
+        for source in gpu.SOURCES.values()
+        for names in (*(series.metrics for series in source.any_of), *(one.metrics for one in source.clock.exporters))
+        for metric in names
+        if metric.startswith("bandkeeper_")
+    }
+    assert len(read) > 20
+    assert read <= {metric.name for metric in catalogue.OF_GPUS}
 
 
 def test_names_carry_their_unit_and_their_kind() -> None:
