@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import operator
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ _Pods = dict[str, dict[str, float]]
 _Exporters = dict[str, _Pods]  # by the exporter's name, "" where there is but one
 _GPUs = dict[str, dict[str, dict[str, GPUs]]]  # exporter -> namespace -> pod
 _RowKey = tuple[str, str]
+_Level = tuple[Signal, Source, tuple[Told, ...] | Trouble, float]  # with the window of its rate
 _Rows = dict[_RowKey, dict[float, float]]
 
 
@@ -133,6 +135,16 @@ class _Known:
         return self.values.trouble
 
 
+@dataclass(frozen=True, slots=True)
+class _Explained:
+    """What one policy's answers aside came to, of which pods and answers, and when."""
+
+    at_s: float
+    pods: tuple[str, ...]
+    answers: tuple[_Known | None, ...]
+    found: Builder
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layout:
     """Bucket edges, with their labels' spellings. Rows of servers of one kind share theirs."""
@@ -160,6 +172,7 @@ class Collector:
         self._gpus: dict[tuple[PrometheusServer, str], _Asked] = {}
         self._aside: dict[_Question, _Known] = {}
         self._asking: dict[_Question, asyncio.Task[None]] = {}
+        self._explained: dict[str, _Explained] = {}
 
     async def collect(self, wants: Sequence[Want], now_s: float) -> dict[str, Observations]:
         """Observations by the wants' keys. Never raises for a bad policy or a dead server: those give gaps.
@@ -192,6 +205,9 @@ class Collector:
                 asked.append((server, want))
             else:
                 yield want.key, _nothing(want, Trouble(GapReason.ABSENT, f"no pod of {want.workload} is ready"))
+        keys = {want.key for want in wants}
+        for key in [key for key in self._explained if key not in keys]:
+            del self._explained[key]
         run = _Run(self, asked, stats, now_s, aside_wait_s)
         try:
             async for found in run.observations():
@@ -225,6 +241,7 @@ class _Run:
         self._known_gpus = collector._gpus
         self._aside = collector._aside
         self._asking = collector._asking
+        self._explained = collector._explained
         self._aside_wait_s = aside_wait_s
         self._questions: dict[plan.Aside, list[tuple[Signal, Source, _Question, float]]] = {}
         self._labels = collector._labels
@@ -517,9 +534,11 @@ class _Run:
             (signal, source, self._told(source, results[job], results[clock]), job.window_s)
             for signal, source, job, clock in cohort.levels
         ]
+        questions = self._questions[cohort.aside]
+        answers = tuple(self._aside.get(question) for _, _, question, _ in questions)
         aside = [
-            (signal, source, self._known(source, self._aside.get(question)), window_s)
-            for signal, source, question, window_s in self._questions[cohort.aside]
+            (signal, source, self._known(source, known), window_s)
+            for (signal, source, _, window_s), known in zip(questions, answers, strict=True)
         ]
         latencies = [
             (position, source, results[job], self._ages(source, results[clock]))
@@ -534,13 +553,8 @@ class _Run:
             builder = Builder(want)
             for signal, trouble in cohort.troubles:
                 builder.trouble(signal, trouble)
-            for signal, source, told, window_s in (*levels, *aside):
-                if isinstance(told, Trouble):
-                    builder.trouble(signal, told)
-                elif source.read is Read.DEVICES:
-                    builder.devices(signal, told)
-                else:
-                    builder.level_of_any(signal, source, told, window_s)
+            _fill_levels(builder, levels)
+            self._explain(builder, aside, answers)
             for position, source, result, ages in latencies:
                 latency = want.latencies[position]
                 if failed := result.trouble or ages.trouble:
@@ -556,6 +570,29 @@ class _Run:
             return _observations(builder)
 
         return fill
+
+    def _explain(self, builder: Builder, aside: Sequence[_Level], answers: tuple[_Known | None, ...]) -> None:
+        """Adds what was asked aside, worked out anew only where it has changed."""
+        want = builder.want
+        before = self._explained.get(want.key)
+        since_s = self._now_s - before.at_s if before else 0.0
+        same = (
+            before is not None
+            and before.pods == want.pods
+            and len(before.answers) == len(answers)
+            and all(map(operator.is_, before.answers, answers))
+            and 0.0 <= since_s <= before.found.fresh_s
+        )
+        if before is not None and same:
+            builder.take(before.found, since_s)
+            return
+        found = Builder(want)
+        _fill_levels(found, aside)
+        builder.take(found, 0.0)
+        if found.gaps:
+            self._explained.pop(want.key, None)  # a gap's sentence can tell an age
+        else:
+            self._explained[want.key] = _Explained(self._now_s, want.pods, answers, found)
 
     def _ages(self, source: Source, timed: _Result) -> Ages:
         limit_s = self._settings.gpu_stale_after_s if source.clock.gpu else self._settings.stale_after_s
@@ -641,6 +678,16 @@ def _nothing(want: Want, trouble: Trouble) -> Observations:
     for signal in sorted(want.signals | {latency.signal for latency in want.latencies}):
         builder.trouble(signal, trouble)
     return _observations(builder)
+
+
+def _fill_levels(builder: Builder, levels: Sequence[_Level]) -> None:
+    for signal, source, told, window_s in levels:
+        if isinstance(told, Trouble):
+            builder.trouble(signal, told)
+        elif source.read is Read.DEVICES:
+            builder.devices(signal, told)
+        else:
+            builder.level_of_any(signal, source, told, window_s)
 
 
 def _fill_own_level(builder: Builder, signal: Signal, result: _Result) -> None:

@@ -6,7 +6,7 @@ Pure. Missing data stays missing: nothing here turns it into a number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bandkeeper.api.signals import CATALOGUE, Signal
@@ -61,9 +61,37 @@ class Told:
     gpus: GPUTable = field(default_factory=dict)
 
 
+class Aged(Mapping[str, Reading]):
+    """Values with the ages that they had `since_s` ago, each a reading of now when it is looked at: most never are.
+
+    Plain numbers, because what is kept from tick to tick for thousands of pods must not weigh on the collector of
+    garbage.
+    """
+
+    __slots__ = ("_ages_s", "_since_s", "_values")
+
+    def __init__(self, values: Mapping[str, float], ages_s: Mapping[str, float], since_s: float = 0.0) -> None:
+        self._values, self._ages_s, self._since_s = values, ages_s, since_s
+
+    def __getitem__(self, pod: str) -> Reading:
+        return Reading(self._values[pod], self._ages_s[pod] + self._since_s)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def older(self, since_s: float) -> Aged:
+        return Aged(self._values, self._ages_s, self._since_s + since_s)
+
+
 @dataclass(slots=True)
 class Builder:
-    """Collects one policy's observations signal by signal."""
+    """Collects one policy's observations signal by signal.
+
+    `fresh_s` is how long none of what was found can become stale.
+    """
 
     want: Want
     by_pod: dict[Signal, Mapping[str, Reading]] = field(default_factory=dict)
@@ -71,7 +99,9 @@ class Builder:
     distributions: dict[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     gpus: dict[str, GPUs] = field(default_factory=dict)
-    _used: dict[str, dict[str, None]] = field(default_factory=dict)
+    fresh_s: float = math.inf
+    _used: dict[str, set[str]] = field(default_factory=dict)
+    _aged: dict[tuple[int, float], Mapping[str, float]] = field(default_factory=dict)
 
     def gap(self, signal: Signal, reason: GapReason, detail: str, pods: Sequence[str] = ()) -> None:
         self.gaps.append(Gap(signal=signal, reason=reason, detail=detail, pods=tuple(pods[:_PODS_NAMED])))
@@ -85,40 +115,64 @@ class Builder:
 
     def level_of_any(self, signal: Signal, source: Source, told: Sequence[Told], window_s: float) -> None:
         """A gauge or a rate of each ready pod, of the first exporter that has a fresh and possible one of it."""
+        namespace = self.want.namespace
+        if source.aside and not any(namespace in one.values for one in told):
+            return
         most = _most(signal)
-        readings: dict[str, Reading] = {}
+        good: dict[str, float] = {}
+        ages_s: dict[str, float] = {}
         stale: dict[str, Ages] = {}
         invalid: dict[str, str] = {}
-        left = self.want.pods
-        if source.aside and not any(self.want.namespace in one.values for one in told):
-            return
-        aged = [(one, one.values.get(self.want.namespace, {}), one.ages.of(self.want)) for one in told]
-        for one, of_pod, age_of_pod in aged:
+        left: Sequence[str] = self.want.pods
+        for one in told:
+            of_pod = one.values.get(namespace)
+            if not of_pod:
+                continue
+            age_of_pod, limit_s = self._ages_of(one.ages), one.ages.limit_s
             without: list[str] = []
             for pod in left:
                 value, age_s = of_pod.get(pod), age_of_pod.get(pod)
                 if value is not None and age_s is not None:
-                    if age_s > one.ages.limit_s:
+                    if age_s > limit_s:
                         stale.setdefault(pod, one.ages)
                     elif 0.0 <= value <= most:
-                        readings[pod] = Reading(value, age_s)
+                        good[pod], ages_s[pod] = value, age_s
                         continue
                     else:
                         invalid.setdefault(pod, impossible(signal, value))
                 without.append(pod)
-            if source.clock.gpu and one.exporter:
-                self._note(one.exporter, left, readings)
-            left = tuple(without)
+            if source.clock.gpu and one.exporter and len(without) < len(left):
+                self._used.setdefault(one.exporter, set()).update(set(left).difference(without))
+            left = without
             if not left:
                 break
-        if readings:
-            self.by_pod[signal] = readings
-        self._doubts(signal, source, left, stale, invalid, aged, window_s)
+        if good:
+            self.by_pod[signal] = (
+                Aged(good, ages_s)
+                if source.aside
+                else {pod: Reading(value, ages_s[pod]) for pod, value in good.items()}
+            )
+        if left:
+            self._doubts(signal, source, left, stale, invalid, told, window_s)
 
-    def _note(self, exporter: str, pods: Iterable[str], readings: Mapping[str, Reading]) -> None:
-        for pod in pods:
-            if pod in readings:
-                self._used.setdefault(pod, {})[exporter] = None
+    def _ages_of(self, ages: Ages) -> Mapping[str, float]:
+        """Ages of the namespace's pods; the many signals of one exporter share them."""
+        key = (id(ages.by_pod), ages.since_s)
+        known = self._aged.get(key)
+        if known is None:
+            known = self._aged[key] = ages.of(self.want)
+            oldest_s = max((known[pod] for pod in self.want.pods if pod in known), default=0.0)
+            self.fresh_s = min(self.fresh_s, ages.limit_s - oldest_s)
+        return known
+
+    def take(self, earlier: Builder, since_s: float) -> None:
+        """What was found of the same pods `since_s` ago, no longer ago than it keeps fresh."""
+        for signal, readings in earlier.by_pod.items():
+            self.by_pod[signal] = readings.older(since_s) if isinstance(readings, Aged) else readings
+        self.gaps += earlier.gaps
+        self.gpus |= earlier.gpus
+        for exporter, pods in earlier._used.items():
+            self._used.setdefault(exporter, set()).update(pods)
 
     def _doubts(
         self,
@@ -127,7 +181,7 @@ class Builder:
         left: Sequence[str],
         stale: Mapping[str, Ages],
         invalid: Mapping[str, str],
-        aged: Sequence[tuple[Told, Mapping[str, float], Mapping[str, float]]],
+        told: Sequence[Told],
         window_s: float,
     ) -> None:
         """A gap for each way in which pods were left without a value."""
@@ -135,11 +189,12 @@ class Builder:
         old = [pod for pod in left if pod in stale and pod not in wrong]
         absent = [pod for pod in left if pod not in wrong and pod not in stale]
         if absent and not source.aside:
-            seen = {pod: age_s for _, _, age_of_pod in aged for pod, age_s in age_of_pod.items()}
+            ages_of = [self._ages_of(one.ages) for one in told]
+            seen = {pod: of[pod] for of in ages_of for pod in absent if pod in of}
             self._absent(signal, source, absent, seen, window_s)
         if old:
             ages = stale[old[0]]
-            self._stale(signal, source.name, old, ages.of(self.want), ages)
+            self._stale(signal, source.name, old, self._ages_of(ages), ages)
         if wrong:
             what = next(iter(wrong.values()))
             self.gap(
@@ -154,16 +209,17 @@ class Builder:
 
         What any of them knows of a model, of MIG or of sharing counts.
         """
-        counted: dict[str, Reading] = {}
+        counts: dict[str, float] = {}
+        ages_s: dict[str, float] = {}
         for one in told:
-            of_pod, age_of_pod = one.gpus.get(self.want.namespace, {}), one.ages.of(self.want)
+            of_pod, age_of_pod = one.gpus.get(self.want.namespace, {}), self._ages_of(one.ages)
             for pod in self.want.pods:
                 found, age_s = of_pod.get(pod), age_of_pod.get(pod)
                 if found is None or age_s is None or age_s > one.ages.limit_s:
                     continue
                 known = self.gpus.get(pod)
                 if known is None:
-                    counted[pod] = Reading(float(found.count), age_s)
+                    counts[pod], ages_s[pod] = float(found.count), age_s
                     self.gpus[pod] = replace(found, source=one.exporter)
                 else:
                     self.gpus[pod] = replace(
@@ -172,15 +228,16 @@ class Builder:
                         mig=known.mig or found.mig,
                         shared=known.shared or found.shared,
                     )
-        if counted:
-            self.by_pod[signal] = counted
+        if counts:
+            self.by_pod[signal] = Aged(counts, ages_s)
 
     def name_sources(self) -> None:
         """Names in the GPUs every exporter that a value of theirs came from, once all levels are in."""
         for pod, gpus in self.gpus.items():
-            names = [gpus.source, *(name for name in self._used.get(pod, ()) if name != gpus.source)]
-            longer = [name for name in names if not any(other.startswith(f"{name} ") for other in names)]
-            self.gpus[pod] = replace(gpus, source=", ".join(longer))
+            names = [gpus.source, *(name for name, pods in self._used.items() if pod in pods and name != gpus.source)]
+            if len(names) > 1:
+                longer = [name for name in names if not any(other.startswith(f"{name} ") for other in names)]
+                self.gpus[pod] = replace(gpus, source=", ".join(longer))
 
     def histogram(self, latency: LatencyWant, source: Source, rows: Sequence[str], table: RowTable, ages: Ages) -> bool:
         """The buckets of the workload's rows added up. False where they contradict each other: their edges changed."""

@@ -18,7 +18,7 @@ class Lane(StrEnum):
     ASIDE = "Aside"  # nobody waits for these
 
 
-_WORKERS = {Lane.SHARED: 8, Lane.OWN: 4, Lane.ASIDE: 2}
+WORKERS = {Lane.SHARED: 8, Lane.OWN: 4, Lane.ASIDE: 2}
 
 
 class SelectionError(ValueError):
@@ -63,7 +63,7 @@ class Servers:
         """The reader of a server for queries of this lane."""
         key = (server, lane)
         if key not in self._readers:
-            self._readers[key] = PrometheusReader(server, workers=_WORKERS[lane])
+            self._readers[key] = PrometheusReader(server, workers=WORKERS[lane])
         return self._readers[key]
 
     def is_named(self, server: PrometheusServer) -> bool:

@@ -15,7 +15,7 @@ _CLOCK = Clock(
     exporter="the kubelet's cAdvisor",
     identity=("container", "interface", "device"),
 )
-_CONTAINERS = '{container!~"|POD"}'
+_CONTAINERS = '{container!="", container!="POD"}'
 _OUTSIDE = '{interface!="lo"}'
 
 
