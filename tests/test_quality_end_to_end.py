@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from tests.stack import Stack
 pytestmark = pytest.mark.cluster
 
 Json = dict[str, Any]
+PAGE = Path(__file__).parents[1] / "docs" / "reading-quality.md"
 CAPACITY = 16
 FED = 2  # replicas that the shared storage of `fed` can feed
 NEWS_S = 60.0  # the operator asks GPU exporters every 25 s and host counters every 55 s, and may have just asked
@@ -219,6 +222,11 @@ def test_an_event_says_that_a_person_should_look(stack: Stack) -> None:
     (event,) = said()
     assert event["type"] == "Warning"
     assert "Inefficient" in event["note"]
+
+
+@pytest.mark.parametrize("query", re.findall(r"^```promql\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+def test_every_query_of_the_documentation_has_an_answer(stack: Stack, query: str) -> None:
+    assert eventually(lambda: stack.prometheus.query(query), timeout_s=10, what=query)
 
 
 WRONG = [
