@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bandkeeper.api import durations, v1alpha1
+from bandkeeper.api import v1alpha1
 from bandkeeper.api.snapshot import PodState
 from bandkeeper.quality.types import Assessment, Measure, Waste
 from bandkeeper.runtime.tracked import Tracked
@@ -50,7 +50,7 @@ def quality_of(tracked: Tracked) -> v1alpha1.QualityStatus | None:
         evidence=found.bottleneck.evidence if found.bottleneck else None,
         reason=found.reason or None,
         culprit=found.culprit,
-        age=None if found.age_s is None else durations.text(round(found.age_s)),
+        age=None if found.age_s is None else f"{found.age_s:.0f}s",
         measures=[_measure(one) for one in found.measures if one.value is not None][:6],
         wasted=_wasted(tracked, found.waste) if found.waste else None,
         advice=[
