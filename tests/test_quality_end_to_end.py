@@ -152,7 +152,8 @@ def test_kubectl_says_why_and_what_to_do(stack: Stack) -> None:
 
 def test_metrics_show_class_and_score(stack: Stack) -> None:
     chosen = 'policy="hollow"'
-    assert number(stack, f'bandkeeper_quality_class{{{chosen},class="Inefficient"}}') == 1
+    named = f'bandkeeper_quality_class{{{chosen},class="Inefficient"}} == 1'
+    eventually(lambda: stack.prometheus.query(named), timeout_s=10, what=named)
     assert number(stack, f"bandkeeper_quality_score{{{chosen}}}") <= 40
     assert number(stack, f'bandkeeper_quality_bottleneck{{{chosen},component="KernelLaunch"}}') == 1
     assert number(stack, f'bandkeeper_quality_measure{{{chosen},measure="ArithmeticIntensity"}}') < 50
