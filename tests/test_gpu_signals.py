@@ -365,6 +365,7 @@ def prometheus(exporters: Exporters, tmp_path_factory: pytest.TempPathFactory) -
             Card(pod="slice-1", replica="2", node="node-ts"),
             Card(node="node-ts"),  # the device, beside its pods
             Card(pod="alone-0", node="node-ts", index=1),
+            Card(pod="stranger-0", node="node-ts", index=2, replica="0"),  # whoever is beside it has no policy
         )
     )
     node(dcgm(Card(pod="claim-0", node="node-dra"), Card(pod="claim-1", node="node-dra")))  # one claim of two pods
@@ -495,7 +496,7 @@ async def test_mig_instances_have_their_own_counters_and_nothing_of_the_board(co
 
 
 async def test_a_time_sliced_gpu_is_said_to_be_shared_and_counts_once(collector: Collector) -> None:
-    found = await seen(collector, "slice-0", "slice-1", "alone-0", "claim-0", "claim-1", "sharing-0")
+    found = await seen(collector, "slice-0", "slice-1", "stranger-0", "alone-0", "claim-0", "claim-1", "sharing-0")
     assert values(found, Signal.POWER) == pytest.approx(dict.fromkeys(found.gpus, 350.5))
     assert values(found, Signal.FRAMEBUFFER_USED)["slice-0"] == pytest.approx(8 * GIB)
     assert values(found, Signal.FRAMEBUFFER_USED)["slice-1"] == pytest.approx(60 * GIB)

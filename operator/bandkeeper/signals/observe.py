@@ -168,7 +168,7 @@ class Builder:
     def take(self, earlier: Builder, since_s: float) -> None:
         """What was found of the same pods `since_s` ago, no longer ago than it keeps fresh."""
         for signal, readings in earlier.by_pod.items():
-            self.by_pod[signal] = readings.older(since_s) if isinstance(readings, Aged) else readings
+            self.by_pod[signal] = readings.older(since_s) if since_s and isinstance(readings, Aged) else readings
         self.gaps += earlier.gaps
         self.gpus |= earlier.gpus
         for exporter, pods in earlier._used.items():
