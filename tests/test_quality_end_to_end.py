@@ -118,10 +118,13 @@ def is_class(stack: Stack, name: str, wanted: str) -> bool:
 
 
 def number(stack: Stack, promql: str) -> float:
-    """The value of a query that must have one."""
-    found = stack.prometheus.value(promql)
-    assert found is not None, promql
-    return found
+    """The value of a query that will have one soon: what is known now is scraped a moment later."""
+
+    def found() -> list[float]:
+        value = stack.prometheus.value(promql)
+        return [] if value is None else [value]
+
+    return eventually(found, timeout_s=NEWS_S, what=promql)[0]
 
 
 def test_full_gpu_utilisation_that_does_no_work_is_named(stack: Stack) -> None:
