@@ -1,4 +1,4 @@
-# The operator's image. Both stages share the distribution's Python, so that the environment moves over as it is; the
+# The operator's and the node agent's image. Both stages share the distribution's Python, so that the environment moves over as it is; the
 # final stage has no pip, no compiler and no source tree.
 ARG BASE=debian:bookworm-slim
 
@@ -14,10 +14,10 @@ RUN python3 -m venv /opt/build \
 COPY requirements/ requirements/
 RUN /opt/build/bin/pip --python /opt/bandkeeper/bin/python install --require-hashes --only-binary :all: \
       --requirement requirements/runtime.lock \
- && awk '/^[a-z]/ { build = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/ } build' requirements/dev.lock \
+ && awk '/^[a-z]/ { build = /^(grpcio|grpcio-tools|hatchling|packaging|pathspec|pluggy|protobuf|setuptools|tomlkit|trove-classifiers|typing-extensions)==/ } build' requirements/dev.lock \
       > build.lock \
  && /opt/build/bin/pip install --require-hashes --only-binary :all: --requirement build.lock
-COPY LICENSE README.md pyproject.toml ./
+COPY LICENSE README.md hatch_build.py pyproject.toml ./
 COPY operator/ operator/
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
  && /opt/build/bin/pip --python /opt/bandkeeper/bin/python install --no-deps --no-index dist/*.whl

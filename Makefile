@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := operator tests
+SOURCES := hatch_build.py operator tests
 
 .PHONY: demo test test-hpa lint generate bench fuzz cluster lock clean help
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-$(STAMP): requirements/dev.lock requirements/uv.lock pyproject.toml
+$(STAMP): requirements/dev.lock requirements/uv.lock pyproject.toml hatch_build.py operator/bandkeeper/agent/podresources.proto
 	@echo "==> Setting up $(VENV) from the hashed lock (less than a minute, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Bandkeeper needs Python 3.11 or newer; call make PYTHON=python3.x")'
 	@$(PYTHON) -m venv $(VENV)
@@ -55,8 +55,8 @@ fuzz: $(STAMP) ## the property tests with 100,000 cases
 COMPILE := $(BIN)/uv pip compile --generate-hashes --no-emit-index-url --no-header --no-annotate --universal --python-version 3.11 --quiet
 
 lock: $(STAMP) ## renew the hashed locks
-	@$(COMPILE) pyproject.toml --output-file requirements/runtime.lock
-	@$(COMPILE) pyproject.toml --extra lab --group dev --constraints requirements/runtime.lock --output-file requirements/dev.lock
+	@$(COMPILE) pyproject.toml --extra agent --output-file requirements/runtime.lock
+	@$(COMPILE) pyproject.toml --extra agent --extra lab --group dev --constraints requirements/runtime.lock --output-file requirements/dev.lock
 	@echo uv | $(COMPILE) - --constraints requirements/dev.lock --output-file requirements/uv.lock
 
 clean: ## remove what the other targets made here

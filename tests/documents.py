@@ -140,6 +140,8 @@ GOOD = [
     ("Prometheus by name", a_policy(prometheus={"name": "default"})),
     ("Prometheus by address", a_policy(prometheus={"url": "https://prometheus.monitoring.svc:9090/prom"})),
     ("Prometheus by IPv6 address", a_policy(prometheus={"url": "http://[::1]:9090"})),
+    ("cost", a_policy(cost={"pricePerGPUHour": "2.50"})),
+    ("cost in another currency", a_policy(cost={"pricePerGPUHour": "0.004", "currency": "EUR"})),
     ("name of 63 characters", a_policy(root={"metadata": {"name": "a" * 63}})),
     ("paused", a_policy(root={"metadata": {"name": "chat", "annotations": {"bandkeeper.dev/paused": "true"}}})),
     ("a status is not taken", a_policy(root={"status": {"coldStart": 5, "lastDecision": {"message": 5}}})),
@@ -361,6 +363,13 @@ BAD = [
      "spec.prometheus.url", "must be http:// or https://"),
     ("Prometheus with credentials", a_policy(prometheus={"url": "http://me:secret@prometheus:9090"}),
      "spec.prometheus.url", "credentials belong in the operator's configuration"),
+    ("price as a number", a_policy(cost={"pricePerGPUHour": 2.5}), "spec.cost.pricePerGPUHour",
+     'must be a string: write it in quotes, "2.5"'),
+    ("price with its currency", a_policy(cost={"pricePerGPUHour": "$2.50"}), "spec.cost.pricePerGPUHour",
+     "must be an amount as a string, such as '2.50'"),
+    ("cost without a price", a_policy(cost={"currency": "USD"}), "spec.cost.pricePerGPUHour", "must be set"),
+    ("currency as a sign", a_policy(cost={"pricePerGPUHour": "2.50", "currency": "usd"}), "spec.cost.currency",
+     "must be a currency of three capital letters"),
     ("Prometheus as a string", a_policy(prometheus="http://prometheus:9090"), "spec.prometheus",
      "must be an object with the fields name, url"),
 ]  # fmt: skip
@@ -409,6 +418,26 @@ def a_full_status(letter: str = "m") -> v1alpha1.Status:
             )
             for number in range(8)
         ],
+        quality=v1alpha1.QualityStatus(
+            class_="Inefficient",
+            score=100,
+            confidence_percent=100,
+            bottleneck=reason,
+            evidence=message,
+            reason=message,
+            culprit="p" * 253,
+            age=length,
+            measures=[
+                v1alpha1.MeasureStatus(
+                    name=f"Measure{number}", value=length, unit="FLOP/byte", reference=length, source="s" * 63
+                )
+                for number in range(6)
+            ],
+            wasted=v1alpha1.WasteStatus(
+                gpus=length, idle_held_percent=100, below_possible_percent=100, cost_per_hour="9999999.99 USD"
+            ),
+            advice=[v1alpha1.AdviceStatus(remedy=message, evidence=message)] * v1alpha1.ADVICE_LIMIT,
+        ),
         effective=v1alpha1.Effective(
             band=v1alpha1.Band(low_percent=60, high_percent=70),
             batch_rule="Continuous",

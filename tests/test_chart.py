@@ -55,6 +55,10 @@ EVERYTHING = {
     "period": "1s",
     "logFormat": "text",
     "restartHold": "5m",
+    "quality": {
+        "thresholds": {"poorUpper": 0.3, "settle": "2m"},
+        "gpus": {"RTX A6000": {"teraflops": 154.8, "terabytesPerSecond": 0.768, "watts": 300}},
+    },
     "lease": {"duration": "8s", "renewDeadline": "5s", "retryPeriod": "500ms"},
 }
 

@@ -374,8 +374,9 @@ async def test_one_query_per_signal_whatever_the_number_of_policies(prometheus: 
             assert values(found["0"], Signal.SM_ACTIVE) == pytest.approx({CHAT[0]: 0.6, CHAT[1]: 0.6})
         collector.close()
     # 15 gauges and rates, the clocks of vLLM and dcgm-exporter, 2 histograms; their edges, once, at first. The GPUs'
-    # 6 gauges and their clock are asked for in every second tick.
-    assert counted == [21, 12, 19] * 2
+    # 6 gauges and their clock are asked for in every second tick; once a minute, beside these, the 27 signals that
+    # explain a GPU's work, and the clocks of their 3 exporters.
+    assert counted == [21 + 27 + 3, 12, 19] * 2
 
 
 async def test_no_policies_no_queries(collector: Collector) -> None:

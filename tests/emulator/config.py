@@ -93,6 +93,15 @@ class DynamicServer(_Server):
         return self
 
 
+class Host(_Checked):
+    """What a pod uses of its node while its server is busy; cAdvisor's series show it."""
+
+    cpu_cores: NotNegative = 0.0
+    cpu_throttled: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of the periods in which its CPU limit holds it
+    network_bytes_per_s: NotNegative = 0.0  # received
+    disk_bytes_per_s: NotNegative = 0.0  # read
+
+
 class Buckets(_Checked):
     """Upper bounds of the exposed histograms, seconds; put the SLO thresholds among them."""
 
@@ -113,6 +122,9 @@ class _Workload(_Checked):
     capacity_env: str = "MAX_NUM_SEQS"
     capacity_arg: str = "--max-num-seqs"
     buckets: Buckets = Buckets()
+    host: Host | None = None
+    # What all replicas share (storage, a database) feeds so many of them; more of them wait for it, and spin.
+    fed_replicas: Positive | None = None
 
     @field_validator("selector", mode="before")
     @classmethod

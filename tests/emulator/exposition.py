@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .config import Dcgm, DcgmField
+from .config import Dcgm, DcgmField, Host
 from .fleet import GpuSample, PodServer, WorkloadFleet
 from .histogram import Histogram
 from .servers import ContinuousBatchingServer, DynamicBatchingServer
@@ -22,6 +22,18 @@ DCGM_HELP: dict[DcgmField, str] = {
     "DCGM_FI_PROF_DRAM_ACTIVE": "Ratio of cycles the device memory interface is active sending or receiving data.",
     "DCGM_FI_PROF_PCIE_TX_BYTES": "The rate of data transmitted over the PCIe bus, in bytes per second.",
     "DCGM_FI_PROF_PCIE_RX_BYTES": "The rate of data received over the PCIe bus, in bytes per second.",
+}
+
+
+# Names with the label that is theirs alone, and the cgroups that they are shown for.
+CADVISOR: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "container_cpu_usage_seconds_total": ({"cpu": "total"}, ("pod", "container")),
+    "container_cpu_cfs_periods_total": ({}, ("pod", "container")),
+    "container_cpu_cfs_throttled_periods_total": ({}, ("pod", "container")),
+    "container_network_receive_bytes_total": ({"interface": "eth0"}, ("pod",)),
+    "container_network_transmit_bytes_total": ({"interface": "eth0"}, ("pod",)),
+    "container_fs_reads_bytes_total": ({"device": "/dev/nvme0n1"}, ("container",)),
+    "container_fs_writes_bytes_total": ({"device": "/dev/nvme0n1"}, ("container",)),
 }
 
 
@@ -146,6 +158,39 @@ def dcgm_text(samples: Iterable[GpuSample], config: Dcgm) -> str:
             continue
         lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
         lines += [f"{name}{{{labels}}} {values[name]}" for labels, values in gpus]
+    return "\n".join(lines) + "\n"
+
+
+def cadvisor_text(records: Iterable[tuple[Host, PodServer]], now_s: float) -> str:
+    """What the kubelet of one node answers on /metrics/cadvisor about its pods' servers since they came up.
+
+    As the real one it has the pod's own cgroup (no container) beside the container's, and the network only there.
+    """
+    families: dict[str, list[str]] = {name: [] for name in CADVISOR}
+    for host, record in records:
+        pod, busy_s = record.pod, record.server.activity(now_s).busy_s
+        periods = 10.0 * busy_s
+        values = {
+            "container_cpu_usage_seconds_total": host.cpu_cores * busy_s,
+            "container_cpu_cfs_periods_total": periods,
+            "container_cpu_cfs_throttled_periods_total": host.cpu_throttled * periods,
+            "container_network_receive_bytes_total": host.network_bytes_per_s * busy_s,
+            "container_network_transmit_bytes_total": 0.0,
+            "container_fs_reads_bytes_total": host.disk_bytes_per_s * busy_s,
+            "container_fs_writes_bytes_total": 0.0,
+        }
+        cgroup = f"/kubepods/pod{pod.uid}"
+        of_pod = {"container": "", "id": cgroup, "image": "", "name": "", "namespace": pod.namespace, "pod": pod.name}
+        of_container = {**of_pod, "container": pod.container, "id": f"{cgroup}/server", "image": "x", "name": "server"}
+        for name, value in values.items():
+            more, places = CADVISOR[name]
+            families[name] += [
+                f"{name}{{{format_labels({**(of_pod if place == 'pod' else of_container), **more})}}} {value}"
+                for place in places
+            ]
+    lines = []
+    for name, series in families.items():
+        lines += [f"# HELP {name} {name}", f"# TYPE {name} counter", *series]
     return "\n".join(lines) + "\n"
 
 

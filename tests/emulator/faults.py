@@ -7,8 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Kind = Literal["freeze", "nan", "negative", "sentinel", "absent", "none"]
+Kind = Literal["freeze", "nan", "negative", "sentinel", "absent", "none", "rename", "duplicate", "contradict"]
 SENTINEL = "9223372036854775794"  # DCGM's "not available" for 64-bit values
+_NAME = re.compile(r"^(# \w+ )?(?=[a-zA-Z])", re.MULTILINE)
+_SERIES = re.compile(r"^([^#\n{]*)\{(.*)\} (\S+)$", re.MULTILINE)
+_BUSY = re.compile(r"^(DCGM_FI_DEV_GPU_UTIL|DCGM_FI_PROF_(?:GR_ENGINE|SM)_ACTIVE)(\{.*\}) \S+$", re.MULTILINE)
+_PIPES = re.compile(r"^(DCGM_FI_PROF_PIPE_TENSOR_ACTIVE\{.*\}) \S+$", re.MULTILINE)
 _VALUE = re.compile(r"^([^#\n].*) (\S+)$", re.MULTILINE)
 
 
@@ -51,3 +55,9 @@ class Faults:
                 return _VALUE.sub(r"\1 -1", text)
             case "sentinel":
                 return _VALUE.sub(rf"\g<1> {SENTINEL}", text)
+            case "rename":
+                return _NAME.sub(r"\1renamed_", text)
+            case "duplicate":
+                return _SERIES.sub(r'\g<0>\n\1{\2,copy="1"} \3', text)
+            case "contradict":  # the GPU idles, and its pipes work
+                return _PIPES.sub(r"\1 0.9", _BUSY.sub(r"\1\2 0", text))

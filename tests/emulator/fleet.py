@@ -104,6 +104,7 @@ class WorkloadFleet:
                 record.server.terminate(now_s, pod.grace_s)
             record.pod = pod
             record.was_ready = record.was_ready or pod.ready
+        self._share()
         self._flush_gateway(now_s)
 
     def advance(self, to_s: float) -> None:
@@ -163,6 +164,13 @@ class WorkloadFleet:
             waiting, self.gateway = self.gateway, deque()
             for request in waiting:
                 self._route(request, at_s)
+
+    def _share(self) -> None:
+        """More replicas than what they share can feed work as much slower as there are more of them."""
+        if self.config.fed_replicas is not None:
+            serving = sum(record.routable for record in self.pods.values())
+            for record in self.pods.values():
+                record.server.slowdown = max(1.0, serving / self.config.fed_replicas)
 
     def _account(self, to_s: float) -> None:
         elapsed_s = max(0.0, to_s - self._now_s)

@@ -27,3 +27,14 @@ def scrape_configs(emulator_url: str, interval: str = "1s", dcgm_honor_labels: b
             "http_sd_configs": [{"url": f"{url}/sd/dcgm", "refresh_interval": "1s"}],
         },
     ]
+
+
+def kubelet_scrape_config(emulator_url: str, interval: str = "1s") -> dict[str, Any]:
+    """The nodes' cAdvisor, for workloads that have a `host`."""
+    return {
+        "job_name": "kubelet",
+        "scrape_interval": interval,
+        "scrape_timeout": interval,
+        "honor_labels": True,
+        "http_sd_configs": [{"url": f"{emulator_url.rstrip('/')}/sd/cadvisor", "refresh_interval": "1s"}],
+    }

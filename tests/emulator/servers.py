@@ -31,6 +31,7 @@ class Server(ABC):
         self.capacity = capacity
         self._cap = capacity
         self.draining = False
+        self.slowdown = 1.0  # a step's time over what it takes alone
         self.next_s = math.inf  # when `advance` has something to do
         self.waiting: deque[Request] = deque()
         self._max_queue = max_queue
@@ -237,7 +238,7 @@ class ContinuousBatchingServer(Server):
         factor = 0.001
         if spec.jitter:
             factor *= max(0.1, self._rng.gauss(1.0, spec.jitter))
-        self._step_s = factor * (decode_ms + prefill_ms)
+        self._step_s = self.slowdown * factor * (decode_ms + prefill_ms)
         tokens = self._step_batch + self._step_prefill
         tensor_ms = spec.prefill_tensor * (prefill_ms + min(decode_ms, spec.delta_ms_per_token * self._step_batch))
         dram_ms = spec.decode_dram * decode_ms + spec.prefill_dram * prefill_ms
@@ -406,11 +407,12 @@ class DynamicBatchingServer(Server):
         batch = min(cap, len(self.waiting))
         self._running = [self.waiting.popleft() for _ in range(batch)]
         self._started_s = at_s
-        self._step_s = self.batch_s(batch)
+        alone_s = self.batch_s(batch)
         if self.spec.jitter:
-            self._step_s *= max(0.1, self._rng.gauss(1.0, self.spec.jitter))
-        tensor_s = self.spec.peak_tensor * min(self._step_s, batch / self._best_per_s)
-        self._run(at_s, self._step_s, Activity(self._step_s, tensor_s, self.spec.busy_dram * self._step_s, batch))
+            alone_s *= max(0.1, self._rng.gauss(1.0, self.spec.jitter))
+        self._step_s = self.slowdown * alone_s
+        tensor_s = self.spec.peak_tensor * min(alone_s, batch / self._best_per_s)
+        self._run(at_s, self._step_s, Activity(self._step_s, tensor_s, self.spec.busy_dram * alone_s, batch))
 
     def _end_step(self, at_s: float) -> None:
         self._step_done()

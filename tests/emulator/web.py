@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from .config import explain
-from .exposition import dcgm_text, pod_text
+from .config import Host, explain
+from .exposition import cadvisor_text, dcgm_text, pod_text
 from .faults import Fault, Faults
 from .fleet import Fleet, PodServer, WorkloadFleet, short_hash
 from .load import Load
@@ -38,7 +38,9 @@ class Face:
                 web.get("/sd/pods", self.sd_pods),
                 web.get("/sd/dcgm", self.sd_dcgm),
                 web.get("/pods/{namespace}/{pod}/metrics", self.pod_metrics),
+                web.get("/sd/cadvisor", self.sd_cadvisor),
                 web.get("/dcgm/{node}/metrics", self.dcgm_metrics),
+                web.get("/cadvisor/{node}/metrics", self.cadvisor_metrics),
                 web.put("/load", self.put_load_for_all),
                 web.put("/dcgm/fault", self.put_dcgm_fault),
                 web.put("/workloads/{name}/load", self.put_load),
@@ -102,6 +104,28 @@ class Face:
         if node not in self._fleet.gpus.samples:
             raise web.HTTPNotFound(text=f"no exporter on node {node}\n")
         return _metrics(self._dcgm_faults.spoil(node, self._dcgm_text(node)))
+
+    async def sd_cadvisor(self, request: web.Request) -> web.Response:
+        """One target for each node with a pod of which there is anything to show."""
+        nodes = sorted({record.pod.node for _, record in self._hosted() if record.pod.node})
+        targets = [
+            {
+                "targets": [request.host],
+                "labels": {"__metrics_path__": f"/cadvisor/{node}/metrics", "instance": node, "node": node},
+            }
+            for node in nodes
+        ]
+        return web.json_response(targets)
+
+    async def cadvisor_metrics(self, request: web.Request) -> web.Response:
+        node = request.match_info["node"]
+        here = [(host, record) for host, record in self._hosted() if record.pod.node == node]
+        return _metrics(cadvisor_text(here, self._fleet.now_s))
+
+    def _hosted(self) -> Iterator[tuple[Host, PodServer]]:
+        for workload, record in self._fleet.pod_servers():
+            if workload.config.host is not None:
+                yield workload.config.host, record
 
     # Control.
 

@@ -19,7 +19,7 @@ import yaml
 
 from tests.cluster import Children, ControlPlane, Prometheus, eventually, free_ports
 from tests.cluster.loopback import fetch
-from tests.emulator.scrape import scrape_configs
+from tests.emulator.scrape import kubelet_scrape_config, scrape_configs
 
 from .install import REPOSITORY, Installed, install_chart, install_crds, remove_chart
 from .manifests import deployment
@@ -256,7 +256,8 @@ class Stack:
 
     def _start_prometheus(self) -> Prometheus:
         self._write_operator_targets()
-        sources = scrape_configs(self._emulator_url, self._scrape_interval) if self._emulator_url else []
+        url, interval = self._emulator_url, self._scrape_interval
+        sources = [*scrape_configs(url, interval), kubelet_scrape_config(url, interval)] if url else []
         operators = {
             "job_name": "bandkeeper",
             "scrape_timeout": self._scrape_interval,

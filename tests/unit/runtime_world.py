@@ -34,6 +34,13 @@ from bandkeeper.signals.collector import Collector, CollectStats
 from bandkeeper.signals.want import Observations, Want
 
 NAMESPACE = "serving"
+SHARES = (
+    Signal.GPU_UTILIZATION,
+    Signal.GR_ENGINE_ACTIVE,
+    Signal.TENSOR_ACTIVE,
+    Signal.DRAM_ACTIVE,
+    Signal.KV_CACHE_UTILIZATION,
+)
 EDGES = (0.1, 0.5, 1.0, float("inf"))
 
 
@@ -153,6 +160,7 @@ class FakeMetrics:
     """What every Prometheus says: a steady load on each ready pod, and latencies far inside any threshold."""
 
     def __init__(self) -> None:
+        self.more: dict[Signal, float] = {}  # of each pod
         self.running_per_pod = 41.0  # 65 % of what a replica carries: inside the band
         self.hung: set[str] = set()  # names of the Prometheus that do not answer
         self.faults: list[Exception] = []
@@ -177,11 +185,13 @@ class FakeMetrics:
             Signal.REQUESTS_WAITING: 0.0,
             Signal.REQUESTS_REJECTED: 0.0,
             Signal.PREEMPTIONS: 0.0,
+            **dict.fromkeys(SHARES, 0.3 * noise),
+            **self.more,
         }
         by_pod = {
-            signal: {pod: Reading(values.get(signal, 0.3 * noise), 5.0) for pod in want.pods}
+            signal: {pod: Reading(values[signal], 5.0) for pod in want.pods}
             for signal in want.signals
-            if want.pods
+            if want.pods and signal in values
         }
         counts = tuple(1000.0 * noise * share for share in (0.9, 0.99, 1.0, 1.0))
         distributions = {
@@ -396,7 +406,7 @@ class World:
                 "creationTimestamp": _time(self.now - 3700),
                 "annotations": dict(annotations or {}),
             },
-            "spec": {"containers": [{"name": "server", "args": ["--max-num-seqs", "64"], "env": _env(cap)}]},
+            "spec": {"containers": [{"name": "server", "args": ["--max-num-seqs", "64"], "env": _env(cap), **_GPU}]},
             "status": {
                 "conditions": [
                     {"type": "Ready", "status": str(ready), "lastTransitionTime": _time(self.now - 3600)},
@@ -452,6 +462,9 @@ class World:
     def written(self) -> list[tuple[str, int]]:
         """Every write of replicas that went through."""
         return self.replicas.writes
+
+
+_GPU = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
 
 
 def _env(cap: int | None) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bandkeeper.api.v1alpha1 import HISTORY_LIMIT, STATUS_LIMIT_BYTES, ReplicaStatus, Status
+from bandkeeper.api.v1alpha1 import HISTORY_LIMIT, STATUS_LIMIT_BYTES, QualityStatus, ReplicaStatus, Status
 from tests.documents import a_full_status
 
 
@@ -27,12 +27,13 @@ def test_old_history_goes_first() -> None:
     full = a_full_status()
     short = [entry.model_copy(update={"message": f"Decision {n}."}) for n, entry in enumerate(full.history)]
     room = [condition.model_copy(update={"message": "Short."}) for condition in full.conditions]
-    status = full.model_copy(update={"history": short, "conditions": room})
+    quality = QualityStatus(class_="Mixed", confidence_percent=90)
+    status = full.model_copy(update={"history": short, "conditions": room, "quality": quality})
 
     assert status.stored()["history"] == [
         entry.model_dump(mode="json", by_alias=True, exclude_none=True) for entry in short
     ]
-    crowded = full.model_copy(update={"conditions": room}).stored()
+    crowded = full.model_copy(update={"conditions": room, "quality": quality}).stored()
     assert 0 < len(crowded["history"]) < HISTORY_LIMIT
     assert crowded["conditions"][0]["message"] == "Short."
 

@@ -120,7 +120,8 @@ def test_kubectl_shows_whether_it_is_fine() -> None:
     )
     columns = [column["name"] for column in VERSION["additionalPrinterColumns"] if "priority" not in column]
     assert columns == [
-        *("Target", "Objective", "Replicas", "Desired", "Batch", "Utilization", "SLO", "Ready", "Reason", "Age")
+        *("Target", "Objective", "Replicas", "Desired", "Batch", "Utilization", "Quality", "SLO", "Ready", "Reason"),
+        "Age",
     ]
 
 

@@ -339,3 +339,22 @@ class TestHistogram:
         assert recent.quantile(1.0, 55.0) == pytest.approx(5.0, rel=0.05)
         assert recent.quantile(1.0, 65.0) == pytest.approx(1.0, rel=0.05)
         assert recent.count == 2
+
+
+class TestWhatAllReplicasShare:
+    def test_more_replicas_than_are_fed_do_no_more_and_their_gpus_do_less_each(self) -> None:
+        def played(replicas: int) -> tuple[float, float, float]:
+            document = a_config(load={"kind": "constant", "rate_per_s": 60}).model_dump(exclude_defaults=True)
+            document["workloads"][0]["fed_replicas"] = 2
+            fleet = Fleet(parse_config(document))
+            fleet.set_pods("chat", [a_pod(number) for number in range(replicas)], 0.0)
+            fleet.advance(120.0)
+            (samples,) = fleet.gpus.samples.values()
+            mine = next(sample for sample in samples if sample.pod is not None)
+            return fleet.workloads["chat"].stats().succeeded / 120, mine.busy, mine.dram
+
+        (one, _, full), (two, _, _), (four, busy, half) = played(1), played(2), played(4)
+        assert two == pytest.approx(2 * one, rel=0.05)
+        assert four == pytest.approx(two, rel=0.05)
+        assert busy == pytest.approx(1.0)
+        assert half == pytest.approx(full / 2, rel=0.1)

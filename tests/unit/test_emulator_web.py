@@ -241,6 +241,43 @@ async def test_exporter_has_faults_of_its_own(http: TestClient[Any, Any]) -> Non
     assert value(await scrape(http, "/dcgm/gpu-1/metrics"), "DCGM_FI_DEV_GPU_UTIL", gpu="0") <= 100
 
 
+async def test_an_exporter_may_rename_double_and_contradict_itself(http: TestClient[Any, Any]) -> None:
+    path, util = "/dcgm/gpu-1/metrics", "DCGM_FI_DEV_GPU_UTIL"
+    busy = value(await scrape(http, path), util, gpu="0")
+    await http.put("/dcgm/fault", json={"kind": "rename"})
+    renamed = await scrape(http, path)
+    assert value(renamed, f"renamed_{util}", gpu="0") == busy
+    assert all(name.startswith("renamed_") for name, _ in renamed)
+    await http.put("/dcgm/fault", json={"kind": "duplicate"})
+    assert value(await scrape(http, path), util, gpu="0", copy="1") == busy
+    assert len(await scrape(http, path)) == 2 * len(renamed)
+    await http.put("/dcgm/fault", json={"kind": "contradict"})
+    contradicting = await scrape(http, path)
+    assert value(contradicting, util, gpu="0") == value(contradicting, "DCGM_FI_PROF_GR_ENGINE_ACTIVE", gpu="0") == 0
+    assert value(contradicting, "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", gpu="0") == 0.9
+
+
+async def test_cadvisor_shows_what_a_pod_with_a_host_uses_while_busy() -> None:
+    fleet = a_fleet()
+    document = fleet.config.model_dump(exclude_defaults=True)
+    document["workloads"][0]["host"] = {"cpu_cores": 2, "cpu_throttled": 0.5, "disk_bytes_per_s": 100}
+    fleet = Fleet(parse_config(document))
+    fleet.set_pods("chat", [PodInfo(namespace="serving", name="chat-0", uid="c0", node="gpu-0", ready=True)], 0.0)
+    fleet.advance(60.0)
+    busy_s = next(iter(fleet.workloads["chat"].pods.values())).server.activity(60.0).busy_s
+    async with TestClient(TestServer(Face(fleet, Clock(), dict).app(), host="127.0.0.1")) as http:
+        (target,) = await (await http.get("/sd/cadvisor")).json()
+        seen = await scrape(http, target["labels"]["__metrics_path__"])
+        assert value(seen, "container_cpu_usage_seconds_total", container="server") == pytest.approx(2 * busy_s)
+        assert value(seen, "container_cpu_usage_seconds_total", container="") == pytest.approx(2 * busy_s)
+        periods = value(seen, "container_cpu_cfs_periods_total", container="server")
+        assert value(seen, "container_cpu_cfs_throttled_periods_total", container="server") == pytest.approx(
+            periods / 2
+        )
+        assert value(seen, "container_fs_reads_bytes_total", pod="chat-0") == pytest.approx(100 * busy_s)
+        assert await scrape(http, "/cadvisor/gpu-9/metrics") == {}
+
+
 async def test_new_load_takes_effect_now(http: TestClient[Any, Any], fleet: Fleet, clock: Clock) -> None:
     clock.now_s = 70.0
     body = {"kind": "linear", "points": [[0, 0], [10, 50]], "seed": 9}

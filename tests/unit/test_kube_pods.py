@@ -221,6 +221,50 @@ def test_nothing_of_the_environment_is_kept_but_numbers() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        ([{"limits": {"nvidia.com/gpu": "2", "memory": "1Gi"}}], 2.0),
+        ([{"requests": {"nvidia.com/gpu": 1}}], 1.0),
+        ([{"limits": {"nvidia.com/gpu": "1"}}, {"limits": {"nvidia.com/gpu": "4"}}, {}], 5.0),
+        ([{"limits": {"nvidia.com/mig-3g.40gb": "2"}}], 6 / 7),
+        ([{"limits": {"nvidia.com/mig-1g.10gb.me": "1"}}], 1 / 7),
+        ([{"limits": {"cpu": "1"}}], None),
+        ([{"limits": {"nvidia.com/gpu": "0"}}], None),
+        ([{}], None),
+    ],
+)
+def test_gpus_are_what_the_containers_ask_for(resources: list[dict[str, Any]], gpus: float | None) -> None:
+    containers = [{"name": f"c{number}", "resources": given} for number, given in enumerate(resources)]
+    pod = view(record(containers=containers), now=NOW, settings=PodSettings())
+    assert pod.gpus == (None if gpus is None else pytest.approx(gpus))
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores"),
+    [(["2"], 2.0), (["500m", "1.5"], 2.0), (["2", None], None), ([None], None), (["1500000u"], 1.5), ([4], 4.0)],
+)
+def test_a_cpu_limit_is_that_of_all_containers_or_none(limits: list[Any], cores: float | None) -> None:
+    containers = [
+        {"name": f"c{number}", "resources": {"limits": {} if limit is None else {"cpu": limit}}}
+        for number, limit in enumerate(limits)
+    ]
+    pod = view(record(containers=containers), now=NOW, settings=PodSettings())
+    assert pod.cpu_limit == (None if cores is None else pytest.approx(cores))
+
+
+@pytest.mark.parametrize(
+    ("labels", "job"),
+    [
+        ({"batch.kubernetes.io/job-name": "train"}, "train"),
+        ({"leaderworkerset.sigs.k8s.io/group-key": "abc", "batch.kubernetes.io/job-name": "train"}, "abc"),
+        ({}, None),
+    ],
+)
+def test_a_rank_names_its_job(labels: dict[str, str], job: str | None) -> None:
+    assert view(record(labels=labels), now=NOW, settings=PodSettings()).job == job
+
+
 def test_pods_of_one_revision_share_what_they_have_in_common() -> None:
     one, two = (record(f"chat-{number}", containers=server("--max-num-seqs=64")) for number in range(2))
     assert one.labels is two.labels

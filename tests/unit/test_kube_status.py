@@ -147,6 +147,18 @@ async def test_what_drifts_within_an_entry_of_a_list_waits(
     assert len(desk.written) == written
 
 
+async def test_of_quality_only_the_class_is_written_at_once(desk: Desk) -> None:
+    def judged(quality: str, score: int, age: str = "5s") -> dict[str, Any]:
+        return a_status(quality={"class": quality, "score": score, "bottleneck": "Compute", "age": age})
+
+    for status, on_s in ((judged("Mixed", 50), 1), (judged("Mixed", 90), 1), (judged("Efficient", 90), 61)):
+        desk.writer.submit(ref(), status)
+        await desk.time.advance(on_s)
+    desk.writer.submit(ref(), judged("Efficient", 91, "80s"))  # a point, and that time passes
+    await desk.time.advance(1)
+    assert [status["quality"]["score"] for _, status in desk.written] == [50, 90]
+
+
 async def test_drift_waits_until_it_is_large_and_old_enough(desk: Desk) -> None:
     desk.writer.submit(ref(), a_status(65))
     await desk.time.advance(59)

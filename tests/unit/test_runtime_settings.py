@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bandkeeper.quality.types import Thresholds
 from bandkeeper.runtime.settings import LogFormat, SettingsError, load, parse
 
 GOOD: dict[str, Any] = {"prometheus": {"servers": [{"url": "http://127.0.0.1:9090"}]}}
@@ -36,6 +37,10 @@ def test_every_field_is_read() -> None:
                 "rateWindow": "10s",
             },
             "adapters": {"annotation": True, "podTemplate": True},
+            "quality": {
+                "thresholds": {"poorUpper": 0.3, "settle": "2m"},
+                "gpus": {"RTX A6000": {"teraflops": 154.8, "terabytesPerSecond": 0.768, "watts": 300}},
+            },
         },
         "config",
     )
@@ -43,6 +48,10 @@ def test_every_field_is_read() -> None:
     assert settings.prometheus.servers[0].ca_file == Path("/ca")
     assert settings.prometheus.allowed_urls == ["https://p"]
     assert settings.adapters.pod_template
+    assert settings.quality.bounds == Thresholds(poor_upper=0.3, settle_s=120.0)
+    peaks = settings.quality.peaks.of("NVIDIA RTX A6000")
+    assert peaks is not None
+    assert peaks.power == 300
 
 
 BAD = [
@@ -59,6 +68,9 @@ BAD = [
     ({"prometheus": {"servers": [{"name": "a", "url": "http://p"}, {"name": "a", "url": "http://q"}]}}, "two servers"),
     ({"prometheus": {"servers": [{"url": "http://p", "passwordFile": "/p"}]}}, "username"),
     ({**GOOD, "lease": {"duration": "5s", "renewDeadline": "6s"}}, "renewDeadline"),
+    ({**GOOD, "quality": {"thresholds": {"poorUper": 0.3}}}, "quality.thresholds.poorUper"),
+    ({**GOOD, "quality": {"thresholds": {"settle": 60}}}, "must be a duration such as 15s"),
+    ({**GOOD, "quality": {"gpus": {"RTX A6000": {"teraflops": 154.8}}}}, "terabytesPerSecond, watts is missing"),
     ("just text", "mapping"),
 ]
 

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import pytest
 
 from bandkeeper.api.signals import LATENCY_SIGNALS, Signal
-from bandkeeper.api.snapshot import Gap, GapReason
+from bandkeeper.api.snapshot import Gap, GapReason, Reading
 from bandkeeper.api.v1alpha1 import PrometheusSelection, SignalSource, Spec
 from bandkeeper.signals.answer import Answer, Sample
-from bandkeeper.signals.collector import Collector, CollectorSettings
+from bandkeeper.signals.collector import ASIDE_WAIT_S, Collector, CollectorSettings
 from bandkeeper.signals.presets import PRESETS
 from bandkeeper.signals.prometheus import ErrorKind, PrometheusError, PrometheusServer
-from bandkeeper.signals.servers import Servers
+from bandkeeper.signals.servers import WORKERS, Lane, Servers
 from bandkeeper.signals.want import LatencyWant, Observations, Want
 
 NOW_S = 1_700_000_000.0
@@ -33,8 +33,9 @@ Answers = Callable[[PrometheusServer, str], Awaitable[Answer]]
 class Reader:
     """Stands in for a PrometheusReader."""
 
-    def __init__(self, server: PrometheusServer, answers: Answers, asked: list[tuple[str, str]]) -> None:
+    def __init__(self, server: PrometheusServer, answers: Answers, asked: list[tuple[str, str]], workers: int) -> None:
         self.server, self._answers, self._asked = server, answers, asked
+        self.workers = workers
         self.closed = False
 
     async def read(self, promql: str, take: Callable[[Answer], T]) -> T:
@@ -60,8 +61,8 @@ class World:
         self.readers: list[Reader] = []
         self.answers: Answers = self.answer
 
-        def reader(server: PrometheusServer, **_: Any) -> Reader:
-            made = Reader(server, lambda server, promql: self.answers(server, promql), self.asked)
+        def reader(server: PrometheusServer, *, workers: int) -> Reader:
+            made = Reader(server, lambda server, promql: self.answers(server, promql), self.asked, workers)
             self.readers.append(made)
             return made
 
@@ -146,7 +147,8 @@ async def test_policies_of_one_preset_share_their_queries(world: World) -> None:
         numbers.append(collector.last.queries)
         assert collector.last.queries == len(world.queries)
         world.asked.clear()
-    assert numbers[0] == numbers[1] == 15 + 2 + 2
+    # 15 levels and rates, two clocks, two histogram queries; aside 27 signals and the clocks of three exporters.
+    assert numbers[0] == numbers[1] == 15 + 2 + 2 + 27 + 3
 
 
 async def test_one_query_per_metric_and_window(world: World) -> None:
@@ -593,3 +595,118 @@ def test_a_want_of_a_policy() -> None:
     )
     assert want.signals == (set(PRESETS["VLLM"].sources) - LATENCY_SIGNALS) | {Signal.SAMPLES}
     assert (want.workload, want.kind, want.pods) == ("chat", "Deployment", ("a", "b"))
+
+
+# What explains a GPU's work: asked beside the decision.
+
+EXPLAINED = frozenset({Signal.REQUESTS_RUNNING, Signal.SM_OCCUPANCY, Signal.GPU_TEMPERATURE})
+
+
+def aside_queries(world: World) -> int:
+    return sum("OCCUPANCY" in query or "TEMP" in query for query in world.queries)
+
+
+async def test_what_explains_is_asked_once_a_minute_with_its_true_age(world: World) -> None:
+    collector = a_collector()
+    asked, ages_s = [], []
+    for now_s in (100.0, 115.0, 145.0, 155.0, 160.0, 90.0):  # the last one: the clock was set back
+        world.asked.clear()
+        world.value = now_s / 1000
+        found = (await collect(collector, a_want(signals=EXPLAINED), now_s=now_s))["chat"]
+        asked.append(aside_queries(world))
+        ages_s.append(found.by_pod[Signal.SM_OCCUPANCY][PODS[0]].age_s)
+        assert found.by_pod[Signal.REQUESTS_RUNNING][PODS[0]].age_s == 5
+        assert found.gaps == ()
+    assert asked == [2, 0, 0, 2, 0, 2]
+    assert ages_s == [5, 20, 50, 5, 10, 5]
+
+
+async def test_what_explains_follows_the_pods_between_questions(world: World) -> None:
+    collector = a_collector()
+    await collect(collector, a_want(signals=EXPLAINED), now_s=0.0)
+    found = (await collect(collector, a_want(signals=EXPLAINED, pods=PODS[1:]), now_s=15.0))["chat"]
+    assert dict(found.by_pod[Signal.SM_OCCUPANCY]) == {PODS[1]: Reading(1.0, 20.0)}
+
+
+async def test_what_explains_grows_stale(world: World) -> None:
+    collector = a_collector()
+    world.age_s = 130  # of 90 s and the time between two questions
+    assert (await collect(collector, a_want(signals=EXPLAINED), now_s=0.0))["chat"].by_pod.keys() == EXPLAINED - {
+        Signal.REQUESTS_RUNNING
+    }
+    found = (await collect(collector, a_want(signals=EXPLAINED), now_s=16.0))["chat"]
+    assert found.by_pod == {}
+    assert {gap.reason for gap in found.gaps} == {GapReason.STALE}
+    assert "is 146 s old, more than 145 s" in "".join(gap.detail for gap in found.gaps)
+
+
+async def test_a_slow_explanation_holds_up_no_decision_and_is_there_in_the_next_one(world: World) -> None:
+    answered = asyncio.Event()
+
+    async def answers(server: PrometheusServer, promql: str) -> Answer:
+        if "DCGM" in promql:
+            await answered.wait()
+        return await world.answer(server, promql)
+
+    world.answers = answers
+    collector = a_collector()
+    for now_s in (0.0, 15.0):  # asked once, however long it takes
+        began = time.monotonic()
+        found = {key: one async for key, one in collector.stream([a_want(signals=EXPLAINED)], now_s)}["chat"]
+        assert time.monotonic() - began < 2 * ASIDE_WAIT_S
+        assert found.by_pod.keys() == {Signal.REQUESTS_RUNNING}
+        assert {gap.signal for gap in found.gaps} == EXPLAINED - {Signal.REQUESTS_RUNNING}
+    assert sum("DCGM" in query for query in world.queries) == 1  # the ages go first
+    answered.set()
+    await asyncio.sleep(0.05)
+    found = {key: one async for key, one in collector.stream([a_want(signals=EXPLAINED)], 30.0)}["chat"]
+    assert found.gaps == ()
+    assert found.by_pod[Signal.SM_OCCUPANCY][PODS[0]] == Reading(1.0, 35.0)  # asked for 30 s ago
+    assert aside_queries(world) == 2
+
+
+@pytest.mark.parametrize("fails", ["timestamp(", "OCCUPANCY"])
+async def test_an_explanation_that_fails_leaves_the_last_one_until_that_is_stale(world: World, fails: str) -> None:
+    async def answers(server: PrometheusServer, promql: str) -> Answer:
+        if "DCGM" in promql and fails in promql:
+            raise PrometheusError(ErrorKind.TIMEOUT, "too late")
+        return await world.answer(server, promql)
+
+    want = a_want(signals=frozenset({Signal.SM_OCCUPANCY}))
+    collector = a_collector()
+    world.answers = answers
+    found = (await collect(collector, want, now_s=0.0))["chat"]
+    assert only_gap(found).reason is GapReason.UNREACHABLE
+    world.answers = world.answer
+    found = (await collect(collector, want, now_s=15.0))["chat"]  # what failed is asked for at once
+    assert found.by_pod[Signal.SM_OCCUPANCY][PODS[0]].age_s == 5
+    world.answers = answers
+    found = (await collect(collector, want, now_s=75.0))["chat"]
+    assert found.by_pod[Signal.SM_OCCUPANCY][PODS[0]].age_s == 65
+    assert found.gaps == ()
+    found = (await collect(collector, want, now_s=165.0))["chat"]
+    assert only_gap(found).reason is GapReason.STALE
+
+
+async def test_explanations_have_threads_of_their_own_and_are_no_policys_expense(world: World) -> None:
+    collector = a_collector(allowed_urls=("http://team:9090",), queries_per_policy=2)
+    signals = frozenset(PRESETS["Generic"].sources) - {
+        signal for signal, source in PRESETS["Generic"].sources.items() if not source.aside
+    }
+    want = a_want(runtime="Generic", prometheus=PrometheusSelection(url="http://team:9090"), signals=signals)
+    found = (await collect(collector, want))["chat"]
+    assert not [gap for gap in found.gaps if gap.reason is GapReason.REFUSED]
+    assert found.by_pod.keys() == signals
+    (reader,) = world.readers
+    assert reader.workers == WORKERS[Lane.ASIDE]
+
+
+async def test_a_policys_own_source_of_an_explanation_is_asked_with_its_decision(world: World) -> None:
+    own_one = SignalSource(signal=Signal.POWER_LIMIT, metric="my_limit_watts")
+    want = a_want(signals=frozenset({Signal.POWER_LIMIT}), overrides=(own_one,))
+    collector = a_collector()
+    for now_s in (0.0, 30.0):
+        world.asked.clear()
+        found = (await collect(collector, want, now_s=now_s))["chat"]
+        assert found.by_pod[Signal.POWER_LIMIT][PODS[0]] == Reading(1.0, 5.0)
+        assert len(world.queries) == 2

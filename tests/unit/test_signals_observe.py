@@ -7,9 +7,9 @@ import math
 import pytest
 
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import Gap, GapReason
+from bandkeeper.api.snapshot import Gap, GapReason, GPUs, Reading
 from bandkeeper.signals.answer import Answer
-from bandkeeper.signals.observe import TOTAL, Ages, Builder, impossible
+from bandkeeper.signals.observe import TOTAL, Ages, Builder, Told, impossible
 from bandkeeper.signals.presets import PRESETS
 from bandkeeper.signals.want import LatencyWant, Want
 
@@ -175,3 +175,79 @@ def test_own_latencies() -> None:
     assert builder.distributions[E2E.signal, 60].quantiles == {50: 0.4, 95: 0.7}
     assert [gap.reason for gap in builder.gaps] == [GapReason.ABSENT, GapReason.INVALID]
     assert "without traffic a quantile is NaN" in builder.gaps[1].detail
+
+
+# Several exporters of the same pods.
+
+FIRST, SECOND = "dcgm-exporter", "bandkeeper agent"
+DRAM, TEMPERATURE = PRESETS["VLLM"].sources[Signal.DRAM_ACTIVE], PRESETS["VLLM"].sources[Signal.GPU_TEMPERATURE]
+COUNT = PRESETS["VLLM"].sources[Signal.GPU_COUNT]
+
+
+def told(
+    exporter: str, values: dict[str, float], ages_s: float | dict[str, float] = 3.0, gpus: dict[str, GPUs] | None = None
+) -> Told:
+    gpus = gpus or {}
+    by_pod = dict.fromkeys({**values, **gpus}, ages_s) if isinstance(ages_s, float) else ages_s
+    return Told(exporter, {"serving": values}, Ages(DRAM.clock, {"serving": by_pod}, 90.0), {"serving": gpus})
+
+
+@pytest.mark.parametrize(
+    ("what", "first", "second", "used", "gaps"),
+    [
+        ("both", told(FIRST, {"chat-0": 0.5}), told(SECOND, {"chat-0": 0.1}), (0.5, 3.0), []),
+        ("only the second", told(FIRST, {}), told(SECOND, {"chat-0": 0.1}), (0.1, 3.0), []),
+        ("a stale first", told(FIRST, {"chat-0": 0.5}, 91.0), told(SECOND, {"chat-0": 0.1}), (0.1, 3.0), []),
+        ("NaN", told(FIRST, {"chat-0": math.nan}), told(SECOND, {"chat-0": 0.1}), (0.1, 3.0), []),
+        ("a percentage", told(FIRST, {"chat-0": 45.0}), told(SECOND, {"chat-0": 0.1}), (0.1, 3.0), []),
+        ("no age", told(FIRST, {"chat-0": 0.5}, {}), told(SECOND, {"chat-0": 0.1}), (0.1, 3.0), []),
+        ("a little over", told(FIRST, {"chat-0": 1.2}), told(SECOND, {}), (1.2, 3.0), []),
+        ("both stale", told(FIRST, {"chat-0": 0.5}, 91.0), told(SECOND, {"chat-0": 0.1}, 95.0), None, ["Stale"]),
+        ("both odd", told(FIRST, {"chat-0": -1.0}), told(SECOND, {"chat-0": 9.0}), None, ["Invalid"]),
+        ("odd, stale", told(FIRST, {"chat-0": -1.0}), told(SECOND, {"chat-0": 0.1}, 91.0), None, ["Invalid"]),
+        ("neither", told(FIRST, {}), told(SECOND, {}), None, ["Absent"]),
+    ],
+)
+def test_of_several_exporters_the_first_sound_one_counts(
+    what: str, first: Told, second: Told, used: tuple[float, float] | None, gaps: list[str]
+) -> None:
+    builder = a_builder("chat-0")
+    builder.level_of_any(Signal.DRAM_ACTIVE, DRAM, (first, second), 0.0)
+    reading = builder.by_pod.get(Signal.DRAM_ACTIVE, {}).get("chat-0")
+    assert (reading and (reading.value, reading.age_s)) == used, what
+    assert [gap.reason for gap in builder.gaps] == gaps
+
+
+def test_an_explanation_that_is_not_there_is_not_worth_a_word() -> None:
+    builder = a_builder()
+    builder.level_of_any(Signal.GPU_TEMPERATURE, TEMPERATURE, (told(FIRST, {"chat-0": 61.0}),), 0.0)
+    builder.level_of_any(Signal.GPU_TEMPERATURE, TEMPERATURE, (told(FIRST, {}),), 0.0)
+    assert builder.by_pod == {Signal.GPU_TEMPERATURE: {"chat-0": Reading(61.0, 3.0)}}
+    assert builder.gaps == []
+
+
+def test_gpus_are_those_of_the_first_exporter_with_what_any_of_them_knows() -> None:
+    builder = a_builder("chat-0", "chat-1", "chat-2")
+    first = told(FIRST, {}, 3.0, {"chat-0": GPUs(count=2), "chat-1": GPUs(count=1, model="NVIDIA L4")})
+    second = told(SECOND, {}, 4.0, {"chat-0": GPUs(count=3, model="NVIDIA L4", shared=True), "chat-2": GPUs(mig=True)})
+    stale = told("another", {}, 95.0, {"chat-1": GPUs(mig=True)})
+    builder.devices(Signal.GPU_COUNT, (first, second, stale))
+    builder.level_of_any(Signal.DRAM_ACTIVE, DRAM, (told(SECOND, {"chat-0": 0.5, "chat-2": 0.5}),), 0.0)
+    builder.name_sources()
+    assert builder.by_pod[Signal.GPU_COUNT] == {
+        "chat-0": Reading(2.0, 3.0),
+        "chat-1": Reading(1.0, 3.0),
+        "chat-2": Reading(1.0, 4.0),
+    }
+    assert builder.gpus == {
+        "chat-0": GPUs(model="NVIDIA L4", count=2, shared=True, source="dcgm-exporter, bandkeeper agent"),
+        "chat-1": GPUs(model="NVIDIA L4", count=1, source="dcgm-exporter"),
+        "chat-2": GPUs(count=1, mig=True, source="bandkeeper agent"),
+    }
+
+
+def test_a_gpu_does_more_than_1e15_flop_a_second() -> None:
+    assert impossible(Signal.MODEL_FLOPS, 4.5e15) == ""
+    assert "absurd" in impossible(Signal.MODEL_FLOPS, 9.2e18)
+    assert "absurd" in impossible(Signal.MODEL_READ_BYTES, 9.2e18)
+    assert "is a ratio" in impossible(Signal.POWER_THROTTLED, 250.0)

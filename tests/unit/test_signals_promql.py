@@ -99,7 +99,8 @@ def test_own_metrics_are_read_by_their_signals_kind(signal: Signal, metric: str,
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_can_be_asked(name: str) -> None:
     for signal, source in PRESETS[name].sources.items():
-        assert source.clock.metrics, signal
+        assert all(exporter.metrics for exporter in source.clock.told_by), signal
+        assert {series.exporter for series in source.any_of} <= {exporter.name for exporter in source.clock.told_by}
         if source.read in (Read.LEVEL, Read.RATE):
             text = promql.values(source, SCOPE, 60)
             assert text.count("(") == text.count(")")

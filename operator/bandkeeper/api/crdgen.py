@@ -105,6 +105,7 @@ PRINTER_COLUMNS = (
     _column("Desired", ".status.replicas.desired", "integer", "Replicas wanted."),
     _column("Batch", ".status.batch.current", "integer", "Batch cap now."),
     _column("Utilization", ".status.utilization.percent", "integer", "Utilisation in percent; above 100 is overload."),
+    _column("Quality", ".status.quality.class", "string", "What the GPUs' busy time is worth."),
     _condition_column("SLO", "WithinSLO", "Whether every promise is kept."),
     _condition_column("Ready", "Ready", "Whether the policy works: valid, target found, metrics usable, no conflict."),
     _column("Reason", ".status.lastDecision.reason", "string", "Reason of the last decision."),
@@ -112,6 +113,8 @@ PRINTER_COLUMNS = (
     _column("Min", ".spec.replicas.min", "integer", "The fewest replicas.", wide=True),
     _column("Max", ".spec.replicas.max", "integer", "The most replicas.", wide=True),
     _column("Mode", ".spec.mode", "string", "Enforce or Recommend.", wide=True),
+    _column("Score", ".status.quality.score", "integer", "How good the use of the GPUs is, to 100.", wide=True),
+    _column("Bottleneck", ".status.quality.bottleneck", "string", "What of the GPUs is fullest.", wide=True),
     _column("Message", ".status.lastDecision.message", "string", "The last decision in a sentence.", wide=True),
 )
 

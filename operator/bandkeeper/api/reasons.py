@@ -34,6 +34,10 @@ class Reason(_Documented):
     CAP_FOLLOWS_LOAD = "BatchCapFollowsLoad", "The load is low, and a smaller batch cap still carries it with margin."
     PREEMPTIONS = "Preemptions", "Requests are preempted for want of KV memory, so the batch cap follows what fits."
     ROLLED_BACK = "RolloutRolledBack", "The rollout of a batch cap missed its progress deadline and is taken back."
+    MORE_WOULD_NOT_HELP = (
+        "MoreWouldNotHelp",
+        "More replicas were seen to bring hardly more work, or share what is full, so none is added.",
+    )
     OUTSIDE_BOUNDS = "OutsideBounds", "The target has fewer or more replicas than the policy allows."
     LIMITED = "Limited", "A bound or a rate limit stands in the way of what is wanted."
     FALLBACK = "Fallback", "Metrics are missing for longer than allowed, and the policy's fallback holds."
@@ -65,6 +69,7 @@ class LimitReason(_Documented):
     AT_MAX = "AtMax", "replicas.max is less than what is wanted."
     SCALE_UP_LIMIT = "ScaleUpLimit", "behavior.scaleUp allows a part of what is wanted now."
     SCALE_DOWN_LIMIT = "ScaleDownLimit", "behavior.scaleDown allows a part of what is wanted now."
+    MORE_WOULD_NOT_HELP = "MoreWouldNotHelp", "More replicas would bring hardly more work; the message says why."
     UNSCHEDULABLE = "Unschedulable", "Ordered pods find no node with a free GPU."
     IMAGE_PULL_FAILED = "ImagePullFailed", "Ordered pods cannot pull their image."
     CRASH_LOOP = "CrashLoop", "Ordered pods crash again and again."

@@ -38,6 +38,33 @@ class Signal(StrEnum):
     TENSOR_ACTIVE = "TensorActive"
     DRAM_ACTIVE = "DRAMActive"
     POWER = "Power"
+    SM_OCCUPANCY = "SMOccupancy"
+    FP64_ACTIVE = "FP64Active"
+    FP32_ACTIVE = "FP32Active"
+    FP16_ACTIVE = "FP16Active"
+    MEMORY_COPY_UTILIZATION = "MemoryCopyUtilization"
+    FRAMEBUFFER_USED = "FramebufferUsed"
+    FRAMEBUFFER_FREE = "FramebufferFree"
+    POWER_LIMIT = "PowerLimit"
+    SM_CLOCK = "SMClock"
+    MEMORY_CLOCK = "MemoryClock"
+    GPU_TEMPERATURE = "GPUTemperature"
+    POWER_THROTTLED = "PowerThrottled"
+    THERMAL_THROTTLED = "ThermalThrottled"
+    PCIE_SENT = "PCIeSent"
+    PCIE_RECEIVED = "PCIeReceived"
+    NVLINK_SENT = "NVLinkSent"
+    NVLINK_RECEIVED = "NVLinkReceived"
+    GPU_COUNT = "GPUCount"
+    MODEL_FLOPS = "ModelFLOPs"
+    MODEL_READ_BYTES = "ModelReadBytes"
+    MODEL_WRITTEN_BYTES = "ModelWrittenBytes"
+    CPU_USED = "CPUUsed"
+    CPU_THROTTLED = "CPUThrottled"
+    NETWORK_SENT = "NetworkSent"
+    NETWORK_RECEIVED = "NetworkReceived"
+    DISK_READ = "DiskRead"
+    DISK_WRITTEN = "DiskWritten"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +97,44 @@ CATALOGUE: dict[Signal, SignalInfo] = {
     Signal.SM_ACTIVE: SignalInfo(SignalKind.GAUGE, "ratio", "share of SMs with a warp in flight, 0 to 1"),
     Signal.TENSOR_ACTIVE: SignalInfo(SignalKind.GAUGE, "ratio", "share of cycles the tensor pipes were active"),
     Signal.DRAM_ACTIVE: SignalInfo(SignalKind.GAUGE, "ratio", "share of cycles device memory moved data"),
-    Signal.POWER: SignalInfo(SignalKind.GAUGE, "watts", "board power"),
+    Signal.POWER: SignalInfo(SignalKind.GAUGE, "watts", "board power of all GPUs of a pod"),
+    Signal.SM_OCCUPANCY: SignalInfo(SignalKind.GAUGE, "ratio", "warps in flight, of the most that the SMs hold"),
+    Signal.FP64_ACTIVE: SignalInfo(SignalKind.GAUGE, "ratio", "share of cycles the FP64 pipes were active"),
+    Signal.FP32_ACTIVE: SignalInfo(SignalKind.GAUGE, "ratio", "share of cycles the FP32 pipes were active"),
+    Signal.FP16_ACTIVE: SignalInfo(SignalKind.GAUGE, "ratio", "share of cycles the FP16 pipes were active, not tensor"),
+    Signal.MEMORY_COPY_UTILIZATION: SignalInfo(
+        SignalKind.GAUGE, "ratio", "share of time in which device memory was read or written at all"
+    ),
+    Signal.FRAMEBUFFER_USED: SignalInfo(SignalKind.GAUGE, "bytes", "device memory in use on all GPUs of a pod"),
+    Signal.FRAMEBUFFER_FREE: SignalInfo(SignalKind.GAUGE, "bytes", "device memory free on all GPUs of a pod"),
+    Signal.POWER_LIMIT: SignalInfo(SignalKind.GAUGE, "watts", "enforced power limit of all GPUs of a pod"),
+    Signal.SM_CLOCK: SignalInfo(SignalKind.GAUGE, "hertz", "clock of the SMs"),
+    Signal.MEMORY_CLOCK: SignalInfo(SignalKind.GAUGE, "hertz", "clock of the device memory"),
+    Signal.GPU_TEMPERATURE: SignalInfo(SignalKind.GAUGE, "celsius", "temperature of the hottest GPU of a pod"),
+    Signal.POWER_THROTTLED: SignalInfo(
+        SignalKind.COUNTER, "seconds", "time in which the power limit held a GPU's clocks down; a share, per second"
+    ),
+    Signal.THERMAL_THROTTLED: SignalInfo(
+        SignalKind.COUNTER, "seconds", "time in which heat held a GPU's clocks down; a share, per second"
+    ),
+    Signal.PCIE_SENT: SignalInfo(SignalKind.GAUGE, "bytes/s", "from all GPUs of a pod to the host over PCIe"),
+    Signal.PCIE_RECEIVED: SignalInfo(SignalKind.GAUGE, "bytes/s", "from the host to all GPUs of a pod over PCIe"),
+    Signal.NVLINK_SENT: SignalInfo(SignalKind.GAUGE, "bytes/s", "sent by all GPUs of a pod over NVLink"),
+    Signal.NVLINK_RECEIVED: SignalInfo(SignalKind.GAUGE, "bytes/s", "received by all GPUs of a pod over NVLink"),
+    Signal.GPU_COUNT: SignalInfo(SignalKind.GAUGE, "GPUs", "GPUs, or MIG instances, that were seen of a pod"),
+    Signal.MODEL_FLOPS: SignalInfo(SignalKind.COUNTER, "FLOP", "work per GPU by the model server's own estimate"),
+    Signal.MODEL_READ_BYTES: SignalInfo(
+        SignalKind.COUNTER, "bytes", "read from device memory per GPU by the model server's own estimate"
+    ),
+    Signal.MODEL_WRITTEN_BYTES: SignalInfo(
+        SignalKind.COUNTER, "bytes", "written to device memory per GPU by the model server's own estimate"
+    ),
+    Signal.CPU_USED: SignalInfo(SignalKind.COUNTER, "seconds", "CPU time that a pod uses; cores, per second"),
+    Signal.CPU_THROTTLED: SignalInfo(SignalKind.GAUGE, "ratio", "share of CPU periods in which a CPU limit held it"),
+    Signal.NETWORK_SENT: SignalInfo(SignalKind.COUNTER, "bytes", "sent by a pod over the network"),
+    Signal.NETWORK_RECEIVED: SignalInfo(SignalKind.COUNTER, "bytes", "received by a pod over the network"),
+    Signal.DISK_READ: SignalInfo(SignalKind.COUNTER, "bytes", "read by a pod from local disks"),
+    Signal.DISK_WRITTEN: SignalInfo(SignalKind.COUNTER, "bytes", "written by a pod to local disks"),
 }
 
 LATENCY_SIGNALS = frozenset(name for name, info in CATALOGUE.items() if info.kind is SignalKind.HISTOGRAM)

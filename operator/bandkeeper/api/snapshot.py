@@ -37,6 +37,12 @@ class Pod:
         Batch size the server booted with, None where unknown.
     queue_bound
         Most requests that the server queues before it refuses, None where unbounded or unknown.
+    gpus
+        GPUs that it asks for, a MIG instance as its share of one; None where it asks for none that is known.
+    cpu_limit
+        Cores that all of its containers together may use; None where one has no limit.
+    job
+        The job that it is one rank of, where its labels say so.
     """
 
     name: str
@@ -49,6 +55,9 @@ class Pod:
     capacity: int | None = None
     queue_bound: int | None = None
     message: str = ""
+    gpus: float | None = None
+    cpu_limit: float | None = None
+    job: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +132,31 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GPUs:
+    """The GPUs that one pod holds, as an exporter names them.
+
+    Attributes
+    ----------
+    model
+        Product name, such as NVIDIA H100 80GB HBM3; None where no series tells, or where a pod has several kinds.
+    count
+        GPUs (of MIG: instances) that the exporter shows for the pod.
+    mig
+        They are MIG instances.
+    shared
+        Other pods are on them too (time-slicing, MPS): what a device shows cannot be told apart by pod.
+    source
+        The exporter, such as dcgm-exporter.
+    """
+
+    model: str | None = None
+    count: int = 1
+    mig: bool = False
+    shared: bool = False
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
     """A histogram over a window, for the whole workload.
 
@@ -178,6 +212,8 @@ class Snapshot:
         Latency histograms by signal and window in seconds (rounded to whole seconds).
     gaps
         What was wanted and could not be read.
+    gpus
+        The GPUs of each ready pod, where an exporter shows them.
     """
 
     target: Target | None
@@ -188,6 +224,7 @@ class Snapshot:
     totals: Mapping[Signal, Reading] = field(default_factory=dict)
     distributions: Mapping[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
+    gpus: Mapping[str, GPUs] = field(default_factory=dict)
 
     def pods_in(self, *states: PodState) -> tuple[Pod, ...]:
         """The pods that are in one of `states`."""

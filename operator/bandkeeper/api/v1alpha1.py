@@ -24,6 +24,7 @@ NAME_LIMIT = 63  # of a policy: its name can always be the value of a label
 MESSAGE_LIMIT = 256
 COUNT_LIMIT = 1_000_000
 HISTORY_LIMIT = 10
+ADVICE_LIMIT = 3
 STATUS_LIMIT_BYTES = 8192
 
 
@@ -130,6 +131,16 @@ Share = Annotated[
     str,
     Field(min_length=1, max_length=8),
     matches("0([.][0-9]{1,4})?|1([.]0{1,4})?", "must be a share from 0 to 1, such as '0.05' for 5 percent"),
+]
+Price = Annotated[
+    str,
+    Field(min_length=1, max_length=16),
+    matches("(0|[1-9][0-9]{0,6})([.][0-9]{1,6})?", "must be an amount as a string, such as '2.50'"),
+]
+Currency = Annotated[
+    str,
+    Field(min_length=3, max_length=3),
+    matches("[A-Z]{3}", "must be a currency of three capital letters, such as USD"),
 ]
 PositiveDuration = Annotated[str, Field(max_length=24), duration(most="24h")]
 Window = Annotated[str, Field(max_length=24), duration(least="5s", most="1h")]
@@ -470,6 +481,15 @@ class PrometheusSelection(_Model):
     )
 
 
+class Cost(_Model):
+    """What GPU time costs, so that what is wasted has a price."""
+
+    price_per_gpu_hour: Price = Field(
+        alias="pricePerGPUHour", examples=["2.50"], description="Price of one GPU for one hour, as a string."
+    )
+    currency: Currency = Field(default="USD", description="Currency of the price; only a label of the figures.")
+
+
 class Spec(_Model):
     """What is wanted for one workload."""
 
@@ -534,6 +554,9 @@ class Spec(_Model):
     prometheus: PrometheusSelection | None = Field(
         default=None, description="The Prometheus that answers for this policy. Left out: the operator's default."
     )
+    cost: Cost | None = Field(
+        default=None, description="What GPU time costs. Left out: wasted GPU time is shown without a price."
+    )
 
 
 def _clip(value: Any, most: int = MESSAGE_LIMIT) -> Any:
@@ -550,6 +573,7 @@ Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-ti
 Word = Annotated[str, Field(max_length=63)]
 CamelWord = Annotated[str, Field(min_length=1, max_length=63, pattern="^[A-Za-z][A-Za-z0-9]*$")]
 Length = Annotated[str, Field(max_length=24)]
+Share100 = Annotated[int, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT), BeforeValidator(_capped)]
 Generation = Annotated[
     int, Field(ge=0, le=2**53)
@@ -617,13 +641,71 @@ class SLOStatus(_Model):
     upper_bound: Length | None = Field(
         default=None, description="Upper bound of the histogram bucket that holds the percentile; +Inf for the last."
     )
-    attainment_low_percent: Annotated[int, Field(ge=0, le=100)] | None = Field(
+    attainment_low_percent: Share100 | None = Field(
         default=None, description="The least share of requests that can have been within the threshold."
     )
-    attainment_high_percent: Annotated[int, Field(ge=0, le=100)] | None = Field(
+    attainment_high_percent: Share100 | None = Field(
         default=None, description="The largest share of requests that can have been within the threshold."
     )
     state: CamelWord = Field(description="A reason of the condition WithinSLO, for this promise alone.")
+
+
+class MeasureStatus(_Model):
+    """One measure of how the GPUs are used."""
+
+    name: CamelWord = Field(description="What is measured, such as ArithmeticIntensity.")
+    value: Length = Field(description="The figure.")
+    unit: Length = Field(description="Its unit.")
+    reference: Length | None = Field(
+        default=None, description="What it is compared with, in the same unit: a ridge point, or its own baseline."
+    )
+    source: Word = Field(description="Where it comes from.")
+
+
+class AdviceStatus(_Model):
+    """Something that a person can do, which the operator cannot."""
+
+    remedy: Message = Field(description="What to do.")
+    evidence: Message = Field(description="What was seen that led to it.")
+
+
+class WasteStatus(_Model):
+    """GPU time that is paid for and does no work."""
+
+    gpus: Length = Field(description="GPUs that the ready pods hold, a MIG instance as its share of one.")
+    idle_held_percent: Share100 | None = Field(
+        default=None, description="Share of their time in which they are held and nothing runs."
+    )
+    below_possible_percent: Share100 | None = Field(
+        default=None, description="Share of their time that is busy below what was possible."
+    )
+    cost_per_hour: Word | None = Field(
+        default=None, description="What both cost in an hour, where spec.cost gives a price."
+    )
+
+
+class QualityStatus(_Model):
+    """What the GPUs' busy time is worth, judged from their counters; it says Unknown where these do not tell."""
+
+    class_: CamelWord = Field(
+        alias="class", description="Efficient, Mixed, Inefficient, Overloaded, Underused or Unknown."
+    )
+    score: Share100 | None = Field(default=None, description="How good the use is, from 0 to 100; absent if Unknown.")
+    confidence_percent: Share100 = Field(description="How sure the class is.")
+    bottleneck: CamelWord | None = Field(default=None, description="What is fullest, such as MemoryBandwidth.")
+    evidence: Message | None = Field(default=None, description="What was seen that names the bottleneck.")
+    reason: Message | None = Field(default=None, description="Of Unknown: why nothing can be said, and what to do.")
+    culprit: Annotated[str, Field(max_length=253)] | None = Field(
+        default=None, description="The pod that holds the others back, where one does."
+    )
+    age: Length | None = Field(default=None, description="Age of the oldest counter that was judged.")
+    measures: Annotated[list[MeasureStatus], Distinct(("name",)), Field(max_length=6)] = Field(
+        default_factory=list, description="The measures that could be taken."
+    )
+    wasted: WasteStatus | None = Field(default=None, description="GPU time that does no work.")
+    advice: Annotated[list[AdviceStatus], Field(max_length=ADVICE_LIMIT)] = Field(
+        default_factory=list, description="What a person can do about it, most important first."
+    )
 
 
 class EffectiveScalingRules(_Model):
@@ -678,6 +760,7 @@ class Status(_Model):
     slos: Annotated[list[SLOStatus], Distinct(("signal", "percentile")), Field(max_length=8)] = Field(
         default_factory=list, description="How far each promise is kept."
     )
+    quality: QualityStatus | None = Field(default=None, description="What the GPUs' busy time is worth.")
     effective: Effective | None = Field(
         default=None, description="What is in force, the objective's defaults included."
     )
@@ -694,7 +777,7 @@ class Status(_Model):
         status: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         while (size := _size(status)) > STATUS_LIMIT_BYTES and status["history"]:
             status["history"].pop()
-        for most in (128, 64):
+        for most in (128, 64, 32, 16):
             if size <= STATUS_LIMIT_BYTES:
                 break
             status = _clipped(status, most)

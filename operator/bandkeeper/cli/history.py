@@ -22,7 +22,7 @@ from bandkeeper.signals.plan import named_source
 from bandkeeper.signals.presets import PRESETS
 from bandkeeper.signals.prometheus import ErrorKind, PrometheusError, PrometheusReader, PrometheusServer
 from bandkeeper.signals.promql import Scope
-from bandkeeper.signals.servers import Servers
+from bandkeeper.signals.servers import Lane, Servers
 from bandkeeper.signals.sources import Clock, Labels
 from bandkeeper.signals.want import Want
 
@@ -224,7 +224,7 @@ class _PastServers(Servers):
         super().__init__(servers, ())
         self._past = past
 
-    def reader(self, server: PrometheusServer, *, own: bool) -> Any:
+    def reader(self, server: PrometheusServer, lane: Lane) -> Any:
         return self._past
 
 

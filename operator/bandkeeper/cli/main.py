@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bandkeeper import __version__
-from bandkeeper.cli import bench, replay, simulate
+from bandkeeper.cli import agent, bench, replay, simulate
 
 _OF_THE_LAB = frozenset({"matplotlib", "numba", "numpy", "rich"})
 
@@ -23,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", type=Path, required=True, help="YAML file with the operator's settings")
     run.add_argument("--kubeconfig", help="kubeconfig file; default: the pod's service account, else ~/.kube/config")
     run.set_defaults(call=_run)
+    agent.add_parser(commands)
     simulate.add_parser(commands)
     bench.add_parser(commands)
     replay.add_parser(commands)

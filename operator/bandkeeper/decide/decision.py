@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
 from bandkeeper.api.signals import Signal
+from bandkeeper.quality.types import Assessment
 
 MESSAGE_LIMIT = 256
 REQUESTS_OVER_CAP = "RequestsOverCap"
@@ -153,6 +154,8 @@ class Decision:
         A person set the target to 0 replicas.
     undone_by, cap_undone_by
         Manager that undid our writes of replicas, or of the cap, three times in 30 minutes, else "".
+    quality
+        What the GPUs' busy time is worth; None where there was nothing to judge.
     """
 
     replicas: int | None
@@ -173,3 +176,4 @@ class Decision:
     paused_by_zero: bool = False
     undone_by: str = ""
     cap_undone_by: str = ""
+    quality: Assessment | None = None

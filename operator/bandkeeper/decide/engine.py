@@ -23,6 +23,7 @@ from bandkeeper.decide.ownership import follow, wrote_replicas
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.prediction import predict
 from bandkeeper.decide.promises import breached, is_wait, judge
+from bandkeeper.decide.quality import Sights, judge_quality
 from bandkeeper.decide.replicas import Wanted, choose
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import watch
@@ -73,6 +74,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     demand, model = predict(policy, load, verdicts, demand, samples, state.model, now_s)
     current = state.ownership.expected if state.ownership.expected is not None else target.replicas
     cap, cap_memory = steer(policy, load, demand, verdicts, state.cap, target.rollout, replicas=current, now_s=now_s)
+    quality, judged = judge_quality(Sights(policy, snapshot, load, verdicts, demand), state.quality, memory, now_s)
     scene = Scene(
         policy=policy,
         target=target,
@@ -86,8 +88,9 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         best_cap=best,
         current=current,
         now_s=now_s,
+        quality=quality,
     )
-    return scene, replace(state, sight=sight, demand=memory, model=model, cap=cap_memory)
+    return scene, replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, quality=judged)
 
 
 def _decision(scene: Scene, wanted: Wanted) -> Decision:
@@ -123,6 +126,7 @@ def _decision(scene: Scene, wanted: Wanted) -> Decision:
         metrics=scene.metrics,
         undone_by=wanted.undone_by,
         cap_undone_by=cap.undone_by,
+        quality=scene.quality,
     )
 
 
@@ -174,4 +178,5 @@ def _at_zero(scene: Scene) -> Decision:
         slos=scene.verdicts,
         metrics=scene.metrics,
         paused_by_zero=True,
+        quality=scene.quality,
     )

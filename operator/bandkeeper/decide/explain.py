@@ -176,6 +176,10 @@ def person_holds(scene: Scene, owner: Ownership, need: int) -> str:
     )
 
 
+def no_use(scene: Scene, need: int, why: str) -> str:
+    return clipped(f"{need} replicas are wanted, {scene.current} stay, because more would not help: {why}.")
+
+
 def stabilising(scene: Scene, need: int) -> str:
     window = durations.text(scene.policy.scale_up.stabilization_s)
     return f"{need} replicas are wanted; behavior.scaleUp waits until that was so for {window}."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bandkeeper.api import durations, v1alpha1
 from bandkeeper.api.signals import LATENCY_SIGNALS, THROUGHPUT_SIGNALS, Signal
 from bandkeeper.api.v1alpha1 import FallbackBehavior, Objective, SelectPolicy
+from bandkeeper.quality.peaks import DEFAULT, Table
+from bandkeeper.quality.types import Thresholds
 
 
 class Batching(StrEnum):
@@ -106,6 +108,8 @@ class Policy:
     acts
         False in Recommend mode: the target is driven by others, and what they write is followed without being taken
         for an interference.
+    quality, peaks
+        Bounds that the quality of utilisation is judged by, and what each GPU can do at most.
     """
 
     objective: Objective
@@ -122,6 +126,8 @@ class Policy:
     restart_hold_s: float = 300.0
     rate_window_s: float = 60.0
     acts: bool = True
+    quality: Thresholds = field(default_factory=Thresholds)
+    peaks: Table = DEFAULT
 
 
 class PolicyError(ValueError):
@@ -157,6 +163,8 @@ def resolve(
     restart_hold_s: float = 300.0,
     rate_window_s: float = 60.0,
     acts: bool = True,
+    quality: Thresholds | None = None,
+    peaks: Table = DEFAULT,
 ) -> Policy:
     """Fill in every default that depends on the objective.
 
@@ -200,6 +208,8 @@ def resolve(
         restart_hold_s=restart_hold_s,
         rate_window_s=rate_window_s,
         acts=acts,
+        quality=quality or Thresholds(),
+        peaks=peaks,
     )
 
 

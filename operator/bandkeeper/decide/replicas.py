@@ -14,7 +14,7 @@ from bandkeeper.decide.ownership import undone_by
 from bandkeeper.decide.promises import breached
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.state import Shrink, State
-from bandkeeper.decide.vetoes import Veto, structural, veto
+from bandkeeper.decide.vetoes import Veto, against_more, structural, veto
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +136,12 @@ def _more(
     if not urgent and state.ownership.hold_until_s > scene.now_s:
         message = explain.person_holds(scene, state.ownership, need)
         return Wanted(replicas=current, reason=Reason.HOLDING, message=message, limit=_lost(scene))
+    if why := against_more(scene, state):
+        message = explain.no_use(scene, need, why)
+        vetoed = Limitation(LimitReason.MORE_WOULD_NOT_HELP, message)
+        return Wanted(
+            replicas=current, reason=Reason.MORE_WOULD_NOT_HELP, message=message, limit=_lost(scene) or vetoed
+        )
     steady = -int(state.scale.ups.highest() or 0)
     wanted, limit = current, None
     if steady > current:

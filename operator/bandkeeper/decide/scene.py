@@ -10,6 +10,7 @@ from bandkeeper.decide.decision import Inputs, MetricsVerdict, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
+from bandkeeper.quality.types import Assessment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Scene:
     best_cap: int
     current: int
     now_s: float
+    quality: Assessment
 
     @property
     def cap_in_force(self) -> int:

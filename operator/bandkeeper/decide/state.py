@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.model.curve import NO_FIT, ServiceFit
@@ -10,6 +10,7 @@ from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK, Outlook
 from bandkeeper.model.peaks import NO_PEAKS, Peaks
 from bandkeeper.model.steps import NO_STEPS, StepFit
+from bandkeeper.quality.types import Assessment, Memory
 
 EVENTS_LIMIT = 128
 SAMPLES_LIMIT = 32
@@ -292,6 +293,47 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What more replicas brought, while work waited before and after.
+
+    Attributes
+    ----------
+    throughput
+        Of `before` replicas, per second.
+    gain
+        Share of proportional: 1 where twice the replicas did twice the work, 0 where they did no more.
+    """
+
+    before: int
+    after: int
+    throughput: float
+    gain: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityMemory:
+    """The last judgement of quality, what it remembers, and what it was made of.
+
+    Attributes
+    ----------
+    trial
+        The last time that replicas were added to a fleet with a queue.
+    judged_s, sampled_s
+        When it was made, and when its youngest GPU counter was read.
+    state
+        What else it depends on at once.
+    """
+
+    memory: Memory = field(default_factory=Memory)
+    assessment: Assessment | None = None
+    trial: Trial | None = None
+    judged_s: float = float("-inf")
+    sampled_s: float = float("-inf")
+    state: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """Everything that is remembered for one policy. Start with `State.initial`."""
 
@@ -304,6 +346,7 @@ class State:
     promises: PromiseMemory = PromiseMemory()
     scale: ScaleMemory = ScaleMemory()
     cap: CapMemory = CapMemory()
+    quality: QualityMemory = QualityMemory()
 
     @classmethod
     def initial(cls, now_s: float) -> State:

@@ -1,4 +1,4 @@
-"""Why nothing may be let go now. One argument is enough; the first one is named."""
+"""Why nothing may be let go now, or nothing added. One argument is enough; the first one is named."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from bandkeeper.api.reasons import BandReason, SLOState
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.policy import Policy
-from bandkeeper.decide.promises import agrees_to_less, describe
+from bandkeeper.decide.promises import agrees_to_less, breached, describe, is_wait
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import hold_left_s, waiting_sentence
 from bandkeeper.decide.size import is_futile
 from bandkeeper.decide.state import State
 
 POD_STORE_LIMIT_S = 60.0
+LEAST_GAIN = 0.3  # of proportional: replicas that bring less do not help
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,27 @@ def _agrees(verdict: SLOVerdict, demand: Demand) -> bool:
     if verdict.signal in demand.judged:
         return verdict.state is not SLOState.BREACHED
     return agrees_to_less(verdict)
+
+
+def against_more(scene: Scene, state: State) -> str:
+    """What forbids replicas that the load asks for, as a clause for a person; "" where nothing does.
+
+    More replicas were seen not to help while work waited before and after, or what is full is shared by all of them.
+    A broken promise is a reason to try: it is heard until replicas were seen not to help that very promise.
+    """
+    quality, load = scene.quality, scene.load
+    unmet = [one for one in breached(scene.verdicts) if not is_futile(one, state.promises)]
+    trial = state.quality.trial
+    in_vain = trial is not None and trial.gain < LEAST_GAIN and scene.current >= trial.before and load.queueing
+    if trial is not None and in_vain and all(is_wait(one, load) for one in unmet):
+        return (
+            f"with a queue at both, {trial.after} replicas did more than {trial.before} by only "
+            f"{max(0.0, 100 * trial.gain):.0f}% of what they should"
+        )
+    full = quality.bottleneck
+    if full is not None and full.shared and not unmet:
+        return f"what is full is shared by all replicas ({full.component}: {full.evidence})"
+    return ""
 
 
 def breach_window_s(policy: Policy) -> float:

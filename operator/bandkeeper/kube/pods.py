@@ -5,6 +5,7 @@ What is kept of a container are the whole numbers among its arguments and enviro
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections import defaultdict
@@ -40,6 +41,15 @@ MESSAGE_LENGTH = 256
 MOST_SELECTIONS = 20_000
 
 _EMPTY: Mapping[str, int] = MappingProxyType({})
+_GPU = "nvidia.com/gpu"
+_MIG = re.compile(r"nvidia\.com/mig-(\d)g\.")  # mig-3g.40gb has three of a GPU's seven slices
+_SLICES = 7
+JOB_LABELS = (  # of a job whose pods work together
+    "leaderworkerset.sigs.k8s.io/group-key",
+    "training.kubeflow.org/job-name",
+    "jobset.sigs.k8s.io/jobset-name",
+    "batch.kubernetes.io/job-name",
+)
 _VARIABLE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)(?::?-([^}]*))?\}|(\w+))")
 
 
@@ -61,6 +71,10 @@ class PodRecord:
     ----------
     annotations
         Those whose value is a whole number.
+    gpus
+        GPUs that its containers ask for, a MIG instance as its share of one; None where they ask for none.
+    cpu_limit
+        Cores that its containers may use; None where one has no limit.
     """
 
     namespace: str
@@ -74,6 +88,8 @@ class PodRecord:
     state_since: float
     revision: str | None
     message: str
+    gpus: float | None = None
+    cpu_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +135,8 @@ def trim_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         state_since=_seconds(ready_changed) if ready_changed else created_at,
         revision=next((labels[name] for name in REVISION_LABELS if name in labels), None),
         message=message[:MESSAGE_LENGTH],
+        gpus=_gpus(spec.get("containers") or ()),
+        cpu_limit=_cpu_limit(spec.get("containers") or ()),
     )
 
 
@@ -244,6 +262,9 @@ def view(record: PodRecord, *, now: float, settings: PodSettings) -> Pod:
         capacity=capacity,
         queue_bound=queue_bound,
         message=record.message,
+        gpus=record.gpus,
+        cpu_limit=record.cpu_limit,
+        job=next((record.labels[name] for name in JOB_LABELS if name in record.labels), None),
     )
 
 
@@ -291,6 +312,38 @@ def _fault(container: Mapping[str, Any]) -> str:
         return ""
     times, cause = container["restartCount"], ended.get("reason") or "ended"
     return f"restarted {times} times, the last time after {ran_s:.0f} s ({cause}, exit code {ended.get('exitCode')})"
+
+
+def _gpus(containers: Iterable[Mapping[str, Any]]) -> float | None:
+    """What all of a pod's containers ask for; of an extended resource the limit is the request."""
+    asked = 0.0
+    for container in containers:
+        resources = container.get("resources") or {}
+        for name, text in (resources.get("limits") or resources.get("requests") or {}).items():
+            if name == _GPU:
+                asked += _whole_number(str(text)) or 0
+            elif slices := _MIG.match(name):
+                asked += (_whole_number(str(text)) or 0) * int(slices[1]) / _SLICES
+    return asked or None
+
+
+def _cpu_limit(containers: Iterable[Mapping[str, Any]]) -> float | None:
+    total = 0.0
+    for container in containers:
+        text = ((container.get("resources") or {}).get("limits") or {}).get("cpu")
+        if text is None:
+            return None
+        total += _cores(str(text))
+    return total or None
+
+
+def _cores(text: str) -> float:
+    """A quantity of CPU: the API server has checked it, and writes 500m, 2 or 1500u."""
+    unit = {"m": 1e-3, "u": 1e-6, "n": 1e-9, "k": 1e3}.get(text[-1:], 1.0)
+    try:
+        return float(text.rstrip("munk")) * unit
+    except ValueError:
+        return math.inf
 
 
 def _seconds(timestamp: str) -> float:

@@ -38,10 +38,16 @@ DRIFTING: Mapping[str, frozenset[str] | None] = {
     "conditions": frozenset({"message", "lastTransitionTime"}),
     "coldStart": None,
     "lastDecision": frozenset({"message", "time"}),
+    "quality": frozenset(
+        {
+            *("score", "confidencePercent", "bottleneck", "evidence", "reason", "culprit", "age"),
+            *("measures", "wasted", "advice"),
+        }
+    ),
     "slos": frozenset({"measured", "lowerBound", "upperBound", "attainmentLowPercent", "attainmentHighPercent"}),
     "utilization": None,
 }
-TIMES = frozenset({"lastTransitionTime", "time"})  # that time passes is no news
+TIMES = frozenset({"lastTransitionTime", "time", "age"})  # that time passes is no news
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 Status = Mapping[str, Any]

@@ -11,7 +11,9 @@ from prometheus_client import Gauge
 from bandkeeper.api.conditions import ConditionType, Finding
 from bandkeeper.api.v1alpha1 import Condition, Status
 from bandkeeper.kube.events import EventRecorder, EventType
+from bandkeeper.quality.types import Quality
 from bandkeeper.runtime.metrics import Metrics
+from bandkeeper.runtime.quality import described, gpus_held, spent
 from bandkeeper.runtime.report import batch_of, replicas_of
 from bandkeeper.runtime.tracked import Change, Tracked
 
@@ -28,6 +30,9 @@ _NEWS: Mapping[str, tuple[str, EventType]] = {
 }
 # The ordinary course of things; Undone is told by Ready.
 _QUIET = frozenset({"Pending", "AtMin", "ScaleUpLimit", "ScaleDownLimit", "TerminatingPods", "Undone"})
+_BAD = frozenset({Quality.INEFFICIENT, Quality.OVERLOADED})
+QUALITY_HOLDS_S = 60.0  # so long a class must have stood to be told: an overload may be over sooner
+QUALITY_CHANGED = "QualityChanged"
 _ACTIONS = {"up": "ScaleUp", "down": "ScaleDown", "raised": "RaiseBatchCap", "lowered": "LowerBatchCap"}
 
 
@@ -53,6 +58,54 @@ class Announcer:
             if found.type == ConditionType.METRICS_AVAILABLE and unready:
                 continue  # Ready says it already
             self._transition(tracked, found, first=found.type not in before)
+
+    def judged(self, tracked: Tracked, now_s: float) -> None:
+        """Say that the quality class is another one than was told last.
+
+        Unknown is no class: it begins and ends every outage of counters. The first class after a start is what was
+        there before, and is told only where it wants a person.
+        """
+        found = tracked.decision.quality if tracked.decision else None
+        before = tracked.status.quality
+        if not tracked.told and before is not None and before.class_ != Quality.UNKNOWN:
+            tracked.quality_told = before.class_  # whoever led said it
+        told = tracked.quality_told
+        if found is None or found.quality in (Quality.UNKNOWN, told) or now_s - found.since_s < QUALITY_HOLDS_S:
+            return
+        tracked.quality_told = found.quality.value
+        bad = found.quality in _BAD
+        if not told and not bad:
+            return
+        ref = tracked.managed.ref
+        change = f"Quality {told} -> {found.quality}" if told else f"Quality is {found.quality}"
+        note = f"{change}. {' '.join(described(found))}".rstrip()
+        kind: EventType = "Warning" if bad else "Normal"
+        self._events.record(ref, type=kind, reason=QUALITY_CHANGED, action="Judge", note=note)
+        logger.log(
+            logging.WARNING if bad else logging.INFO,
+            "quality",
+            extra={
+                "policy": f"{ref.namespace}/{ref.name}",
+                "from_class": told,
+                "class": found.quality.value,
+                "score": None if found.score is None else round(found.score),
+                "why": note,
+            },
+        )
+
+    def meter(self, tracked: Tracked, now_s: float) -> None:
+        """Count the GPU time since the last look, and what of it was wasted."""
+        found, metrics, key = spent(tracked, now_s), self._metrics, tracked.managed.key
+        if found is None:
+            return
+        metrics.gpu_seconds.labels(*key, str(found.judged).lower()).inc(found.gpu_s)
+        for cause, wasted_s in found.wasted_s:
+            metrics.wasted_gpu_seconds.labels(*key, cause).inc(wasted_s)
+        if found.price is None:
+            return
+        metrics.gpu_cost.labels(*key, found.price.currency).inc(found.cost(found.gpu_s) or 0.0)
+        for cause, wasted_s in found.wasted_s:
+            metrics.wasted_gpu_cost.labels(*key, cause, found.price.currency).inc(found.cost(wasted_s) or 0.0)
 
     def _changed(self, tracked: Tracked, change: Change) -> None:
         decision, ref = change.decision, tracked.managed.ref
@@ -111,6 +164,18 @@ class Announcer:
             yield metrics.band_high, (), policy.band.high
         if decision:
             yield metrics.utilization, (), decision.utilization
+            yield metrics.gpus, (), gpus_held(tracked)
+        if decision and (quality := decision.quality):
+            yield metrics.quality_class, (quality.quality.value,), 1.0
+            yield metrics.quality_score, (), quality.score
+            yield metrics.quality_confidence, (), quality.confidence
+            for measure in quality.measures:
+                yield metrics.quality_measure, (measure.name, measure.unit), measure.value
+            if quality.bottleneck:
+                yield metrics.quality_bottleneck, (quality.bottleneck.component.value,), 1.0
+            if quality.waste:
+                yield metrics.wasted_share, ("idle_held",), quality.waste.idle
+                yield metrics.wasted_share, ("below_possible",), quality.waste.below
         for verdict in decision.slos if decision else ():
             if verdict.percentile is not None:
                 labels = verdict.signal.value, str(verdict.percentile)

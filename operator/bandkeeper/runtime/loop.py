@@ -493,7 +493,11 @@ class ControlLoop:
         seen = findings(tracked)
         self._announcer.measure(tracked, seen)
         if held:
+            self._announcer.judged(tracked, self._clock())
+            self._announcer.meter(tracked, self._clock())
             self._tell(tracked, seen)
+        else:
+            tracked.metered_s = None
         tracked.told, tracked.reported = held, tracked.managed
 
     def _tell(self, tracked: Tracked, seen: Sequence[Finding]) -> None:

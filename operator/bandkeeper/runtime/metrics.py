@@ -33,6 +33,47 @@ class Metrics:
             "signal",
             "percentile",
         )
+        self.quality_class = self._gauge(
+            "quality_class",
+            "1 for the class that the GPUs' use has now, Unknown included; the others are absent.",
+            "class",
+        )
+        self.quality_score = self._gauge(
+            "quality_score", "How good the use of the GPUs is, 0 to 100; absent if Unknown."
+        )
+        self.quality_confidence = self._gauge("quality_confidence_ratio", "How sure the class is.")
+        self.quality_measure = self._gauge(
+            "quality_measure", "A measure of how the GPUs are used, in its unit.", "measure", "unit"
+        )
+        self.quality_bottleneck = self._gauge(
+            "quality_bottleneck", "1 for what of the GPUs is fullest; the others are absent.", "component"
+        )
+        self.gpus = self._gauge("gpus", "GPUs that the ready pods hold, a MIG instance as its share of one.")
+        self.wasted_share = self._gauge("wasted_gpu_ratio", "Share of the held GPU time that is wasted now.", "cause")
+        self.gpu_seconds = Counter(
+            "bandkeeper_gpu_seconds_total",
+            "GPU time held by ready pods; judged where the counters told what it was worth. Counted by the leader.",
+            (*_POLICY, "judged"),
+            registry=self.registry,
+        )
+        self.wasted_gpu_seconds = Counter(
+            "bandkeeper_wasted_gpu_seconds_total",
+            "GPU time held while nothing ran (idle_held), or busy below what was possible. Counted by the leader.",
+            (*_POLICY, "cause"),
+            registry=self.registry,
+        )
+        self.gpu_cost = Counter(
+            "bandkeeper_gpu_cost_total",
+            "What the GPU time cost, where spec.cost gives a price. Counted by the leader.",
+            (*_POLICY, "currency"),
+            registry=self.registry,
+        )
+        self.wasted_gpu_cost = Counter(
+            "bandkeeper_wasted_gpu_cost_total",
+            "What the wasted GPU time cost, where spec.cost gives a price. Counted by the leader.",
+            (*_POLICY, "cause", "currency"),
+            registry=self.registry,
+        )
         self.condition = self._gauge("policy_condition", "1 True, 0 False, -1 Unknown.", "type")
         self.scalings = Counter(
             "bandkeeper_scalings_total",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -77,6 +77,9 @@ class Interpreter:
         self._settings = settings
         self._collector = collector
         self._enabled = _enabled_adapters(settings)
+        self._peaks = settings.quality.peaks
+        bounds, rate_window_s = settings.quality.bounds, settings.prometheus.rate_window
+        self._bounds = replace(bounds, window_s=max(bounds.window_s, rate_window_s))  # rates are of no shorter time
         self._known: dict[Key, tuple[tuple[Any, ...], Managed]] = {}
 
     def read(self, raw: Mapping[str, Any]) -> Managed:
@@ -122,6 +125,8 @@ class Interpreter:
             expected_delay_s=adapter.expected_delay_s if adapter else 0.0,
             restart_hold_s=self._settings.restart_hold,
             rate_window_s=self._settings.prometheus.rate_window,
+            quality=self._bounds,
+            peaks=self._peaks,
         )
         return Managed(
             **base,

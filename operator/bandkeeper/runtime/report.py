@@ -15,6 +15,7 @@ from bandkeeper.api.reasons import BandReason, LimitReason, SLOState
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.decide.decision import Decision, MetricsState, SLOVerdict
 from bandkeeper.kube.discovery import TargetProblem
+from bandkeeper.runtime.quality import quality_of
 from bandkeeper.runtime.tracked import Change, Tracked
 
 FIRST_SCRAPE_S = 60.0  # the longest usual scrape interval
@@ -61,6 +62,7 @@ def news_of(tracked: Tracked, seen: Iterable[Finding]) -> tuple[object, ...]:
         replicas_of(tracked),
         batch_of(tracked),
         (decision.reason, decision.replicas, decision.cap, [slo.state for slo in decision.slos]) if decision else None,
+        decision.quality.quality if decision and decision.quality else None,
     )
 
 
@@ -74,6 +76,7 @@ def status_of(tracked: Tracked, seen: Iterable[Finding], *, wall_s: float) -> v1
         batch=batch_of(tracked),
         utilization=_utilization(decision),
         slos=[_slo(verdict) for verdict in decision.slos] if decision else [],
+        quality=quality_of(tracked),
         effective=managed.effective,
         last_decision=_last(decision, old.last_decision, wall_s) if decision else old.last_decision,
         history=_history(tracked.changes, old.history, wall_s),

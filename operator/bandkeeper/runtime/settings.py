@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from bandkeeper.api import durations
+from bandkeeper.quality.peaks import Table, table
+from bandkeeper.quality.types import Thresholds
 from bandkeeper.signals.prometheus import url_problem
 
 
@@ -139,6 +152,49 @@ class Adapters(_Model):
     pod_template: bool = False
 
 
+def _bound(name: str, default: Any) -> Any:
+    """One bound of quality as a setting: a time is written as a duration, under its name without the unit."""
+    if name.endswith("_s"):
+        return Seconds, Field(default=default, alias=to_camel(name.removesuffix("_s")))
+    return Annotated[float, Field(gt=0)], Field(default=default)
+
+
+_FIELDS: dict[str, Any] = {each.name: _bound(each.name, each.default) for each in fields(Thresholds)}
+_Bounds = create_model("_Bounds", __base__=_Model, **_FIELDS)
+
+
+class Quality(_Model):
+    """How the quality of utilisation is judged.
+
+    Attributes
+    ----------
+    thresholds
+        Bounds that replace the built-in ones (docs/quality.md names them), such as `{poorUpper: 0.3, settle: 2m}`.
+    gpus
+        GPUs that the built-in table of peaks does not know, by product name, such as
+        `RTX A6000: {teraflops: 154.8, terabytesPerSecond: 0.768, watts: 300}`.
+    """
+
+    thresholds: _Bounds = Field(default_factory=_Bounds)
+    gpus: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    @field_validator("gpus")
+    @classmethod
+    def _known(cls, added: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        table(added)
+        return added
+
+    @property
+    def bounds(self) -> Thresholds:
+        """The bounds in force."""
+        return Thresholds(**self.thresholds.model_dump())
+
+    @property
+    def peaks(self) -> Table:
+        """The built-in peaks and those that were added."""
+        return table(self.gpus)
+
+
 class Settings(_Model):
     """Everything that is set once for the whole operator.
 
@@ -164,6 +220,7 @@ class Settings(_Model):
     lease: Lease = Field(default_factory=Lease)
     prometheus: Prometheus
     adapters: Adapters = Field(default_factory=Adapters)
+    quality: Quality = Field(default_factory=Quality)
 
     @property
     def address(self) -> tuple[str, int]:

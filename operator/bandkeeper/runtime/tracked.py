@@ -102,6 +102,10 @@ class Tracked:
         The batch cap last written, so that a change of it is said once.
     changes
         Moves since the last report.
+    quality_told
+        The quality class that was told last, so that a change of it is said once; "" before any was known.
+    metered_s
+        Until when the GPU time is accounted for; None where another process does it.
     """
 
     managed: Managed
@@ -136,6 +140,8 @@ class Tracked:
     rights_due_s: float = -math.inf
     cap_written: int | None = None
     changes: list[Change] = field(default_factory=list)
+    quality_told: str = ""
+    metered_s: float | None = None
 
     @classmethod
     def begin(cls, managed: Managed, now_s: float) -> Tracked:

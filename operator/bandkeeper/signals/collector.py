@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import operator
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import GapReason
+from bandkeeper.api.snapshot import GapReason, GPUs
 from bandkeeper.signals import plan, promql
 from bandkeeper.signals.answer import Answer
-from bandkeeper.signals.observe import TOTAL, Ages, Builder, Trouble
+from bandkeeper.signals.observe import TOTAL, Ages, Builder, Told, Trouble
 from bandkeeper.signals.plan import Cohort, Job, Shard
 from bandkeeper.signals.prometheus import ErrorKind, PrometheusError, PrometheusServer
-from bandkeeper.signals.promql import ROW, SUM_EDGE
-from bandkeeper.signals.servers import SelectionError, Servers
+from bandkeeper.signals.promql import CROWDED, EXPORTER, INSTANCES, MODELS, ROW, SHARED, SUM_EDGE, Scope
+from bandkeeper.signals.servers import Lane, SelectionError, Servers
 from bandkeeper.signals.sources import Clock, Labels, Read, Source
 from bandkeeper.signals.want import LatencyWant, Observations, Want
 
@@ -27,13 +28,19 @@ _log = logging.getLogger(__name__)
 
 SUMMARY_WINDOW_S = 60.0  # prometheus-cpp's sliding window, which Triton's summaries use
 GPU_EVERY_S = 25.0  # dcgm-exporter collects every 30 s; a little less, so that every second tick of 15 s asks
+ASIDE_EVERY_S = 55.0  # what explains a GPU's work: every fourth tick of 15 s asks
+ASIDE_WAIT_S = 0.5  # a policy whose own answers are in waits so long for these, then goes without the new ones
+_ASIDE_KEPT_S = 300.0
 _EDGES_ABOVE_THRESHOLD = 4.0
 _WANTS_PER_TURN = 64
 _REFUSED = frozenset({ErrorKind.UNAUTHORIZED, ErrorKind.BAD_QUERY, ErrorKind.TOO_LARGE})
 
 T = TypeVar("T")
 _Pods = dict[str, dict[str, float]]
+_Exporters = dict[str, _Pods]  # by the exporter's name, "" where there is but one
+_GPUs = dict[str, dict[str, dict[str, GPUs]]]  # exporter -> namespace -> pod
 _RowKey = tuple[str, str]
+_Level = tuple[Signal, Source, tuple[Told, ...] | Trouble, float]  # with the window of its rate
 _Rows = dict[_RowKey, dict[float, float]]
 
 
@@ -91,7 +98,8 @@ class _Result:
     """A job's answer, or why it is no data."""
 
     trouble: Trouble | None = None
-    pods: _Pods = field(default_factory=dict)
+    pods: _Exporters = field(default_factory=dict)
+    gpus: _GPUs = field(default_factory=dict)
     rows: _Rows = field(default_factory=dict)
     answer: Answer = field(default_factory=lambda: Answer(()))
 
@@ -101,7 +109,40 @@ class _Asked:
     """What a query about GPUs gave, and when it was asked."""
 
     at_s: float
-    pods: _Pods
+    pods: _Exporters
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What an answer that was asked for aside is remembered under."""
+
+    server: PrometheusServer
+    scope: Scope
+    what: Source | Clock
+    window_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was last told aside, when it was asked for, and the ages of that moment; or why it could not be told."""
+
+    at_s: float
+    values: _Result
+    ages: _Result
+
+    @property
+    def trouble(self) -> Trouble | None:
+        return self.values.trouble
+
+
+@dataclass(frozen=True, slots=True)
+class _Explained:
+    """What one policy's answers aside came to, of which pods and answers, and when."""
+
+    at_s: float
+    pods: tuple[str, ...]
+    answers: tuple[_Known | None, ...]
+    found: Builder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,19 +170,30 @@ class Collector:
         self._labels = Labels(settings.namespace_label, settings.pod_label)
         self._edges: dict[tuple[PrometheusServer, str], dict[_RowKey, _Edges]] = defaultdict(dict)
         self._gpus: dict[tuple[PrometheusServer, str], _Asked] = {}
+        self._aside: dict[_Question, _Known] = {}
+        self._asking: dict[_Question, asyncio.Task[None]] = {}
+        self._explained: dict[str, _Explained] = {}
 
     async def collect(self, wants: Sequence[Want], now_s: float) -> dict[str, Observations]:
         """Observations by the wants' keys. Never raises for a bad policy or a dead server: those give gaps.
 
         `now_s` is any clock in seconds that only grows; ages are measured on Prometheus' own clock.
         """
-        return {key: observations async for key, observations in self.stream(wants, now_s)}
+        stream = self.stream(wants, now_s, aside_wait_s=None)
+        return {key: observations async for key, observations in stream}
 
-    async def stream(self, wants: Sequence[Want], now_s: float) -> AsyncIterator[tuple[str, Observations]]:
-        """Like `collect`, each policy as soon as its own answers are in: a server that hangs delays only its own."""
+    async def stream(
+        self, wants: Sequence[Want], now_s: float, *, aside_wait_s: float | None = ASIDE_WAIT_S
+    ) -> AsyncIterator[tuple[str, Observations]]:
+        """Like `collect`, each policy as soon as its own answers are in: a server that hangs delays only its own.
+
+        What is asked for aside is waited for only so long, and found in the next collection then; None waits for all.
+        """
         self.last = stats = CollectStats()
         started_s = time.monotonic()
         self._gpus = {key: known for key, known in self._gpus.items() if 0 <= now_s - known.at_s < GPU_EVERY_S}
+        for question in [key for key, one in self._aside.items() if not 0 <= now_s - one.at_s < _ASIDE_KEPT_S]:
+            del self._aside[question]
         asked: list[tuple[PrometheusServer, Want]] = []
         for want in wants:
             try:
@@ -153,7 +205,10 @@ class Collector:
                 asked.append((server, want))
             else:
                 yield want.key, _nothing(want, Trouble(GapReason.ABSENT, f"no pod of {want.workload} is ready"))
-        run = _Run(self, asked, stats, now_s)
+        keys = {want.key for want in wants}
+        for key in [key for key in self._explained if key not in keys]:
+            del self._explained[key]
+        run = _Run(self, asked, stats, now_s, aside_wait_s)
         try:
             async for found in run.observations():
                 yield found
@@ -164,6 +219,8 @@ class Collector:
 
     def close(self) -> None:
         """Close all connections."""
+        for task in self._asking.values():
+            task.cancel()
         self._servers.close()
 
 
@@ -171,12 +228,22 @@ class _Run:
     """One collection."""
 
     def __init__(
-        self, collector: Collector, asked: Iterable[tuple[PrometheusServer, Want]], stats: CollectStats, now_s: float
+        self,
+        collector: Collector,
+        asked: Iterable[tuple[PrometheusServer, Want]],
+        stats: CollectStats,
+        now_s: float,
+        aside_wait_s: float | None,
     ) -> None:
         self._settings = settings = collector.settings
         self._servers = collector._servers
         self._known_edges = collector._edges
         self._known_gpus = collector._gpus
+        self._aside = collector._aside
+        self._asking = collector._asking
+        self._explained = collector._explained
+        self._aside_wait_s = aside_wait_s
+        self._questions: dict[plan.Aside, list[tuple[Signal, Source, _Question, float]]] = {}
         self._labels = collector._labels
         self._stats = stats
         self._now_s = now_s
@@ -204,6 +271,8 @@ class _Run:
         for job in sorted(jobs, key=lambda job: job.own):  # what policies share goes first
             self._tasks[job] = asyncio.create_task(self._do(job))
             await asyncio.sleep(0)  # long texts take their time to write
+        for aside in dict.fromkeys(cohort.aside for cohort in self._cohorts):
+            self._ask_aside(aside)
         for ready in asyncio.as_completed([self._answered(cohort) for cohort in self._cohorts]):
             cohort = await ready
             fill = self._filling(cohort)
@@ -218,6 +287,9 @@ class _Run:
 
     async def _answered(self, cohort: Cohort) -> Cohort:
         await asyncio.gather(*{self._tasks[job] for job in cohort.jobs()})
+        asking = {self._asking[key] for _, _, key, _ in self._questions[cohort.aside] if key in self._asking}
+        if asking:
+            await asyncio.wait(asking, timeout=self._aside_wait_s)
         return cohort
 
     def _note_histograms(self, cohort: Cohort) -> None:
@@ -234,30 +306,74 @@ class _Run:
 
     async def _do(self, job: Job) -> _Result:
         shard = self._shards[job.shard]
-        try:
-            if isinstance(job.what, str):
-                return _Result(answer=await self._ask(shard.server, job.what, Answer.whole, own=True))
-            if isinstance(job.what, Clock):
-                return _Result(pods=await self._pods(job, job.what, promql.ages(job.what, shard.scope)))
-            if job.what.read is Read.HISTOGRAM:
-                return await self._histogram(job, job.what, shard)
-            if job.what.read is Read.SUMMARY:
-                query = promql.quantiles(job.what.any_of[0].metrics[0], shard.scope)
-                return _Result(
-                    rows=await self._ask(shard.server, query, lambda answer: self._by_row(answer, "quantile", 100.0))
-                )
-            query = promql.values(job.what, shard.scope, job.window_s)
-            return _Result(pods=await self._pods(job, job.what.clock, query))
-        except PrometheusError as error:
-            reason = GapReason.REFUSED if error.kind in _REFUSED else GapReason.UNREACHABLE
-            return _Result(trouble=Trouble(reason, str(error)))
-        except _PartialError as error:
-            return _Result(trouble=Trouble(GapReason.PARTIAL, str(error)))
-        except Exception as error:  # one policy's odd answer must not cost the others theirs
-            _log.exception("query failed in an unforeseen way")
-            return _Result(trouble=Trouble(GapReason.UNREACHABLE, f"{shard.server}: unforeseen {error!r}: see the log"))
+        return await _result(self._answer(job, shard))
 
-    async def _ask(self, server: PrometheusServer, query: str, take: Callable[[Answer], T], *, own: bool = False) -> T:
+    async def _answer(self, job: Job, shard: Shard) -> _Result:
+        if isinstance(job.what, str):
+            return _Result(answer=await self._ask(shard.server, job.what, Answer.whole, Lane.OWN))
+        if isinstance(job.what, Clock):
+            return _Result(pods=await self._pods(job, job.what, promql.ages(job.what, shard.scope)))
+        if job.what.read is Read.HISTOGRAM:
+            return await self._histogram(job, job.what, shard)
+        if job.what.read is Read.SUMMARY:
+            query = promql.quantiles(job.what.any_of[0].metrics[0], shard.scope)
+            return _Result(
+                rows=await self._ask(shard.server, query, lambda answer: self._by_row(answer, "quantile", 100.0))
+            )
+        query = promql.values(job.what, shard.scope, job.window_s)
+        return _Result(pods=await self._pods(job, job.what.clock, query))
+
+    def _ask_aside(self, aside: plan.Aside) -> None:
+        """Asks for what is not known lately and not being asked for already. It outlasts this collection if need be."""
+        shard = self._shards[aside.shard]
+        clocks: dict[Clock, asyncio.Task[_Result]] = {}
+        self._questions[aside] = questions = [
+            (signal, source, _Question(shard.server, shard.scope, source, window_s), window_s)
+            for signal, source, window_s in aside.sources
+        ]
+        for _, source, question, _ in questions:
+            known = self._aside.get(question)
+            fresh = known and not known.trouble and self._now_s - known.at_s < ASIDE_EVERY_S
+            if fresh or question in self._asking:
+                continue
+            clock = source.clock
+            if clock not in clocks:
+                ages = _Question(shard.server, shard.scope, clock)
+                clocks[clock] = asyncio.create_task(_result(self._told_aside(ages, clock)))
+            task = asyncio.create_task(self._learn_aside(question, source, clocks[clock]))
+            self._asking[question] = task
+            task.add_done_callback(self._forgetter(question))
+
+    def _forgetter(self, question: _Question) -> Callable[[asyncio.Task[None]], object]:
+        return lambda _: self._asking.pop(question, None)
+
+    async def _learn_aside(self, question: _Question, source: Source, clock: asyncio.Task[_Result]) -> None:
+        """Values with the ages of the same moment: a value is never taken for younger than it is."""
+        ages = await clock
+        values = ages if ages.trouble else await _result(self._told_aside(question, source))
+        if not values.trouble or question not in self._aside:
+            self._aside[question] = _Known(self._now_s, values, ages)
+
+    async def _told_aside(self, question: _Question, what: Source | Clock) -> _Result:
+        server, scope = question.server, question.scope
+        if isinstance(what, Clock):
+            query = promql.ages(what, scope)
+            return _Result(
+                pods=await self._ask(server, query, lambda answer: self._by_pod(answer, what, ages=True), Lane.ASIDE)
+            )
+        if what.read is Read.DEVICES:
+            query = promql.devices(what, scope)
+            return _Result(
+                gpus=await self._ask(server, query, lambda answer: self._by_gpus(answer, what.clock), Lane.ASIDE)
+            )
+        query = promql.values(what, scope, question.window_s)
+        return _Result(
+            pods=await self._ask(server, query, lambda answer: self._by_pod(answer, what.clock, ages=False), Lane.ASIDE)
+        )
+
+    async def _ask(
+        self, server: PrometheusServer, query: str, take: Callable[[Answer], T], lane: Lane = Lane.SHARED
+    ) -> T:
         """What `take` makes of the answer, in the reader's thread: there it holds up nobody."""
 
         def taken(answer: Answer) -> T:
@@ -268,14 +384,15 @@ class _Run:
             return take(answer)
 
         self._stats.queries += 1
-        own = own or not self._servers.is_named(server)
+        if lane is Lane.SHARED and not self._servers.is_named(server):
+            lane = Lane.OWN
         try:
-            return await self._servers.reader(server, own=own).read(query, taken)
+            return await self._servers.reader(server, lane).read(query, taken)
         except (PrometheusError, _PartialError):
             self._stats.failures += 1
             raise
 
-    async def _pods(self, job: Job, clock: Clock, query: str) -> _Pods:
+    async def _pods(self, job: Job, clock: Clock, query: str) -> _Exporters:
         """Values, or ages, of each pod. Those of GPUs are asked for seldom: more often they are no news."""
         shard, ages = self._shards[job.shard], isinstance(job.what, Clock)
         known = self._gpus_of(shard.server, query, promql.ages(clock, shard.scope)) if clock.gpu else None
@@ -287,7 +404,10 @@ class _Run:
         since_s = self._now_s - known.at_s
         if not ages or not since_s:
             return known.pods
-        return {space: {pod: age_s + since_s for pod, age_s in of.items()} for space, of in known.pods.items()}
+        return {
+            exporter: {space: {pod: age_s + since_s for pod, age_s in of.items()} for space, of in table.items()}
+            for exporter, table in known.pods.items()
+        }
 
     def _gpus_of(self, server: PrometheusServer, query: str, ages: str) -> _Asked | None:
         """What a query about GPUs gave a short while ago, if its ages were asked for at the same moment."""
@@ -336,15 +456,37 @@ class _Run:
 
     # Tables of answers.
 
-    def _by_pod(self, answer: Answer, clock: Clock, *, ages: bool) -> _Pods:
-        table: _Pods = defaultdict(dict)
+    def _by_pod(self, answer: Answer, clock: Clock, *, ages: bool) -> _Exporters:
+        tables: _Exporters = defaultdict(lambda: defaultdict(dict))
         names = [(labels.namespace, labels.pod) for labels in promql.habits(clock, self._labels)]
         for labels, value, at_s in answer.samples:
             for namespace, pod in names:
                 if pod in labels:
+                    table = tables[labels.get(EXPORTER, "")]
                     table[labels.get(namespace, "")][labels[pod]] = at_s - value if ages else value
                     break
-        return table
+        return tables
+
+    def _by_gpus(self, answer: Answer, clock: Clock) -> _GPUs:
+        tables: _GPUs = defaultdict(lambda: defaultdict(dict))
+        models: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+        names = [(labels.namespace, labels.pod) for labels in promql.habits(clock, self._labels)]
+        for labels, value, _ in answer.samples:
+            for way in names:
+                if way[1] in labels:
+                    break
+            else:
+                continue
+            place = exporter, namespace, pod = labels.get(EXPORTER, ""), labels.get(way[0], ""), labels[way[1]]
+            known = tables[exporter][namespace].get(pod, GPUs(count=0))
+            models[place].update(labels[name] for name in MODELS if labels.get(name))
+            tables[exporter][namespace][pod] = GPUs(
+                model=next(iter(models[place])) if len(models[place]) == 1 else None,
+                count=known.count + (0 if CROWDED in labels else round(value)),
+                mig=known.mig or any(labels.get(name) for name in INSTANCES),
+                shared=known.shared or CROWDED in labels or labels.get(SHARED) == "true",
+            )
+        return tables
 
     def _by_row(self, answer: Answer, label: str, scale: float) -> _Rows:
         """Rows by the number in `label`; several spellings of one number are added up."""
@@ -389,8 +531,14 @@ class _Run:
         """What turns one want of an answered cohort into its observations."""
         results = {job: self._tasks[job].result() for job in cohort.jobs()}
         levels = [
-            (signal, source, results[job], self._ages(source, results[clock]), job.window_s)
+            (signal, source, self._told(source, results[job], results[clock]), job.window_s)
             for signal, source, job, clock in cohort.levels
+        ]
+        questions = self._questions[cohort.aside]
+        answers = tuple(self._aside.get(question) for _, _, question, _ in questions)
+        aside = [
+            (signal, source, self._known(source, known), window_s)
+            for (signal, source, _, window_s), known in zip(questions, answers, strict=True)
         ]
         latencies = [
             (position, source, results[job], self._ages(source, results[clock]))
@@ -405,11 +553,8 @@ class _Run:
             builder = Builder(want)
             for signal, trouble in cohort.troubles:
                 builder.trouble(signal, trouble)
-            for signal, source, result, ages, window_s in levels:
-                if failed := result.trouble or ages.trouble:
-                    builder.trouble(signal, failed)
-                else:
-                    builder.level(signal, source, result.pods, ages, window_s)
+            _fill_levels(builder, levels)
+            self._explain(builder, aside, answers)
             for position, source, result, ages in latencies:
                 latency = want.latencies[position]
                 if failed := result.trouble or ages.trouble:
@@ -426,15 +571,78 @@ class _Run:
 
         return fill
 
+    def _explain(self, builder: Builder, aside: Sequence[_Level], answers: tuple[_Known | None, ...]) -> None:
+        """Adds what was asked aside, worked out anew only where it has changed."""
+        want = builder.want
+        before = self._explained.get(want.key)
+        since_s = self._now_s - before.at_s if before else 0.0
+        same = (
+            before is not None
+            and before.pods == want.pods
+            and len(before.answers) == len(answers)
+            and all(map(operator.is_, before.answers, answers))
+            and 0.0 <= since_s <= before.found.fresh_s
+        )
+        if before is not None and same:
+            builder.take(before.found, since_s)
+            return
+        found = Builder(want)
+        _fill_levels(found, aside)
+        builder.take(found, 0.0)
+        if found.gaps:
+            self._explained.pop(want.key, None)  # a gap's sentence can tell an age
+        else:
+            self._explained[want.key] = _Explained(self._now_s, want.pods, answers, found)
+
     def _ages(self, source: Source, timed: _Result) -> Ages:
         limit_s = self._settings.gpu_stale_after_s if source.clock.gpu else self._settings.stale_after_s
-        return Ages(source.clock, timed.pods, limit_s, timed.trouble)
+        return Ages(source.clock, timed.pods.get("", {}), limit_s, timed.trouble)
+
+    def _told(self, source: Source, values: _Result, ages: _Result, since_s: float = 0.0) -> tuple[Told, ...] | Trouble:
+        """What each exporter tells, in the order in which they count."""
+        if failed := values.trouble or ages.trouble:
+            return failed
+        limit_s = self._settings.gpu_stale_after_s if source.clock.gpu else self._settings.stale_after_s
+        limit_s += ASIDE_EVERY_S if source.aside else 0.0
+        ranked = dict.fromkeys([*(exporter.name for exporter in source.clock.told_by), *values.pods, *ages.pods])
+        return tuple(
+            Told(
+                exporter=name,
+                values=values.pods.get(name, {}),
+                gpus=values.gpus.get(name, {}),
+                ages=Ages(source.clock, ages.pods.get(name, {}), limit_s, since_s=since_s),
+            )
+            for name in ranked
+            if name in values.pods or name in values.gpus or name in ages.pods
+        )
+
+    def _known(self, source: Source, known: _Known | None) -> tuple[Told, ...] | Trouble:
+        if known is None:
+            return _STILL_ASKED
+        return self._told(source, known.values, known.ages, self._now_s - known.at_s)
 
     def _forget_edges(self, shard: int, source: Source, want: Want, rows: tuple[str, ...]) -> None:
         for series in source.any_of:
             known = self._known_edges[self._shards[shard].server, series.metrics[0]]
             for row in rows:
                 known.pop((want.namespace, row), None)
+
+
+_STILL_ASKED = Trouble(GapReason.ABSENT, "Prometheus has not answered yet: the next collection has it")
+
+
+async def _result(asking: Awaitable[_Result]) -> _Result:
+    """The answer, or why it is no data."""
+    try:
+        return await asking
+    except PrometheusError as error:
+        reason = GapReason.REFUSED if error.kind in _REFUSED else GapReason.UNREACHABLE
+        return _Result(trouble=Trouble(reason, str(error)))
+    except _PartialError as error:
+        return _Result(trouble=Trouble(GapReason.PARTIAL, str(error)))
+    except Exception as error:  # one policy's odd answer must not cost the others theirs
+        _log.exception("query failed in an unforeseen way")
+        return _Result(trouble=Trouble(GapReason.UNREACHABLE, f"unforeseen {error!r}: see the log"))
 
 
 class _PartialError(Exception):
@@ -472,6 +680,16 @@ def _nothing(want: Want, trouble: Trouble) -> Observations:
     return _observations(builder)
 
 
+def _fill_levels(builder: Builder, levels: Sequence[_Level]) -> None:
+    for signal, source, told, window_s in levels:
+        if isinstance(told, Trouble):
+            builder.trouble(signal, told)
+        elif source.read is Read.DEVICES:
+            builder.devices(signal, told)
+        else:
+            builder.level_of_any(signal, source, told, window_s)
+
+
 def _fill_own_level(builder: Builder, signal: Signal, result: _Result) -> None:
     if result.trouble:
         builder.trouble(signal, _of_query(signal, result.trouble))
@@ -491,9 +709,11 @@ def _of_query(signal: str, trouble: Trouble) -> Trouble:
 
 
 def _observations(builder: Builder) -> Observations:
+    builder.name_sources()
     return Observations(
         by_pod=builder.by_pod,
         totals=builder.totals,
         distributions=builder.distributions,
         gaps=tuple(builder.gaps),
+        gpus=builder.gpus,
     )

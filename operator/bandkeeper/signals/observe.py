@@ -6,11 +6,11 @@ Pure. Missing data stays missing: nothing here turns it into a number.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from bandkeeper.api.signals import CATALOGUE, Signal
-from bandkeeper.api.snapshot import Distribution, Gap, GapReason, Reading
+from bandkeeper.api.snapshot import Distribution, Gap, GapReason, GPUs, Reading
 from bandkeeper.signals.answer import Answer
 from bandkeeper.signals.sources import Clock, Read, Source
 from bandkeeper.signals.want import LatencyWant, Want
@@ -18,10 +18,13 @@ from bandkeeper.signals.want import LatencyWant, Want
 ABSURD = 1e15
 TOTAL = -math.inf  # the edge at which a row of buckets holds the sum of what was observed
 _RATIO_MOST = 1.5  # counters of hardware overshoot a little; a percentage overshoots a lot
+_MOST = {"ratio": _RATIO_MOST, "FLOP": 1e18}  # a GPU has more than 1e15 FLOP/s
+_SHARES_OF_TIME = frozenset({Signal.POWER_THROTTLED, Signal.THERMAL_THROTTLED})
 _PODS_NAMED = 3
 _DIP = 1e-6  # relative: extrapolation rounds each edge by itself
 
 PodTable = Mapping[str, Mapping[str, float]]  # namespace -> pod -> value
+GPUTable = Mapping[str, Mapping[str, GPUs]]  # namespace -> pod -> its GPUs
 RowTable = Mapping[tuple[str, str], Mapping[float, float]]  # (namespace, row) -> edge -> count, or percentile -> value
 
 
@@ -35,26 +38,75 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Ages:
-    """Age of each pod's samples of one exporter in seconds, and the age that is too old."""
+    """Age of each pod's samples of one exporter in seconds, `since_s` ago, and the age that is too old."""
 
     clock: Clock
     by_pod: PodTable
     limit_s: float
     trouble: Trouble | None = None
+    since_s: float = 0.0
 
     def of(self, want: Want) -> Mapping[str, float]:
-        return self.by_pod.get(want.namespace, {})
+        ages = self.by_pod.get(want.namespace, {})
+        return {pod: ages[pod] + self.since_s for pod in want.pods if pod in ages} if self.since_s else ages
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one of several exporters tells of a signal: its values, or the GPUs behind its series."""
+
+    exporter: str
+    values: PodTable
+    ages: Ages
+    gpus: GPUTable = field(default_factory=dict)
+
+
+class Aged(Mapping[str, Reading]):
+    """Values with the ages that they had `since_s` ago, each a reading of now when it is looked at.
+
+    Plain numbers, because what is kept from tick to tick for thousands of pods must not weigh on the collector of
+    garbage.
+    """
+
+    __slots__ = ("_ages_s", "_since_s", "_values")
+
+    def __init__(self, values: Mapping[str, float], ages_s: Mapping[str, float], since_s: float = 0.0) -> None:
+        self._values, self._ages_s, self._since_s = values, ages_s, since_s
+
+    def __getitem__(self, pod: str) -> Reading:
+        return Reading(self._values[pod], self._ages_s[pod] + self._since_s)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def items(self) -> ItemsView[str, Reading]:
+        """All at once: twice as fast as one by one."""
+        ages_s, since_s = self._ages_s, self._since_s
+        return {pod: Reading(value, ages_s[pod] + since_s) for pod, value in self._values.items()}.items()
+
+    def older(self, since_s: float) -> Aged:
+        return Aged(self._values, self._ages_s, self._since_s + since_s)
 
 
 @dataclass(slots=True)
 class Builder:
-    """Collects one policy's observations signal by signal."""
+    """Collects one policy's observations signal by signal.
+
+    `fresh_s` is how long none of what was found can become stale.
+    """
 
     want: Want
     by_pod: dict[Signal, Mapping[str, Reading]] = field(default_factory=dict)
     totals: dict[Signal, Reading] = field(default_factory=dict)
     distributions: dict[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
+    gpus: dict[str, GPUs] = field(default_factory=dict)
+    fresh_s: float = math.inf
+    _used: dict[str, set[str]] = field(default_factory=dict)
+    _aged: dict[tuple[int, float], Mapping[str, float]] = field(default_factory=dict)
 
     def gap(self, signal: Signal, reason: GapReason, detail: str, pods: Sequence[str] = ()) -> None:
         self.gaps.append(Gap(signal=signal, reason=reason, detail=detail, pods=tuple(pods[:_PODS_NAMED])))
@@ -64,36 +116,133 @@ class Builder:
 
     def level(self, signal: Signal, source: Source, values: PodTable, ages: Ages, window_s: float) -> None:
         """A gauge or a rate of each ready pod."""
-        of_pod, age_of_pod = values.get(self.want.namespace, {}), ages.of(self.want)
+        self.level_of_any(signal, source, (Told("", values, ages),), window_s)
+
+    def level_of_any(self, signal: Signal, source: Source, told: Sequence[Told], window_s: float) -> None:
+        """A gauge or a rate of each ready pod, of the first exporter that has a fresh and possible one of it."""
+        namespace = self.want.namespace
+        if source.aside and not any(namespace in one.values for one in told):
+            return
         most = _most(signal)
-        readings: dict[str, Reading] = {}
-        absent: list[str] = []
-        stale: list[str] = []
+        good: dict[str, float] = {}
+        ages_s: dict[str, float] = {}
+        stale: dict[str, Ages] = {}
         invalid: dict[str, str] = {}
-        for pod in self.want.pods:
-            value, age_s = of_pod.get(pod), age_of_pod.get(pod)
-            if value is None or age_s is None:
-                absent.append(pod)
-            elif age_s > ages.limit_s:
-                stale.append(pod)
-            elif 0.0 <= value <= most:
-                readings[pod] = Reading(value, age_s)
-            else:
-                invalid[pod] = impossible(signal, value)
-        if readings:
-            self.by_pod[signal] = readings
-        if absent:
-            self._absent(signal, source, absent, age_of_pod, window_s)
-        if stale:
-            self._stale(signal, source.name, stale, age_of_pod, ages)
-        if invalid:
-            what = next(iter(invalid.values()))
+        left: Sequence[str] = self.want.pods
+        for one in told:
+            of_pod = one.values.get(namespace)
+            if not of_pod:
+                continue
+            age_of_pod, limit_s = self._ages_of(one.ages), one.ages.limit_s
+            without: list[str] = []
+            for pod in left:
+                value, age_s = of_pod.get(pod), age_of_pod.get(pod)
+                if value is not None and age_s is not None:
+                    if age_s > limit_s:
+                        stale.setdefault(pod, one.ages)
+                    elif 0.0 <= value <= most:
+                        good[pod], ages_s[pod] = value, age_s
+                        continue
+                    else:
+                        invalid.setdefault(pod, impossible(signal, value))
+                without.append(pod)
+            if source.clock.gpu and one.exporter and len(without) < len(left):
+                self._used.setdefault(one.exporter, set()).update(set(left).difference(without))
+            left = without
+            if not left:
+                break
+        if good:
+            self.by_pod[signal] = (
+                Aged(good, ages_s)
+                if source.aside
+                else {pod: Reading(value, ages_s[pod]) for pod, value in good.items()}
+            )
+        if left:
+            self._doubts(signal, source, left, stale, invalid, told, window_s)
+
+    def _ages_of(self, ages: Ages) -> Mapping[str, float]:
+        """Ages of the namespace's pods; the many signals of one exporter share them."""
+        key = (id(ages.by_pod), ages.since_s)
+        known = self._aged.get(key)
+        if known is None:
+            known = self._aged[key] = ages.of(self.want)
+            oldest_s = max((known[pod] for pod in self.want.pods if pod in known), default=0.0)
+            self.fresh_s = min(self.fresh_s, ages.limit_s - oldest_s)
+        return known
+
+    def take(self, earlier: Builder, since_s: float) -> None:
+        """What was found of the same pods `since_s` ago, no longer ago than it keeps fresh."""
+        for signal, readings in earlier.by_pod.items():
+            self.by_pod[signal] = readings.older(since_s) if since_s and isinstance(readings, Aged) else readings
+        self.gaps += earlier.gaps
+        self.gpus |= earlier.gpus
+        for exporter, pods in earlier._used.items():
+            self._used.setdefault(exporter, set()).update(pods)
+
+    def _doubts(
+        self,
+        signal: Signal,
+        source: Source,
+        left: Sequence[str],
+        stale: Mapping[str, Ages],
+        invalid: Mapping[str, str],
+        told: Sequence[Told],
+        window_s: float,
+    ) -> None:
+        """A gap for each way in which pods were left without a value."""
+        wrong = {pod: what for pod, what in invalid.items() if pod in left}
+        old = [pod for pod in left if pod in stale and pod not in wrong]
+        absent = [pod for pod in left if pod not in wrong and pod not in stale]
+        if absent and not source.aside:
+            ages_of = [self._ages_of(one.ages) for one in told]
+            seen = {pod: of[pod] for of in ages_of for pod in absent if pod in of}
+            self._absent(signal, source, absent, seen, window_s)
+        if old:
+            ages = stale[old[0]]
+            self._stale(signal, source.name, old, self._ages_of(ages), ages)
+        if wrong:
+            what = next(iter(wrong.values()))
             self.gap(
                 signal,
                 GapReason.INVALID,
-                f"{source.name} of {_named(list(invalid))} is {what}: it is not used",
-                [*invalid],
+                f"{source.name} of {_named(list(wrong))} is {what}: it is not used",
+                [*wrong],
             )
+
+    def devices(self, signal: Signal, told: Sequence[Told]) -> None:
+        """The GPUs of each ready pod, as the first exporter with fresh series shows them.
+
+        What any of them knows of a model, of MIG or of sharing counts.
+        """
+        counts: dict[str, float] = {}
+        ages_s: dict[str, float] = {}
+        for one in told:
+            of_pod, age_of_pod = one.gpus.get(self.want.namespace, {}), self._ages_of(one.ages)
+            for pod in self.want.pods:
+                found, age_s = of_pod.get(pod), age_of_pod.get(pod)
+                if found is None or age_s is None or age_s > one.ages.limit_s:
+                    continue
+                known = self.gpus.get(pod)
+                if known is None:
+                    counts[pod], ages_s[pod] = float(found.count), age_s
+                    self.gpus[pod] = replace(found, source=one.exporter)
+                else:
+                    self.gpus[pod] = replace(
+                        known,
+                        model=known.model or found.model,
+                        mig=known.mig or found.mig,
+                        shared=known.shared or found.shared,
+                    )
+        if counts:
+            self.by_pod[signal] = Aged(counts, ages_s)
+
+    def name_sources(self) -> None:
+        """Names in the GPUs every exporter that a value of theirs came from, once all levels are in."""
+        for pod, gpus in self.gpus.items():
+            names = [gpus.source, *(name for name, pods in self._used.items() if pod in pods and name != gpus.source)]
+            if len(names) > 1:
+                longer = [name for name in names if not any(other.startswith(f"{name} ") for other in names)]
+                self.gpus[pod] = replace(gpus, source=", ".join(longer))
 
     def histogram(self, latency: LatencyWant, source: Source, rows: Sequence[str], table: RowTable, ages: Ages) -> bool:
         """The buckets of the workload's rows added up. False where they contradict each other: their edges changed."""
@@ -306,12 +455,13 @@ class Builder:
 
 
 def _most(signal: Signal) -> float:
-    return _RATIO_MOST if CATALOGUE[signal].unit == "ratio" else ABSURD
+    return _RATIO_MOST if signal in _SHARES_OF_TIME else _MOST.get(CATALOGUE[signal].unit, ABSURD)
 
 
 def impossible(signal: Signal, value: float) -> str:
     """What makes a value unusable, "" where nothing does."""
-    if 0.0 <= value <= _most(signal):
+    most = _most(signal)
+    if 0.0 <= value <= most:
         return ""
     if math.isnan(value):
         return "NaN"
@@ -319,7 +469,7 @@ def impossible(signal: Signal, value: float) -> str:
         return "infinite"
     if value < 0:
         return f"negative ({value:g})"
-    if value > ABSURD:
+    if value > ABSURD or most != _RATIO_MOST:
         return f"absurd ({value:.3g})"
     return f"{value:g}, but {signal} is a ratio from 0 to 1 (divide a percentage by 100)"
 

@@ -18,6 +18,7 @@ from bandkeeper.signals.sources import Across, Clock, Labels, Preset, Read, Seri
 from bandkeeper.signals.want import LatencyWant, Want
 
 EDGES_PER_ROW = 24
+_ASIDE_WINDOWS = 2.5  # a kubelet or a GPU exporter is scraped half as often as a server
 _READ = {
     SignalKind.GAUGE: Read.LEVEL,
     SignalKind.COUNTER: Read.RATE,
@@ -46,12 +47,22 @@ class Job:
     own: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Aside:
+    """What serves the judgement of quality only: signals of a shard with their sources and windows of rates."""
+
+    shard: int
+    sources: tuple[tuple[Signal, Source, float], ...] = ()
+
+
 @dataclass(slots=True)
 class Cohort:
     """Wants that ask exactly the same, and where each of their signals is found.
 
     Attributes
     ----------
+    aside
+        What nothing waits for; one and the same for all cohorts that want the same of it.
     own_latencies
         Job per percentile of each latency that the policy queries itself.
     troubles
@@ -59,6 +70,7 @@ class Cohort:
     """
 
     shard: int
+    aside: Aside
     wants: list[tuple[Want, tuple[str, ...]]] = field(default_factory=list)
     levels: list[tuple[Signal, Source, Job, Job]] = field(default_factory=list)
     latencies: list[tuple[int, Source, Job, Job]] = field(default_factory=list)
@@ -67,6 +79,7 @@ class Cohort:
     troubles: list[tuple[Signal, Trouble]] = field(default_factory=list)
 
     def jobs(self) -> Iterable[Job]:
+        """What has to be answered before the wants are."""
         for _, _, job, clock in (*self.levels, *self.latencies):
             yield job
             yield clock
@@ -140,6 +153,7 @@ def cohorts(
 ) -> list[Cohort]:
     """The shards' wants by what they ask."""
     found: dict[object, Cohort] = {}
+    asides: dict[tuple[int, str, frozenset[Signal]], Aside] = {}
     for number, shard in enumerate(shards):
         for want, rows in zip(shard.wants, shard.rows, strict=True):
             asked = tuple((latency.signal, latency.window_s) for latency in want.latencies)
@@ -147,14 +161,41 @@ def cohorts(
             key = (number, want.runtime, want.signals, asked, own)
             cohort = found.get(key)
             if cohort is None:
+                asked_aside = _asked_aside(want)
+                aside = asides.setdefault(
+                    (number, want.runtime, asked_aside), _aside(number, want, asked_aside, rate_window_s)
+                )
                 all_own = shard.server not in is_named
-                cohort = found[key] = _cohort(number, want, rate_window_s, _Budget(queries_per_policy), all_own)
+                budget = _Budget(queries_per_policy)
+                cohort = found[key] = _cohort(Cohort(number, aside), want, rate_window_s, budget, all_own)
             cohort.wants.append((want, rows))
     return list(found.values())
 
 
-def _cohort(shard: int, want: Want, rate_window_s: float, budget: _Budget, all_own: bool) -> Cohort:
-    cohort = Cohort(shard)
+def _asked_aside(want: Want) -> frozenset[Signal]:
+    """The signals that come from the runtime's preset and serve the judgement of quality only."""
+    preset = PRESETS.get(want.runtime)
+    own = {source.signal for source in want.overrides}
+    sources = preset.sources if preset else {}
+    return frozenset(name for name in want.signals if name not in own and name in sources and sources[name].aside)
+
+
+def _aside(shard: int, want: Want, asked: frozenset[Signal], rate_window_s: float) -> Aside:
+    sources = PRESETS[want.runtime].sources if asked else {}
+    window_s = _ASIDE_WINDOWS * rate_window_s
+    return Aside(
+        shard,
+        tuple(
+            (signal, source, window_s if source.read is Read.RATE else 0.0)
+            for signal in Signal
+            if signal in asked
+            for source in (sources[signal],)
+        ),
+    )
+
+
+def _cohort(cohort: Cohort, want: Want, rate_window_s: float, budget: _Budget, all_own: bool) -> Cohort:
+    shard = cohort.shard
     preset = PRESETS.get(want.runtime)
     overrides = {source.signal: source for source in want.overrides}
     paid: set[Job] = set()
@@ -167,7 +208,8 @@ def _cohort(shard: int, want: Want, rate_window_s: float, budget: _Budget, all_o
         return True
 
     latency_of = {number: latency.signal for number, latency in enumerate(want.latencies)}
-    for position, signal in [*latency_of.items(), *((None, signal) for signal in Signal if signal in want.signals)]:
+    levels = want.signals - {signal for signal, _, _ in cohort.aside.sources}
+    for position, signal in [*latency_of.items(), *((None, signal) for signal in Signal if signal in levels)]:
         override = overrides.get(signal)
         latency = want.latencies[position] if position is not None else None
         window_s = latency.window_s if latency else rate_window_s
@@ -233,21 +275,31 @@ def named_source(signal: Signal, metric: str, known: Source | None = None) -> So
     kind = CATALOGUE[signal].kind
     metric = metric.removesuffix("_bucket") if kind is SignalKind.HISTOGRAM else metric
     clock_metric = f"{metric}_count" if kind is SignalKind.HISTOGRAM else metric
-    scale = next((series.scale for series in known.any_of if series.metrics == (metric,)), None) if known else None
-    if scale is None:
+    series = next((_read_like(one, metric) for one in known.any_of if _names(one) == [metric]), None) if known else None
+    if series is None:
         units = _TIME_UNITS if signal in LATENCY_SIGNALS else {}
         scale = next((factor for suffix, factor in units.items() if metric.endswith(suffix)), 1.0)
+        series = Series((metric,), scale)
     return Source(
         read=_READ[kind],
-        any_of=(Series((metric,), scale),),
+        any_of=(series,),
         clock=Clock(
             metrics=(clock_metric,),
             exporter=metric,
             labels=known.clock.labels if known else (Labels(),),
             gpu=known.clock.gpu if known else False,
+            identity=known.clock.identity if known else (),
         ),
         across=known.across if known else Across.SUM,
     )
+
+
+def _names(series: Series) -> list[str]:
+    return [metric.partition("{")[0] for metric in series.metrics]
+
+
+def _read_like(series: Series, metric: str) -> Series:
+    return Series((metric,), series.scale, blank=series.blank)
 
 
 def _no_source(signal: Signal, runtime: str, preset: Preset | None) -> Trouble:

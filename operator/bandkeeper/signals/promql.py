@@ -6,6 +6,7 @@ All pods of all policies are read at once: a query names namespaces, not policie
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,16 @@ from dataclasses import dataclass, replace
 from bandkeeper.signals.sources import Clock, Labels, Read, Series, Source
 
 ROW = "bandkeeper_row"
+EXPORTER = "bandkeeper_exporter"
+SHARED = "shared"  # as the agent says it
+CROWDED = "bandkeeper_crowded"  # as we find it out
 SUM_EDGE = "sum"
+MODELS = ("modelName", "model_name", "model")
+INSTANCES = ("GPU_I_ID", "mig")
+_KIND = ", ".join((*MODELS, SHARED))
 _ONCE = "max without (job, service, endpoint)"
+# Where a GPU is, by every name that it goes under: two pods are on one GPU where all of these are the same.
+_PLACE = ", ".join(("instance", "Hostname", "hostname", "UUID", "uuid", "gpu_uuid", "gpu", "device", *INSTANCES))
 _SAFE = "[bcdfghjklmnpqrstvwxz2456789]"  # the letters of Kubernetes' generated names
 _HASHED = f"-{_SAFE}{{1,10}}-{_SAFE}{{5}}"  # pods of a Deployment: NAME-<template hash>-<5 letters>
 _ORDINAL = "-[0-9]{1,4}"  # pods of a StatefulSet; a generated name never ends in fewer than five
@@ -65,10 +74,24 @@ def pods_of(workloads: Iterable[str], named_pods: Iterable[str]) -> str:
 def values(source: Source, scope: Scope, window_s: float) -> str:
     """One value per pod: a level as it is, a rate over the window."""
     return " or ".join(
-        _per_pod(source, series, labels, _matchers(scope, ways, labels), window_s)
+        _told_by(series.exporter, _per_pod(source, series, labels, _matchers(scope, ways, labels), window_s))
         for ways in (habits(source.clock, scope.labels),)
         for labels in ways
         for series in source.any_of
+    )
+
+
+def devices(source: Source, scope: Scope) -> str:
+    """How many GPUs of each model and instance a pod has, and rows of pods whose GPU is `CROWDED`.
+
+    It is that where it is one of the replicas of a time-sliced GPU, and where another pod of the scope is on it.
+    """
+    ways = habits(source.clock, scope.labels)
+    return " or ".join(
+        _told_by(series.exporter, part)
+        for labels in ways
+        for series in source.any_of
+        for part in _devices(source, series, labels, _matchers(scope, ways, labels))
     )
 
 
@@ -76,9 +99,11 @@ def ages(clock: Clock, scope: Scope) -> str:
     """The time of each pod's oldest sample: an instant vector's own time is the evaluation's and tells nothing."""
     ways = habits(clock, scope.labels)
     return " or ".join(
-        f"min by ({labels.namespace}, {labels.pod}) (timestamp({_select(metric, _matchers(scope, ways, labels))}))"
+        _told_by(exporter.name, f"min by ({labels.namespace}, {labels.pod}) (timestamp({selected}))")
         for labels in ways
-        for metric in clock.metrics
+        for exporter in clock.told_by
+        for metric in exporter.metrics
+        for selected in (_select(metric, _matchers(scope, ways, labels)),)
     )
 
 
@@ -153,20 +178,48 @@ def _select(metric: str, matchers: Iterable[str]) -> str:
     return f"{name}{{{', '.join([*([own.rstrip('}')] if own else []), *matchers])}}}"
 
 
+def _told_by(exporter: str, expression: str) -> str:
+    return f'label_replace({expression}, "{EXPORTER}", "{exporter}", "", "")' if exporter else expression
+
+
 def _per_pod(source: Source, series: Series, labels: Labels, matchers: tuple[str, ...], window_s: float) -> str:
-    parts = [_read(source, metric, matchers, window_s) for metric in series.metrics]
+    parts = [_read(source, series, metric, matchers, window_s) for metric in series.metrics]
     if len(parts) > 1:  # marked, so that `or` keeps all of them although a rate has lost its name
         parts = [f'label_replace({part}, "addend", "{number}", "", "")' for number, part in enumerate(parts)]
     by_pod = f"{source.across} by ({labels.namespace}, {labels.pod})"
-    expression = f"{by_pod} ({_ONCE} ({' or '.join(parts)}))"
+    once = _once(source.clock, labels, ("addend",) if len(parts) > 1 else ())
+    expression = f"{by_pod} ({once} ({' or '.join(parts)}))"
     if series.per:
-        expression += f" / ({by_pod} ({_ONCE} ({_read(source, series.per, matchers, window_s)})) > 0)"
+        expression += f" / ({by_pod} ({once} ({_read(source, series, series.per, matchers, window_s)})) > 0)"
     return expression if series.scale == 1.0 else f"{expression} * {series.scale!r}"
 
 
-def _read(source: Source, metric: str, matchers: tuple[str, ...], window_s: float) -> str:
+def _once(clock: Clock, labels: Labels, more: tuple[str, ...] = ()) -> str:
+    """What takes the same thing, seen twice, once."""
+    return f"max by ({', '.join((labels.namespace, labels.pod, *clock.identity, *more))})" if clock.identity else _ONCE
+
+
+def _read(source: Source, series: Series, metric: str, matchers: tuple[str, ...], window_s: float) -> str:
     selected = _select(metric, matchers)
-    return f"rate({selected}[{duration(window_s)}])" if source.read is Read.RATE else selected
+    filled = selected if math.isinf(series.blank) else f"{selected} < {series.blank:g}"
+    if source.read is not Read.RATE:
+        return filled
+    rate = f"rate({selected}[{duration(window_s)}])"
+    return rate if filled == selected else f"({rate} and {filled})"  # a blank that stands still has a rate of 0
+
+
+def _devices(source: Source, series: Series, labels: Labels, matchers: tuple[str, ...]) -> tuple[str, str]:
+    any_metric = f'{{__name__=~"{_any_of(series.metrics)}"}}'
+    by_pod = f"{labels.namespace}, {labels.pod}"
+    seen = _select(any_metric, matchers)
+    replicas = _select(any_metric, (*matchers, 'vgpu!=""'))
+    crowded = f"count by ({_PLACE}) (group by ({_PLACE}, {by_pod}) ({seen})) > 1"
+    each = f"max by ({by_pod}, {', '.join(source.clock.identity)}, {_KIND}) ({seen})"
+    shared = f"group by ({by_pod}) ({replicas} or ({seen} and on ({_PLACE}) ({crowded})))"
+    return (
+        f"count by ({by_pod}, {', '.join(INSTANCES)}, {_KIND}) ({each})",
+        f'label_replace({shared}, "{CROWDED}", "true", "", "")',
+    )
 
 
 def _by_row(aggregation: str, expression: str, scope: Scope) -> str:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from urllib.parse import urlsplit
 
 from bandkeeper.api.v1alpha1 import PrometheusSelection
 from bandkeeper.signals.prometheus import PrometheusReader, PrometheusServer, url_problem
 
-_SHARED_WORKERS = 8
-_OWN_WORKERS = 4
+
+class Lane(StrEnum):
+    """Queries with threads of their own: those of one lane never wait for those of another."""
+
+    SHARED = "Shared"
+    OWN = "Own"  # policies' own queries, which can be slow
+    ASIDE = "Aside"  # nobody waits for these
+
+
+WORKERS = {Lane.SHARED: 8, Lane.OWN: 4, Lane.ASIDE: 2}
 
 
 class SelectionError(ValueError):
@@ -23,7 +32,7 @@ class Servers:
         self._named: Mapping[str, PrometheusServer] = {server.name: server for server in servers}
         self._default = servers[0] if servers else None
         self._allowed_urls = allowed_urls
-        self._readers: dict[tuple[PrometheusServer, bool], PrometheusReader] = {}
+        self._readers: dict[tuple[PrometheusServer, Lane], PrometheusReader] = {}
 
     def select(self, selection: PrometheusSelection | None) -> PrometheusServer:
         """The server of a selection. One given by URL never gets credentials. Raises SelectionError."""
@@ -50,11 +59,11 @@ class Servers:
         timeout_s = self._default.timeout_s if self._default else 5.0
         return PrometheusServer(name="of the policy", url=selection.url, timeout_s=timeout_s)
 
-    def reader(self, server: PrometheusServer, *, own: bool) -> PrometheusReader:
-        """The reader of a server. Policies' own queries have threads of their own: slow ones hold up no other."""
-        key = (server, own)
+    def reader(self, server: PrometheusServer, lane: Lane) -> PrometheusReader:
+        """The reader of a server for queries of this lane."""
+        key = (server, lane)
         if key not in self._readers:
-            self._readers[key] = PrometheusReader(server, workers=_OWN_WORKERS if own else _SHARED_WORKERS)
+            self._readers[key] = PrometheusReader(server, workers=WORKERS[lane])
         return self._readers[key]
 
     def is_named(self, server: PrometheusServer) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,12 +12,16 @@ from bandkeeper.decide.policy import Batching
 
 
 class Read(StrEnum):
-    """How a metric becomes a number: as it is, as a rate, as bucket counts of a window, or as ready quantiles."""
+    """How a metric becomes a number: as it is, as a rate, as bucket counts of a window, or as ready quantiles.
+
+    `DEVICES` counts the GPUs that a pod's series are of, and takes down what they are.
+    """
 
     LEVEL = "Level"
     RATE = "Rate"
     HISTOGRAM = "Histogram"
     SUMMARY = "Summary"
+    DEVICES = "Devices"
 
 
 class Across(StrEnum):
@@ -39,12 +44,29 @@ class Labels:
 class Series:
     """Metrics whose values are added up, each a name or `name{matchers}`, and the factor to the signal's unit.
 
-    `per` is what the sum is divided by; where that stands at 0 there is no value.
+    Attributes
+    ----------
+    per
+        What the sum is divided by; where that stands at 0 there is no value.
+    exporter
+        Who writes it, one of the clock's exporters; "" where there is but one.
+    blank
+        Raw values from here on, and NaN, are the exporter's way of saying that it has none.
     """
 
     metrics: tuple[str, ...]
     scale: float = 1.0
     per: str = ""
+    exporter: str = ""
+    blank: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Exporter:
+    """One of several that may show the same, by a name for people, and series that tell when it was scraped."""
+
+    name: str
+    metrics: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +77,30 @@ class Clock:
     ----------
     metrics
         Names of which the first one present counts, best an exporter's oldest and plainest.
+    exporters
+        Instead of `metrics`: several exporters of the same. Of each pod and signal the first with fresh data counts.
     labels
         Ways of naming the pod, in order: the first one that a series has counts.
     gpu
         The exporter of the GPUs, which collects more slowly than servers do.
     exporter
         What a person calls the exporter.
+    identity
+        Labels that tell the things of one pod apart (its GPUs, its containers): series that differ in others alone are
+        the same thing, seen twice. Without it all labels but those of the scrape do.
     """
 
-    metrics: tuple[str, ...]
     exporter: str
+    metrics: tuple[str, ...] = ()
+    exporters: tuple[Exporter, ...] = ()
     labels: tuple[Labels, ...] = (Labels(),)
     gpu: bool = False
+    identity: tuple[str, ...] = ()
+
+    @property
+    def told_by(self) -> tuple[Exporter, ...]:
+        """The exporters, in the order in which they count; a single one has no name."""
+        return self.exporters or (Exporter("", self.metrics),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +113,9 @@ class Source:
         Names by generation, newest first; per pod the first one present counts.
     optional
         Its absence is normal: an older server, a counter not configured, a cluster without the exporter.
+    aside
+        It serves the judgement of quality only: asked for once a minute, beside the decision, which does not wait for
+        it. Its absence is not worth a word.
     hint
         What to do when it is absent.
     """
@@ -88,6 +125,7 @@ class Source:
     clock: Clock
     across: Across = Across.SUM
     optional: bool = False
+    aside: bool = False
     hint: str = ""
 
     @property

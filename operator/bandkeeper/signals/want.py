@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from bandkeeper.api.durations import parse
 from bandkeeper.api.signals import LATENCY_SIGNALS, Signal
-from bandkeeper.api.snapshot import Distribution, Gap, Reading
+from bandkeeper.api.snapshot import Distribution, Gap, GPUs, Reading
 from bandkeeper.api.v1alpha1 import PrometheusSelection, SignalSource, Spec
 from bandkeeper.signals.presets import PRESETS
 
@@ -85,6 +85,7 @@ class ObservationFields(TypedDict):
     totals: Mapping[Signal, Reading]
     distributions: Mapping[tuple[Signal, int], Distribution]
     gaps: tuple[Gap, ...]
+    gpus: Mapping[str, GPUs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +96,17 @@ class Observations:
     totals: Mapping[Signal, Reading] = field(default_factory=dict)
     distributions: Mapping[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
+    gpus: Mapping[str, GPUs] = field(default_factory=dict)
 
     def as_fields(self) -> ObservationFields:
         """For `Snapshot(target=..., pods=..., **observations.as_fields())`."""
-        return {"by_pod": self.by_pod, "totals": self.totals, "distributions": self.distributions, "gaps": self.gaps}
+        return {
+            "by_pod": self.by_pod,
+            "totals": self.totals,
+            "distributions": self.distributions,
+            "gaps": self.gaps,
+            "gpus": self.gpus,
+        }
 
 
 def _latencies(spec: Spec) -> tuple[LatencyWant, ...]:

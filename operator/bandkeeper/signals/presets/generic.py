@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bandkeeper.decide.policy import Batching
-from bandkeeper.signals.presets import gpu
+from bandkeeper.signals.presets import containers, gpu, work
 from bandkeeper.signals.sources import Preset
 
 PRESET = Preset(
@@ -11,5 +11,5 @@ PRESET = Preset(
     batching=Batching.UNKNOWN,
     default_capacity=1,  # a server that says nothing is taken to work on one request at a time: the safe side
     capacity_names=("--max-batch-size", "MAX_BATCH_SIZE", "--max-num-seqs", "MAX_NUM_SEQS"),
-    sources=gpu.SOURCES,
+    sources={**work.SOURCES, **gpu.SOURCES, **containers.SOURCES},
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.decide.policy import Batching
-from bandkeeper.signals.presets import gpu
+from bandkeeper.signals.presets import containers, gpu
 from bandkeeper.signals.sources import Clock, Preset, Read, Series, Source
 
 _CLOCK = Clock(metrics=("nv_inference_request_success", "nv_inference_pending_request_count"), exporter="Triton")
@@ -73,5 +73,6 @@ PRESET = Preset(
             hint="only decoupled models have it, with --metrics-config histogram_latencies=true",
         ),
         **gpu.SOURCES,
+        **containers.SOURCES,
     },
 )

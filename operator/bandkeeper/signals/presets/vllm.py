@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.decide.policy import Batching
-from bandkeeper.signals.presets import gpu
+from bandkeeper.signals.presets import containers, gpu, work
 from bandkeeper.signals.sources import Across, Clock, Preset, Read, Series, Source
 
 _CLOCK = Clock(metrics=("vllm:num_requests_running",), exporter="vLLM")
@@ -53,6 +53,8 @@ PRESET = Preset(
         ),
         Signal.END_TO_END_LATENCY: _histogram("vllm:e2e_request_latency_seconds"),
         Signal.QUEUE_TIME: _histogram("vllm:request_queue_time_seconds"),
+        **work.SOURCES,
         **gpu.SOURCES,
+        **containers.SOURCES,
     },
 )
