@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Distribution, Gap, GapReason, Pod, PodState, Reading, Rollout, Snapshot, Target
 from bandkeeper.api.v1alpha1 import FallbackBehavior, Objective, SelectPolicy
 from bandkeeper.decide.behavior import highest, lowest
-from bandkeeper.decide.decision import MESSAGE_LIMIT, Decision
+from bandkeeper.decide.decision import FITTED_MODEL, MESSAGE_LIMIT, Decision
 from bandkeeper.decide.engine import decide, written
 from bandkeeper.decide.policy import (
     Band,
@@ -33,6 +34,7 @@ from bandkeeper.decide.policy import (
     ScalingRules,
     ThroughputSLO,
 )
+from bandkeeper.decide.prediction import TRACES
 from bandkeeper.decide.state import EVENTS_LIMIT, RATES_LIMIT, REGRETS_LIMIT, SAMPLES_LIMIT, UNDOS_LIMIT, State
 from tests.unit.builders import BANDS, a_policy, a_snapshot
 
@@ -79,7 +81,7 @@ def policies(draw: st.DrawFn) -> Policy:
     behavior = draw(st.sampled_from([FallbackBehavior.HOLD, FallbackBehavior.REPLICAS_IF_HIGHER]))
     return Policy(
         objective=objective,
-        batching=draw(st.sampled_from(Batching)),
+        batching=draw(st.sampled_from([*Batching, *[Batching.CONTINUOUS] * 5])),
         slos=tuple(draw(st.lists(latency_slos | throughput_slos, max_size=2, unique_by=lambda slo: slo.signal))),
         band=draw(st.sampled_from([BANDS[objective], Band(0.3, 0.9)])),
         min_replicas=least,
@@ -90,7 +92,7 @@ def policies(draw: st.DrawFn) -> Policy:
         fallback=Fallback(after_s=60.0, behavior=behavior, replicas=draw(st.integers(least, most))),
         default_capacity=64,
         restart_hold_s=draw(st.sampled_from([0.0, 0.0, 0.0, 300.0])),
-        rate_window_s=draw(st.sampled_from([15.0, 60.0])),
+        rate_window_s=draw(st.sampled_from([15.0, 15.0, 60.0])),
     )
 
 
@@ -125,7 +127,8 @@ def a_look(look: Look, slo: LatencySLO) -> Distribution | None:
 class Scene:
     """What is seen for some ticks. None: as it follows from the count and the cap that were decided on.
 
-    `running` and `waiting` are per ready pod; the other rates are of the whole workload.
+    `running` and `waiting` are per ready pod; the other rates are of the whole workload. `token_s` is the mean of the
+    time between tokens, where no promise has a histogram of its own. Rates of the first `tokenless` pods are not told.
     """
 
     ready: int | None
@@ -133,6 +136,8 @@ class Scene:
     running: float
     waiting: float | None
     rates: dict[Signal, float]
+    token_s: float | None
+    tokenless: int
     silent: int
     look: Look
     rollout: Rollout | None
@@ -158,6 +163,7 @@ class Scene:
         )
         others = tuple(Pod(name=f"q{index}", state=state, age_s=30.0) for index, state in enumerate(self.others))
         told = [pod.name for pod in ready][: max(0, count - self.silent)]
+        mute = told[: self.tokenless]
         per_pod = {Signal.REQUESTS_RUNNING: self.running, Signal.REQUESTS_WAITING: self.waiting}
         per_pod |= {signal: rate / max(1, count) for signal, rate in self.rates.items()}
         looks = {
@@ -165,13 +171,18 @@ class Scene:
             for slo in policy.slos
             if isinstance(slo, LatencySLO) and (seen := a_look(self.look, slo)) is not None
         }
+        tokens = (Signal.INTER_TOKEN_LATENCY, 60)
+        if self.token_s is not None and tokens not in looks:
+            looks[tokens] = Distribution(
+                window_s=60, edges=(math.inf,), counts=(1e3,), total_s=1e3 * self.token_s, age_s=1.0
+            )
         gap = Gap(signal=Signal.REQUESTS_WAITING, reason=GapReason.STALE, detail="old")
         return Snapshot(
             target=Target(uid="uid", replicas=replicas, manager=manager, rollout=self.rollout),
             pods=(*ready, *others),
             pods_age_s=self.pods_age_s,
             by_pod={
-                signal: {name: Reading(value, 1.0) for name in told}
+                signal: {name: Reading(value, 1.0) for name in told if name not in mute or signal not in self.rates}
                 for signal, value in per_pod.items()
                 if value is not None
             },
@@ -206,15 +217,18 @@ def scenes(draw: st.DrawFn) -> Scene:
         Signal.REQUESTS_FINISHED: draw(st.sampled_from([0.0, 5.0, 40.0, 400.0])),
         Signal.REQUESTS_REJECTED: draw(mostly(0.0, 3.0)),
         Signal.PREEMPTIONS: draw(mostly(0.0, 2.0)),
-        Signal.GENERATION_TOKENS: draw(st.sampled_from([0.0, 500.0, 5000.0])),
+        Signal.PROMPT_TOKENS: draw(mostly(4000.0, 0.0, 40_000.0, weight=2)),
+        Signal.GENERATION_TOKENS: draw(mostly(500.0, 5000.0, 0.0, weight=3)),
     }
-    kept = draw(st.sampled_from([rates.keys(), rates.keys(), [], [Signal.REQUESTS_FINISHED]]))
+    kept = draw(mostly(rates.keys(), [], [Signal.REQUESTS_FINISHED], weight=8))
     return Scene(
         ready=draw(mostly(None, 0, 1, 3, 9)),
         others=tuple(draw(mostly([], *[[state] for state in NOT_READY]))),
         running=running,
         waiting=waiting,
         rates={signal: rates[signal] for signal in kept},
+        token_s=draw(st.sampled_from([None, 0.02, 0.05, 0.2])),
+        tokenless=draw(mostly(0, 0, 1, 3)),
         silent=draw(mostly(0, 1, 20)),
         look=draw(st.sampled_from([*[Look.GOOD] * 4, Look.BAD, Look.BAD, *Look])),
         rollout=draw(mostly(None, Rollout(), Rollout(deadline_exceeded=True, ours=True), Rollout(surge=2), weight=12)),
@@ -222,7 +236,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         cap=draw(mostly(None, 8, 16, 64)),
         young_s=draw(mostly(4000.0, 5.0, 400.0)),
         meddled=draw(mostly(None, 0, 1, 5, 30, weight=30)),
-        elapsed_s=draw(st.sampled_from([1.0, 15.0, 15.0, 15.0, 120.0, 2000.0])),
+        elapsed_s=draw(st.sampled_from([1.0, 15.0, 15.0, 15.0, 60.0, 120.0, 2000.0])),
         writes=draw(mostly(True, False, weight=4)),
         ticks=draw(st.sampled_from([1, 2, 6])),
     )
@@ -385,6 +399,11 @@ def test_what_is_said_and_kept_is_bounded(policy: Policy, sequence: list[Scene],
         assert len(state.demand.samples) <= SAMPLES_LIMIT
         assert len(state.demand.peaks.entries) <= 62
         assert len(state.cap.rates) <= RATES_LIMIT
+        model = state.model
+        assert len(model.traces) <= TRACES + 2
+        assert len(model.promises) <= len(policy.slos)
+        for memory in (state.scale.holds, model.outlook.peaks, model.outlook.rises, model.outlook.lows):
+            assert len(memory.entries) <= 62
         assert len(state.ownership.undos) <= UNDOS_LIMIT
 
 
@@ -427,6 +446,122 @@ def test_more_load_never_wants_fewer_replicas(
     assert fewer.replicas <= larger.replicas
 
 
+EDGES = (0.025, 0.05, 0.075, 0.1)
+
+
+def served(requests_per_s: float, ready: int, *, waiting: float = 0.0) -> Snapshot:
+    """A fleet in balance that tells its tokens: 300 read and 200 made for each request, at most 5.7 a second each.
+
+    A token is late the more often the longer steps take on average.
+    """
+    tokens, prompts = 200 * requests_per_s / ready, 300 * requests_per_s / ready
+    token_s = 0.02058 / max(0.05, 1 - 0.00041 * tokens - 0.0001 * prompts)
+    made = 60 * ready * tokens
+    counts = [made * (1 - math.exp(-2 * max(0.0, edge / token_s - 1))) for edge in EDGES]
+    between = Distribution(
+        window_s=60, edges=(*EDGES, math.inf), counts=(*counts, made), total_s=made * token_s, age_s=1.0
+    )
+    return a_snapshot(
+        ready=ready,
+        running=ready * tokens * token_s,
+        waiting=waiting,
+        distributions={Signal.INTER_TOKEN_LATENCY: between},
+        requests_finished=requests_per_s,
+        prompt_tokens=ready * prompts,
+        generation_tokens=ready * tokens,
+    )
+
+
+def a_promise(threshold_s: float = 0.05, percentile: int = 95) -> LatencySLO:
+    return LatencySLO(signal=Signal.INTER_TOKEN_LATENCY, percentile=percentile, threshold_s=threshold_s, window_s=60.0)
+
+
+def after(policy: Policy, ready: int, past: list[float]) -> State:
+    """So many requests a second and replica, each for half a minute."""
+    state = State.initial(0.0)
+    for number, rate in enumerate(one for one in past for _ in range(2)):
+        _, state = decide(policy, served(rate * ready, ready), state, 15.0 * number)
+    return state
+
+
+modelled_pasts = st.lists(st.floats(0.3, 5), min_size=3, max_size=40)
+
+
+@given(st.sampled_from(Objective), st.integers(1, 6), modelled_pasts, st.floats(0.3, 5.5), st.floats(0.3, 5.5))
+def test_more_modelled_load_never_wants_fewer_replicas(
+    objective: Objective, ready: int, past: list[float], some: float, more: float
+) -> None:
+    """The same history with a fitted model, then a little or a lot in every replica."""
+    policy = a_policy(objective, slos=[a_promise()], replicas=(1, 60))
+    state, now_s = after(policy, ready, past), 30.0 * len(past)
+    low, high = sorted((some, more))
+    fewer, _ = decide(policy, served(low * ready, ready), state, now_s)
+    larger, _ = decide(policy, served(high * ready, ready), state, now_s)
+    assert fewer.utilization_source == larger.utilization_source == FITTED_MODEL
+    assert fewer.replicas is not None
+    assert larger.replicas is not None
+    assert fewer.replicas <= larger.replicas
+
+
+@given(st.sampled_from(Objective), st.integers(1, 6), modelled_pasts, st.floats(0, 300), st.floats(0, 300))
+def test_a_longer_queue_never_wants_fewer_modelled_replicas(
+    objective: Objective, ready: int, past: list[float], some: float, more: float
+) -> None:
+    policy = a_policy(objective, slos=[a_promise()], replicas=(1, 60))
+    state, now_s = after(policy, ready, past), 30.0 * len(past)
+    short, long = sorted((some, more))
+    fewer, _ = decide(policy, served(past[-1] * ready, ready, waiting=short), state, now_s)
+    larger, _ = decide(policy, served(past[-1] * ready, ready, waiting=long), state, now_s)
+    assert fewer.replicas is not None
+    assert larger.replicas is not None
+    assert fewer.replicas <= larger.replicas
+
+
+@given(
+    st.sampled_from(Objective),
+    st.integers(1, 6),
+    modelled_pasts,
+    st.sampled_from(EDGES),
+    st.sampled_from(EDGES),
+    st.sampled_from([50, 90, 95, 99]),
+)
+def test_a_tighter_promise_never_wants_fewer_replicas(
+    objective: Objective, ready: int, past: list[float], one: float, other: float, percentile: int
+) -> None:
+    """The same is seen with both, and neither is near what no number of replicas keeps: that asks for nothing."""
+    tight, loose = sorted((one, other))
+    wanted = []
+    for threshold_s in (tight, loose):
+        policy = a_policy(objective, slos=[a_promise(threshold_s, percentile)], replicas=(1, 60))
+        state, now_s = after(policy, ready, past), 30.0 * len(past)
+        decision, state = decide(policy, served(past[-1] * ready, ready), state, now_s)
+        [learned] = state.model.promises
+        assume(learned.misses.line()[0] <= learned.allowed / 4)
+        assume(all(verdict.state is not SLOState.UNREACHABLE for verdict in decision.slos))
+        assert decision.replicas is not None
+        wanted.append(decision.replicas)
+    assert wanted[0] >= wanted[1]
+
+
+@given(st.sampled_from(Objective), st.integers(2, 6), modelled_pasts, st.integers(1, 6))
+def test_tokens_that_are_not_told_never_lower(objective: Objective, ready: int, past: list[float], mute: int) -> None:
+    """Some replicas still tell what runs in them, and no tokens any more."""
+    policy = a_policy(objective, slos=[a_promise()], replicas=(1, 60))
+    state, now_s = after(policy, ready, past), 30.0 * len(past)
+    seen = served(past[-1] * ready, ready)
+    names = [pod.name for pod in seen.pods][min(mute, ready - 1) :]
+    tokens = (Signal.PROMPT_TOKENS, Signal.GENERATION_TOKENS, Signal.REQUESTS_FINISHED)
+    by_pod = {
+        signal: {name: one for name, one in told.items() if name in names or signal not in tokens}
+        for signal, told in seen.by_pod.items()
+    }
+    whole, _ = decide(policy, seen, state, now_s)
+    part, _ = decide(policy, replace(seen, by_pod=by_pod), state, now_s)
+    assert whole.replicas is not None
+    assert part.replicas is not None
+    assert part.replicas >= min(whole.replicas, ready)
+
+
 @given(st.floats(0, 1e6), st.floats(1, 10_000), st.integers(1, 8))
 def test_a_backlog_alone_orders_no_more_than_twice_the_work_and_two(waiting: float, rate: float, ready: int) -> None:
     """However long the queue: the bound is what is offered, here exactly what the replicas can do."""
@@ -452,7 +587,12 @@ def test_the_strategy_reaches_what_it_is_for() -> None:
     def count(policy: Policy, sequence: list[Scene], start: int) -> None:
         for step in driven(policy, sequence, start):
             wanted, cap = step.decision.replicas, step.decision.cap
+            modelled = step.decision.utilization_source == FITTED_MODEL
             seen["ticks"] += 1
+            seen["modelled"] += modelled
+            seen["modelled, raised"] += modelled and wanted is not None and wanted > step.current
+            seen["modelled, let go"] += modelled and wanted is not None and wanted < min(step.current, 24)
+            seen["modelled, promise judged"] += any(one.misses.ripe for one in step.state.model.promises)
             seen["raised"] += wanted is not None and wanted > step.current
             seen["let go"] += wanted is not None and wanted < step.current and inside(policy, step.current)
             seen["cap lowered"] += step.cap is not None and cap is not None and cap < step.cap
@@ -460,5 +600,6 @@ def test_the_strategy_reaches_what_it_is_for() -> None:
             seen["rollouts"] += step.before.cap.rollout_s != step.state.cap.rollout_s
 
     count()
-    assert len(seen) == 6
+    assert len(seen) == 10
     assert all(seen.values()), dict(seen)
+    assert seen["modelled"] > 0.08 * seen["ticks"], dict(seen)

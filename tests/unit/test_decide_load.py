@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import Gap, GapReason, Pod, PodState, Reading, Snapshot
+from bandkeeper.api.snapshot import Distribution, Gap, GapReason, Pod, PodState, Reading, Snapshot
 from bandkeeper.decide.load import Load, assess
 from bandkeeper.decide.policy import Batching
 from bandkeeper.decide.state import DemandMemory
@@ -139,3 +139,28 @@ def test_a_dynamic_batch_is_formed_from_what_waits(batching: Batching, quiet: fl
 )
 def test_what_is_produced(rates: dict[str, float], produced: float | None) -> None:
     assert load_of(a_snapshot(**rates)).produced_per_s == produced  # type: ignore[arg-type]
+
+
+def test_tokens_for_the_whole_workload_speak_for_all_replicas() -> None:
+    totals = {Signal.GENERATION_TOKENS: Reading(800.0, 5.0), Signal.PROMPT_TOKENS: Reading(400.0, 5.0)}
+    assert load_of(replace(a_snapshot(ready=4), totals=totals)).told == 4
+    assert load_of(a_snapshot(ready=4, generation_tokens=800, prompt_tokens=400)).told == 4
+    assert load_of(a_snapshot(ready=4, generation_tokens=800, prompt_tokens=400, silent=["chat-1"])).told == 3
+    assert load_of(a_snapshot(ready=4, generation_tokens=800)).told == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "token_s"), [((100.0, 900.0, 1000.0), 0.04), ((900.0, 100.0, 1000.0), 0.1), ((0.0, 0.0, 0.0), 0.1)]
+)
+def test_the_time_between_tokens_is_the_histograms_or_littles(counts: tuple[float, ...], token_s: float) -> None:
+    """A histogram that cannot be, or an empty one, tells nothing: 80 requests in process make 800 tokens a second."""
+    itl = Distribution(window_s=60.0, edges=(0.02, 0.1, math.inf), counts=counts, total_s=0.04 * counts[-1], age_s=5.0)
+    seen = a_snapshot(ready=4, running=80, generation_tokens=800, prompt_tokens=400)
+    seen = replace(seen, distributions={(Signal.INTER_TOKEN_LATENCY, 60): itl})
+    assert load_of(seen).token_s == pytest.approx(token_s)
+
+
+def test_a_revision_is_told_while_all_pods_have_it() -> None:
+    old, new = replace(a_pod("a"), revision="1"), replace(a_pod("b"), revision="2")
+    assert load_of(a_snapshot(ready=(old,))).revision == "1"
+    assert load_of(a_snapshot(ready=(old, new))).revision is None

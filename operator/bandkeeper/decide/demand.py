@@ -64,7 +64,7 @@ class Demand:
     mean_work
         With a model, the mean of some minutes.
     judged, unreachable
-        Promises that the margin takes care of, and those of them that no number of replicas keeps.
+        Promises (signal, percentile) that the margin takes care of, and those of them that no number of replicas keeps.
     """
 
     curve: LoadCurve
@@ -83,8 +83,8 @@ class Demand:
     margin: float = 1.0
     mean_work: float | None = None
     bound_by: Signal | None = None
-    judged: frozenset[Signal] = frozenset()
-    unreachable: frozenset[Signal] = frozenset()
+    judged: frozenset[tuple[Signal, int | None]] = frozenset()
+    unreachable: frozenset[tuple[Signal, int | None]] = frozenset()
 
     @property
     def band_work(self) -> float:

@@ -40,6 +40,8 @@ class Load:
         Tokens read and made by the workload, and how many replicas told that.
     token_s
         Mean time between two tokens of a request, as the latency promises' histogram has it, else by Little's law.
+    revision
+        Of the ready pods' template; None where they differ or do not tell.
     capacity
         Least batch size that a ready pod booted with; None where no pod tells.
     caps
@@ -68,6 +70,7 @@ class Load:
     output_per_s: float | None = None
     told: int = 0
     token_s: float | None = None
+    revision: str | None = None
     capacity: int | None = None
     caps: frozenset[int] = frozenset()
     queue_bounded: bool = False
@@ -121,6 +124,8 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
     caps = frozenset(cap for pod in ready if (cap := pod.cap or pod.capacity))
     rejected = _total(snapshot, Signal.REQUESTS_REJECTED, ready)
     output = _total(snapshot, Signal.GENERATION_TOKENS, ready)
+    prompt = _total(snapshot, Signal.PROMPT_TOKENS, ready)
+    revisions = {pod.revision for pod in ready}
     per_replica = max(caps, default=policy.default_capacity)
     return Load(
         ready=len(ready),
@@ -133,10 +138,11 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         preemptions_per_s=_total(snapshot, Signal.PREEMPTIONS, ready).value,
         produced_per_s=_produced(snapshot, ready),
         kv=_total(snapshot, Signal.KV_CACHE_UTILIZATION, ready).mean,
-        prompt_per_s=_total(snapshot, Signal.PROMPT_TOKENS, ready).value,
+        prompt_per_s=prompt.value,
         output_per_s=output.value,
-        told=output.pods,
+        told=min(output.replicas(len(ready)), prompt.replicas(len(ready))),
         token_s=_token_s(policy, snapshot, running.value, output.value),
+        revision=revisions.pop() if len(revisions) == 1 else None,
         capacity=min(capacities, default=None),
         caps=caps,
         queue_bounded=rejected.value is not None or bool(bounds),
@@ -170,10 +176,15 @@ class _Total:
     value: float | None
     pods: int
     silent: frozenset[str]
+    whole: bool = False
 
     @property
     def mean(self) -> float | None:
         return None if self.value is None else self.value / max(1, self.pods)
+
+    def replicas(self, ready: int) -> int:
+        """How many of the ready pods it speaks for."""
+        return ready if self.whole else self.pods
 
 
 def _total(snapshot: Snapshot, signal: Signal, ready: Sequence[Pod]) -> _Total:
@@ -182,7 +193,7 @@ def _total(snapshot: Snapshot, signal: Signal, ready: Sequence[Pod]) -> _Total:
     if not readings:
         whole = snapshot.totals.get(signal)
         if whole is not None and _usable(whole):
-            return _Total(whole.value, 1, NOBODY)
+            return _Total(whole.value, 1, NOBODY, whole=True)
         return _Total(None, 0, frozenset(pod.name for pod in ready))
     get = readings.get
     values = [  # _usable, spelled out: calls for each pod and signal are what a tick of a large fleet is spent on
@@ -209,7 +220,9 @@ def _has_source(snapshot: Snapshot, signal: Signal) -> bool:
 def _token_s(policy: Policy, snapshot: Snapshot, running: float | None, output_per_s: float | None) -> float | None:
     for (signal, window_s), found in snapshot.distributions.items():
         recent = window_s <= LONGEST_TOKEN_WINDOWS * policy.rate_window_s and found.age_s <= STALE_S
-        if signal is Signal.INTER_TOKEN_LATENCY and recent and (token_s := histogram.mean(found)):
+        if signal is not Signal.INTER_TOKEN_LATENCY or not recent or not histogram.is_possible(found):
+            continue
+        if token_s := histogram.mean(found):
             return token_s
     return running / output_per_s if running and output_per_s else None
 

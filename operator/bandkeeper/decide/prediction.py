@@ -33,6 +33,7 @@ SLOW_POWER = 1.7  # tokens that wait for a prompt: as often as prompts come, and
 WAIT_POWER = 3.0
 SLOW_PRIOR, WAIT_PRIOR = 0.75, 0.93  # utilisation at which the aim is reached, before anything is known
 FULLEST = 0.93
+MOST_MARGIN = 4.0  # a fleet a quarter full is as fast as it gets
 KV_FULL = 0.9
 KV_KNOWN = 0.2  # share of the KV cache in use that tells how much of it a request takes
 LONGEST_STEP_S = 60.0  # between two looks, that what was seen last counts for
@@ -55,7 +56,8 @@ def predict(
     if flow is None:
         return demand, memory
     memory = replace(memory, prompt_per_s=flow.mean_prompt_per_s, output_per_s=flow.mean_output_per_s)
-    memory = replace(memory, steps=_learned(policy, load, memory.steps, flow), updated_s=now_s)
+    steps, revision = _of_revision(load, memory)
+    memory = replace(memory, steps=_learned(policy, load, steps, flow), revision=revision, updated_s=now_s)
     begins = not memory.best_cap
     if memory.steps.observations < FEWEST_OBSERVATIONS or (begins and load.told < load.ready):
         return demand, memory
@@ -122,12 +124,20 @@ def _mean(before: float | None, now: float, span_s: float, memory_s: float) -> f
 def _learned(policy: Policy, load: Load, steps: StepFit, flow: _Flow) -> StepFit:
     """With what this look tells: tokens per second of one replica, and the time between two of them."""
     weight = min(1.0, flow.span_s / policy.rate_window_s)
-    if not load.token_s or not load.told or weight <= 0:
+    token_s = load.token_s or 0.0
+    if not 0 < token_s < math.inf or not load.told or weight <= 0:
         return steps
-    batch = load.token_s * flow.output_per_s / load.told
+    batch = token_s * flow.output_per_s / load.told
     if batch < LEAST_BATCH:
         return steps
-    return steps.seen(batch, flow.prompt_per_s / flow.output_per_s * batch, load.token_s, weight)
+    return steps.seen(batch, flow.prompt_per_s / flow.output_per_s * batch, token_s, weight)
+
+
+def _of_revision(load: Load, memory: ModelMemory) -> tuple[StepFit, str | None]:
+    """Another pod template may be another server: what was learned is a first guess of it."""
+    if load.revision is None or load.revision == memory.revision:
+        return memory.steps, memory.revision
+    return memory.steps if memory.revision is None else memory.steps.loosened(), load.revision
 
 
 def _batch(load: Load, best_cap: int) -> float:
@@ -177,7 +187,7 @@ def _modelled(
         updated_s=now_s,
     )
     each = memory.steps.work_s(1.0, flow.outputs, batch)
-    margin, bound_by = _margin(policy, promises, each.error / each.value)
+    margin, bound_by = _margin(policy, promises, each.error / each.value if each.value > 0 else 1.0)
     return (
         replace(
             demand,
@@ -188,8 +198,8 @@ def _modelled(
             margin=margin,
             mean_work=mean_work,
             bound_by=bound_by,
-            judged=frozenset(one.signal for one in promises if one.misses.ripe),
-            unreachable=frozenset(one.signal for one in promises if one.misses.unreachable(one.allowed)),
+            judged=frozenset(one.name for one in promises if one.misses.ripe),
+            unreachable=frozenset(one.name for one in promises if one.misses.unreachable(one.allowed)),
             modelled=True,
         ),
         memory,
@@ -203,22 +213,21 @@ def _latencies(verdicts: Sequence[SLOVerdict]) -> list[SLOVerdict]:
 def _known(policy: Policy, memory: ModelMemory) -> tuple[LearnedPromise, ...]:
     """What was learned of each latency promise; anew where the promises were changed."""
     slos = [slo for slo in policy.slos if isinstance(slo, LatencySLO)]
-    if [(one.signal, one.threshold_s, one.allowed) for one in memory.promises] == [
-        (slo.signal, slo.threshold_s, 1 - slo.percentile / 100) for slo in slos
+    if [(*one.name, one.threshold_s) for one in memory.promises] == [
+        (slo.signal, slo.percentile, slo.threshold_s) for slo in slos
     ]:
         return memory.promises
     return tuple(_unknown(slo) for slo in slos)
 
 
 def _unknown(slo: LatencySLO) -> LearnedPromise:
-    allowed = 1 - slo.percentile / 100
     slow = slo.signal is Signal.INTER_TOKEN_LATENCY
     power, prior = (SLOW_POWER, SLOW_PRIOR) if slow else (WAIT_POWER, WAIT_PRIOR)
     return LearnedPromise(
         signal=slo.signal,
+        percentile=slo.percentile,
         threshold_s=slo.threshold_s,
-        allowed=allowed,
-        misses=MissFit(AIM * allowed, power, prior),
+        misses=MissFit(AIM * (1 - slo.percentile / 100), power, prior),
         shape=Shape(power),
     )
 
@@ -264,7 +273,7 @@ def _margin(policy: Policy, promises: Sequence[LearnedPromise], error: float) ->
     for one in promises:
         if one.misses.unreachable(one.allowed):
             continue
-        asked = one.misses.margin(one.shape.value)
+        asked = min(MOST_MARGIN, one.misses.margin(one.shape.value))
         if asked > margin:
             margin, bound_by = asked, one.signal
     return margin, bound_by

@@ -85,7 +85,7 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     broken = breached(scene.verdicts)
     judged = demand.judged if demand else frozenset()
     promised, promises = size.for_promises(
-        [verdict for verdict in broken if verdict.signal not in scene.cap.handles | judged],
+        [one for one in broken if one.signal not in scene.cap.handles and (one.signal, one.percentile) not in judged],
         demand,
         load,
         state.promises,
@@ -95,8 +95,10 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     )
     lost = demand.unreachable if demand else frozenset()
     if promised.unreachable is None:
-        promised = replace(promised, unreachable=next((one for one in broken if one.signal in lost), None))
-    curable = any(not size.is_futile(verdict, promises) and verdict.signal not in lost for verdict in broken)
+        promised = replace(
+            promised, unreachable=next((one for one in broken if (one.signal, one.percentile) in lost), None)
+        )
+    curable = any(not size.is_futile(one, promises) and (one.signal, one.percentile) not in lost for one in broken)
     if curable:
         promises = replace(promises, breached_s=now_s)
     band = size.for_band(policy, demand) if demand else None

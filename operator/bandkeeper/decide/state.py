@@ -117,13 +117,22 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedPromise:
-    """What is known of one latency promise: who misses it when. `allowed` is the share that may miss."""
+    """What is known of one latency promise: who misses it when. `allowed` is the share that may."""
 
     signal: Signal
+    percentile: int
     threshold_s: float
-    allowed: float
     misses: MissFit
     shape: Shape
+
+    @property
+    def allowed(self) -> float:
+        return 1 - self.percentile / 100
+
+    @property
+    def name(self) -> tuple[Signal, int]:
+        """What tells it from the policy's other promises."""
+        return self.signal, self.percentile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +143,8 @@ class ModelMemory:
     ----------
     best_cap
         Unit of the outlook: replicas at this cap.
+    revision
+        Pod template that the step times are of.
     prompt_per_s, output_per_s
         Tokens of the whole workload, as means over some minutes.
     mean_work
@@ -143,6 +154,7 @@ class ModelMemory:
     """
 
     best_cap: int = 0
+    revision: str | None = None
     steps: StepFit = NO_STEPS
     prompt_per_s: float | None = None
     output_per_s: float | None = None

@@ -48,6 +48,8 @@ def veto(scene: Scene, state: State) -> Veto | None:
 def _unseen(scene: Scene, state: State) -> Veto | None:
     if scene.demand is None or not scene.load.complete:
         return Veto(BandReason.UNKNOWN, scene.metrics.message or "a pod that has just become ready has no data yet")
+    if scene.demand.modelled and scene.load.told < scene.load.ready:
+        return Veto(BandReason.UNKNOWN, f"only {scene.load.told} of {scene.load.ready} ready pods tell their tokens")
     if hold_left_s(scene.policy, state.sight, scene.now_s) > 0:
         return Veto(BandReason.HOLDING_PEAK, waiting_sentence(scene.policy, state.sight, scene.now_s))
     return None
@@ -81,9 +83,10 @@ def _argued(scene: Scene, state: State) -> Veto | None:
 
 def _agrees(verdict: SLOVerdict, demand: Demand) -> bool:
     """A promise that the model sizes for has its margin in what it asks for; broken, it is an argument all the same."""
-    if verdict.signal in demand.unreachable:
+    promise = verdict.signal, verdict.percentile
+    if promise in demand.unreachable:
         return True
-    if verdict.signal in demand.judged:
+    if promise in demand.judged:
         return verdict.state is not SLOState.BREACHED
     return agrees_to_less(verdict)
 

@@ -68,11 +68,13 @@ class MissFit:
     def margin(self, shape: float) -> float:
         """Replicas per replica of held work that keep the misses at the goal.
 
-        `shape` is the mean of (work / held work)^e over the requests: 1 where work is always what is held.
+        `shape` is the mean of (work / held work)^e over the requests: 1 where work is always what is held. Before it is
+        ripe, no more than the prior asks for.
         """
         c0, c = self.line()
         room = max(self.goal - c0, _LEAST_ROOM * self.goal)
-        return float((c * shape / room) ** (1 / self.power))
+        asked = float((c * shape / room) ** (1 / self.power))
+        return asked if self.ripe else min(asked, shape ** (1 / self.power) / self.prior)
 
     def unreachable(self, allowed: float) -> bool:
         """Whether more than the `allowed` share misses however many replicas there are."""

@@ -1,0 +1,462 @@
+"""Demand by the model: where there is none it stays as it was, and what it asks for where there is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.signals import Signal
+from bandkeeper.api.v1alpha1 import Objective
+from bandkeeper.decide.decision import SLOVerdict
+from bandkeeper.decide.demand import Demand
+from bandkeeper.decide.load import Load
+from bandkeeper.decide.policy import Batching, LatencySLO, Policy, ThroughputSLO
+from bandkeeper.decide.prediction import predict
+from bandkeeper.decide.state import ModelMemory, Sample
+from bandkeeper.model.curve import LoadCurve
+from tests.unit.builders import ITL, TTFT, a_policy
+
+CAP = 64
+ALPHA, BETA, DELTA = 0.02058, 0.00041, 0.0001
+PROMPT, OUTPUT = 500.0, 200.0
+NO_MODEL = ModelMemory()
+
+
+def a_demand(best_cap: int = CAP, work: float = 1.0) -> Demand:
+    return Demand(
+        curve=LoadCurve(),
+        best_cap=best_cap,
+        work=work,
+        peak_work=work,
+        utilization=0.25,
+        occupancy=0.25,
+        saturated=False,
+        rising=False,
+    )
+
+
+def true_work(requests_per_s: float, cap: int = CAP) -> float:
+    """Replicas that so many requests keep busy at a batch of `cap`."""
+    return requests_per_s * (OUTPUT * (ALPHA / cap + BETA) + PROMPT * DELTA)
+
+
+def a_load(requests_per_s: float, ready: int = 4, **more: Any) -> Load:
+    """A fleet in balance: the step takes as long as the batch that the arrivals make of it lets it take."""
+    tokens, prompts = requests_per_s * OUTPUT / ready, requests_per_s * PROMPT / ready
+    token_s = ALPHA / max(0.05, 1 - BETA * tokens - DELTA * prompts)
+    fields: dict[str, Any] = {
+        "ready": ready,
+        "running": ready * tokens * token_s,
+        "waiting": 0.0,
+        "complete": True,
+        "finished_per_s": requests_per_s,
+        "prompt_per_s": requests_per_s * PROMPT,
+        "output_per_s": requests_per_s * OUTPUT,
+        "told": ready,
+        "token_s": token_s,
+        "cold_start_s": 90.0,
+        "quiet_queue": 10.0,
+    }
+    return Load(**{**fields, **more})
+
+
+def a_verdict(slo: LatencySLO, missed: float | None) -> SLOVerdict:
+    """`missed` is the share of requests, None without data."""
+    if missed is None:
+        state, told = SLOState.NO_DATA, None
+    else:
+        state, told = SLOState.BREACHED if missed > 1 - slo.percentile / 100 else SLOState.MET, 1 - missed
+    return SLOVerdict(
+        signal=slo.signal,
+        percentile=slo.percentile,
+        limit=slo.threshold_s,
+        window_s=slo.window_s,
+        state=state,
+        attainment_low=told,
+        attainment_high=told,
+        observations=None if told is None else 1000.0,
+    )
+
+
+@dataclass
+class Fleet:
+    """A policy that is looked at every 15 s."""
+
+    policy: Policy = field(default_factory=a_policy)
+    best_cap: int = CAP
+    memory: ModelMemory = NO_MODEL
+    now_s: float = 1000.0
+
+    def look(self, load: Load, missed: Sequence[float | None] = (), samples: Sequence[Sample] = ()) -> Demand:
+        latencies = [slo for slo in self.policy.slos if isinstance(slo, LatencySLO)]
+        shares = [*missed, *[None] * (len(latencies) - len(missed))]
+        verdicts = [a_verdict(slo, share) for slo, share in zip(latencies, shares, strict=True)]
+        demand, self.memory = predict(
+            self.policy, load, verdicts, a_demand(self.best_cap), samples, self.memory, self.now_s
+        )
+        self.now_s += 15.0
+        assert demand is not None
+        return demand
+
+    def learned(self, minutes: float = 30.0, missed: Sequence[float | None] = (), full: Sequence[float] = ()) -> Fleet:
+        """After a slow wave between a quarter and three quarters of what the fleet can do.
+
+        `missed` are the shares at whatever load, `full` those that would miss with all full, fewer with less.
+        """
+        for tick in range(round(minutes * 4)):
+            utilization = 0.5 + 0.25 * math.sin(tick / 13)
+            shares = [share * utilization**2 for share in full]
+            self.look(a_load(utilization * 4 / true_work(1.0)), shares or missed)
+        return self
+
+
+UNCHANGED = a_demand()
+
+
+class TestWithoutAModel:
+    @pytest.mark.parametrize(
+        "lacks",
+        [
+            {"prompt_per_s": None},
+            {"prompt_per_s": 0.0},
+            {"output_per_s": None, "told": 0},
+            {"finished_per_s": None},
+            {"token_s": None},
+            {"token_s": 0.0},
+            {"token_s": math.nan},  # of a histogram that is none
+            {"token_s": math.inf},
+            {"complete": False},
+            {"output_per_s": 3.0},  # 180 tokens a minute
+            {"output_per_s": 0.0},
+        ],
+        ids=str,
+    )
+    def test_demand_stays_what_it_was(self, lacks: dict[str, Any]) -> None:
+        fleet = Fleet()
+        for _ in range(20):
+            assert fleet.look(replace(a_load(5.0), **lacks)) == UNCHANGED
+        assert fleet.memory.steps.observations == 0
+
+    @pytest.mark.parametrize("batching", [one for one in Batching if one is not Batching.CONTINUOUS])
+    def test_servers_that_do_not_batch_continuously_have_another(self, batching: Batching) -> None:
+        fleet = Fleet(a_policy(batching=batching))
+        for _ in range(20):
+            assert fleet.look(a_load(5.0)) == UNCHANGED
+        assert fleet.memory == NO_MODEL
+
+    def test_no_demand_stays_none(self) -> None:
+        assert predict(a_policy(), a_load(5.0), (), None, (), NO_MODEL, 0.0) == (None, NO_MODEL)
+
+    def test_a_whole_rate_window_comes_first(self) -> None:
+        fleet = Fleet()
+        modelled = [fleet.look(a_load(5.0)).modelled for _ in range(6)]
+        assert modelled == [False, False, False, True, True, True]
+
+    def test_an_idle_fleet_falls_back_and_comes_again(self) -> None:
+        fleet = Fleet().learned()
+        idle = a_load(0.0, token_s=None, prompt_per_s=0.0, output_per_s=0.0, finished_per_s=0.0, running=0.0)
+        assert [fleet.look(idle) for _ in range(40)] == [UNCHANGED] * 40
+        again = fleet.look(a_load(5.0))
+        assert again.modelled
+        assert again.work == pytest.approx(true_work(5.0), rel=0.1)
+
+
+class TestWork:
+    @pytest.mark.parametrize("requests_per_s", [4.0, 12.0, 20.0, 30.0])
+    def test_is_what_arrives_costs(self, requests_per_s: float) -> None:
+        demand = Fleet().learned().look(a_load(requests_per_s))
+        assert demand.modelled
+        assert demand.work == pytest.approx(true_work(requests_per_s), rel=0.05)
+        assert demand.utilization == pytest.approx(demand.work / 4)
+        assert demand.peak_work >= demand.work
+
+    @pytest.mark.parametrize("ready", [1, 2, 8])
+    def test_does_not_depend_on_how_many_replicas_do_it(self, ready: int) -> None:
+        work = Fleet().learned().look(a_load(5.0, ready)).work
+        assert work == pytest.approx(true_work(5.0), rel=0.05)
+
+    def test_a_queue_that_grows_is_work_that_arrives(self) -> None:
+        fleet = Fleet().learned()
+        then = Sample(fleet.now_s - 60, 50.0, 50.0, 10.0, 4, 2.0)
+        calm = Fleet(memory=fleet.memory, now_s=fleet.now_s).look(a_load(20.0), samples=[then])
+        queued = fleet.look(a_load(20.0, waiting=310.0), samples=[then])
+        assert queued.work - calm.work == pytest.approx(true_work(5.0), rel=0.15)  # five more a second than are done
+
+    def test_a_queue_that_is_worked_off_is_less(self) -> None:
+        fleet = Fleet().learned()
+        then = Sample(fleet.now_s - 60, 50.0, 50.0, 300.0, 4, 2.0)
+        assert fleet.look(a_load(20.0, waiting=0.0), samples=[then]).work == pytest.approx(true_work(15.0), rel=0.1)
+
+    def test_never_less_than_nothing(self) -> None:
+        fleet = Fleet().learned()
+        then = Sample(fleet.now_s - 60, 50.0, 50.0, 1e6, 4, 2.0)
+        assert fleet.look(a_load(20.0), samples=[then]).work == 0
+
+    def test_a_jump_within_one_tick_is_no_flood(self) -> None:
+        """Growth is over a quarter of the rate window at least."""
+        fleet = Fleet().learned()
+        then = Sample(fleet.now_s - 1, 50.0, 50.0, 0.0, 4, 2.0)
+        assert fleet.look(a_load(20.0, waiting=30.0), samples=[then]).work < true_work(23.0)
+
+    def test_what_is_refused_is_asked_for(self) -> None:
+        demand = Fleet().learned().look(a_load(20.0, rejected_per_s=5.0))
+        assert demand.work == pytest.approx(true_work(25.0), rel=0.05)
+
+    def test_output_that_comes_later_than_its_prompts_is_expected(self) -> None:
+        """A burst is seen when its prompts are read, not when its tokens are made."""
+        fleet = Fleet().learned()
+        before = a_load(5.0)
+        burst = replace(before, prompt_per_s=3 * 5.0 * PROMPT)
+        assert fleet.look(burst).work > 2.5 * true_work(5.0)
+
+    def test_the_kv_cache_limits_the_batch(self) -> None:
+        """Full at a batch of 20, each token takes a larger share of a step."""
+        free = Fleet().learned().look(a_load(20.0))
+        tight = Fleet().learned().look(replace(a_load(20.0), kv=0.9, running=80.0))
+        assert tight.work == pytest.approx(true_work(20.0, 20), rel=0.08)
+        assert tight.work > 1.2 * free.work
+
+    def test_a_kv_cache_that_is_nearly_empty_tells_nothing(self) -> None:
+        assert Fleet().learned().look(a_load(20.0, kv=0.01)) == Fleet().learned().look(a_load(20.0))
+
+    @pytest.mark.parametrize("finished", [0.0, 1, 10, 60])
+    def test_a_queue_in_a_burst_is_not_counted_by_the_few_that_are_done(self, finished: float) -> None:
+        """600 prompts were read in a minute and hardly any answer is done; 4 requests a second more queue."""
+        fleet = Fleet().learned()
+        then = Sample(fleet.now_s - 60, 10.0, 10.0, 0.0, 4, 2.0)
+        burst = a_load(10.0, running=610.0 - finished, waiting=240.0, finished_per_s=finished / 60)
+        demand = fleet.look(burst, samples=[then])
+        assert demand.work == pytest.approx(true_work(14.0), rel=0.1)
+
+
+class TestPartial:
+    def test_tokens_of_some_replicas_lower_nothing(self) -> None:
+        """Three of four tell what runs in them but no tokens: that is no less work."""
+        fleet = Fleet().learned()
+        whole = fleet.look(a_load(20.0))
+        part = a_load(20.0, told=1, prompt_per_s=20 * PROMPT / 4, output_per_s=20 * OUTPUT / 4)
+        for _ in range(40):
+            demand = fleet.look(part)
+            assert demand.work >= whole.work * 0.999
+            assert demand.utilization >= whole.utilization * 0.999
+
+    def test_tokens_of_some_replicas_are_no_beginning(self) -> None:
+        fleet = Fleet()
+        part = a_load(20.0, told=1, prompt_per_s=20 * PROMPT / 4, output_per_s=20 * OUTPUT / 4)
+        assert [fleet.look(part).modelled for _ in range(20)] == [False] * 20
+
+
+class TestPromises:
+    POLICY = a_policy(slos=[ITL], replicas=(1, 40))
+
+    def test_the_margin_is_the_fullest_fleets_until_a_promise_asks_for_more(self) -> None:
+        demand = Fleet(a_policy()).learned().look(a_load(10.0))
+        assert demand.margin == pytest.approx(1 / 0.93, rel=0.05)  # the model's own error beside it
+        assert demand.bound_by is None
+
+    def test_a_promise_that_is_missed_raises_it_and_is_named(self) -> None:
+        kept = Fleet(self.POLICY).learned(60, full=[0.001]).look(a_load(10.0), [0.001])
+        missed = Fleet(self.POLICY).learned(60, full=[0.2]).look(a_load(10.0), [0.05])
+        assert missed.margin > 1.5 * kept.margin
+        assert missed.bound_by is Signal.INTER_TOKEN_LATENCY
+        assert missed.judged == {(Signal.INTER_TOKEN_LATENCY, 95)}
+
+    def test_is_judged_after_two_minutes(self) -> None:
+        fleet = Fleet(self.POLICY)
+        judged = [bool(fleet.look(a_load(10.0), [0.01]).judged) for _ in range(20)]
+        assert judged == sorted(judged)
+        assert not any(judged[:8])
+        assert judged[-1]
+
+    def test_the_promise_that_needs_most_binds(self) -> None:
+        fleet = Fleet(a_policy(slos=[ITL, TTFT], replicas=(1, 40)))
+        assert fleet.learned(60, full=[0.001, 0.3]).look(a_load(10.0)).bound_by is Signal.TIME_TO_FIRST_TOKEN
+
+    def test_one_that_cannot_be_kept_is_named_and_asks_for_nothing(self) -> None:
+        """Nearly all miss at whatever load: no number of replicas keeps that."""
+        fleet = Fleet(self.POLICY).learned(60, [0.9])
+        demand = fleet.look(a_load(2.0), [0.9])
+        assert demand.unreachable == {(Signal.INTER_TOKEN_LATENCY, 95)}
+        assert demand.margin == pytest.approx(1 / 0.93, rel=0.05)  # the model's own error beside it
+        assert demand.bound_by is None
+
+    def test_throughput_has_no_margin_for_promises(self) -> None:
+        fleet = Fleet(a_policy(Objective.THROUGHPUT_SENSITIVE, slos=[ITL], replicas=(1, 40)))
+        demand = fleet.learned(60, full=[0.2]).look(a_load(10.0), [0.05])
+        assert demand.margin == pytest.approx(1 / 0.95, rel=0.05)  # the model's own error beside it
+        assert demand.bound_by is None
+
+    def test_no_data_teaches_nothing(self) -> None:
+        fleet = Fleet(self.POLICY).learned(60, [None])
+        assert fleet.memory.promises[0].misses.weight == 0
+        assert not fleet.look(a_load(10.0)).judged
+
+    def test_a_queue_teaches_nothing(self) -> None:
+        """It says that the fleet is too small, and nothing of one that is large enough."""
+        fleet = Fleet(self.POLICY)
+        for _ in range(40):
+            fleet.look(a_load(10.0, waiting=100.0), [0.9])
+        assert fleet.memory.promises[0].misses.weight == 0
+        for _ in range(4):  # it is in the window of the promise for as long
+            fleet.look(a_load(10.0), [0.9])
+        assert fleet.memory.promises[0].misses.weight == 0
+        for _ in range(4):
+            fleet.look(a_load(10.0), [0.01])
+        assert fleet.memory.promises[0].misses.weight > 0
+
+    def test_a_rate_is_no_latency(self) -> None:
+        rate = ThroughputSLO(signal=Signal.GENERATION_TOKENS, min_per_s=100.0, window_s=60.0)
+        fleet = Fleet(a_policy(slos=[rate, ITL]))
+        assert [one.signal for one in fleet.learned(10, [0.01]).memory.promises] == [Signal.INTER_TOKEN_LATENCY]
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            [replace(ITL, threshold_s=0.1)],
+            [replace(ITL, percentile=99)],
+            [TTFT],
+            [ITL, TTFT],
+            [],
+        ],
+        ids=["threshold", "percentile", "signal", "one more", "none"],
+    )
+    def test_changed_promises_are_learned_anew(self, changed: list[LatencySLO]) -> None:
+        fleet = Fleet(self.POLICY).learned(60, [0.2])
+        fleet.policy = a_policy(slos=changed, replicas=(1, 40))
+        demand = fleet.look(a_load(10.0))
+        assert not demand.judged
+        assert all(one.misses.weight == 0 for one in fleet.memory.promises)
+        assert [one.signal for one in fleet.memory.promises] == [slo.signal for slo in changed]
+
+    def test_the_same_promise_over_another_window_is_remembered(self) -> None:
+        fleet = Fleet(self.POLICY).learned(60, [0.2])
+        fleet.policy = a_policy(slos=[replace(ITL, window_s=300.0)], replicas=(1, 40))
+        assert fleet.look(a_load(10.0)).judged
+
+    @pytest.mark.parametrize("windows", [(60.0, 1800.0), (15.0, 600.0), (1.0, 86400.0)])
+    def test_windows_may_differ_by_much(self, windows: tuple[float, float]) -> None:
+        """Looks are kept for the longest of them, so a short one may find none of its own."""
+        slos = [replace(ITL, window_s=windows[0]), replace(TTFT, window_s=windows[1])]
+        fleet = Fleet(a_policy(slos=slos)).learned(40, [0.01, 0.01])
+        assert fleet.look(a_load(10.0), [0.01, 0.01]).judged == {(slo.signal, slo.percentile) for slo in slos}
+        assert len(fleet.memory.traces) <= 22
+
+
+class TestBestCap:
+    def test_another_unit_rescales_what_is_remembered(self) -> None:
+        fleet = Fleet().learned()
+        fleet.look(a_load(25.0))
+        for _ in range(20):
+            before = fleet.look(a_load(10.0))
+        outlook = fleet.memory.outlook
+        fleet.best_cap = 32
+        after = fleet.look(a_load(10.0))
+        assert after.work == pytest.approx(true_work(10.0, 32), rel=0.05)
+        assert after.mean_work == pytest.approx(2 * (before.mean_work or 0.0), rel=0.1)
+        assert (fleet.memory.outlook.peaks.highest() or 0) == pytest.approx(2 * (outlook.peaks.highest() or 0))
+        assert fleet.memory.best_cap == 32
+
+    def test_the_model_itself_has_no_unit(self) -> None:
+        fleet = Fleet().learned()
+        steps = fleet.memory.steps
+        fleet.best_cap = 32
+        fleet.look(a_load(10.0))
+        assert fleet.memory.steps.observations == pytest.approx(steps.observations + 0.25)
+
+
+def numbers(most: float) -> st.SearchStrategy[float | None]:
+    """Nothing, 0, next to nothing, and what may be."""
+    return st.sampled_from([None, 0.0, 1e-9]) | st.floats(1e-6, most)
+
+
+loads = st.builds(
+    Load,
+    ready=st.integers(1, 30),
+    running=numbers(3000),
+    waiting=numbers(1e6),
+    complete=st.sampled_from([True, True, True, False]),
+    finished_per_s=numbers(1e4),
+    rejected_per_s=numbers(1e4),
+    kv=numbers(1.2),
+    prompt_per_s=numbers(1e7),
+    output_per_s=numbers(1e6) | st.floats(100, 5000),
+    told=st.integers(0, 30),
+    token_s=numbers(60) | st.floats(0.005, 0.2),
+    cold_start_s=st.sampled_from([0.0, 5.0, 90.0, 3600.0]),
+    quiet_queue=st.sampled_from([0.0, 10.0]),
+)
+sane = st.floats(0.1, 60).map(a_load)
+policies = st.builds(
+    a_policy,
+    st.sampled_from(Objective),
+    slos=st.lists(
+        st.builds(
+            replace,
+            st.sampled_from([ITL, TTFT]),
+            percentile=st.sampled_from([1, 50, 99]),
+            window_s=st.sampled_from([1.0, 15.0, 60.0, 1800.0, 86400.0]),
+        ),
+        max_size=2,
+        unique_by=lambda slo: slo.signal,
+    ),
+    rate_window_s=st.sampled_from([1.0, 15.0, 60.0]),
+)
+samples = st.lists(
+    st.builds(
+        Sample,
+        at_s=st.floats(900, 1600),
+        in_flight=st.floats(0, 1e4),
+        running=st.floats(0, 1e4),
+        waiting=st.floats(0, 1e6),
+        ready=st.integers(1, 30),
+        work=st.floats(0, 30),
+    ),
+    max_size=3,
+)
+
+
+@given(
+    policies,
+    st.lists(
+        st.tuples(loads | sane, st.sampled_from([0.0, 1.0, 15.0, 600.0]), st.sampled_from([1, 8, 64])),
+        min_size=1,
+        max_size=12,
+    ),
+    samples,
+    st.lists(st.none() | st.floats(0, 1), min_size=2, max_size=2),
+)
+def test_whatever_is_told_it_stays_finite(
+    policy: Policy, looks: list[tuple[Load, float, int]], past: list[Sample], missed: list[float | None]
+) -> None:
+    fleet = Fleet(policy)
+    for load, elapsed_s, best_cap in looks:
+        fleet.best_cap = best_cap
+        demand = fleet.look(load, missed[: len(policy.slos)], past)
+        fleet.now_s += elapsed_s - 15.0
+        figures = [demand.work, demand.peak_work, demand.utilization, demand.margin, demand.mean_work or 0.0]
+        figures += [demand.band_work, demand.curve.steepness, *fleet.memory.steps.parameters]
+        assert all(0 <= figure < math.inf for figure in figures)
+        assert demand.peak_work >= demand.work
+        if demand.modelled:
+            assert demand.margin >= 1
+            assert not demand.unreachable - demand.judged
+            assert demand.bound_by not in {signal for signal, _ in demand.unreachable}
+
+
+def test_another_pod_template_makes_what_was_learned_a_guess() -> None:
+    fleet = Fleet().learned(100)
+    fleet.look(a_load(10.0, revision="old"))
+    sure = fleet.memory.steps.work_s(1.0, 0.2, 64)
+    fleet.look(a_load(10.0, revision="old"))
+    assert fleet.memory.steps.work_s(1.0, 0.2, 64).error <= 1.1 * sure.error
+    fleet.look(a_load(10.0, revision="new"))
+    guess = fleet.memory.steps.work_s(1.0, 0.2, 64)
+    assert guess.error > 2 * sure.error
+    assert guess.value == pytest.approx(sure.value, rel=0.2)
