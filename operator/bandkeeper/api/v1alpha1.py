@@ -490,6 +490,20 @@ class Cost(_Model):
     currency: Currency = Field(default="USD", description="Currency of the price; only a label of the figures.")
 
 
+BytesPerSecond = Annotated[int, Field(ge=1, le=10**15)]
+
+
+class SharedLimits(_Model):
+    """What all replicas share and no replica brings more of. Once it is full, more replicas do not help."""
+
+    network_bytes_per_second: BytesPerSecond | None = Field(
+        default=None, description="What the replicas together can send or receive, such as 1250000000 for 10 Gbit/s."
+    )
+    storage_bytes_per_second: BytesPerSecond | None = Field(
+        default=None, description="What the replicas together can read from or write to storage."
+    )
+
+
 class Spec(_Model):
     """What is wanted for one workload."""
 
@@ -556,6 +570,9 @@ class Spec(_Model):
     )
     cost: Cost | None = Field(
         default=None, description="What GPU time costs. Left out: wasted GPU time is shown without a price."
+    )
+    shared_limits: SharedLimits | None = Field(
+        default=None, description="What all replicas share. Left out: nothing shared is ever said to be full."
     )
 
 

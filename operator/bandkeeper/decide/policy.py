@@ -108,6 +108,8 @@ class Policy:
     acts
         False in Recommend mode: the target is driven by others, and what they write is followed without being taken
         for an interference.
+    shared_network, shared_storage
+        Bytes per second that all replicas together can move at most; None where nobody said.
     quality, peaks
         Bounds that the quality of utilisation is judged by, and what each GPU can do at most.
     """
@@ -126,6 +128,8 @@ class Policy:
     restart_hold_s: float = 300.0
     rate_window_s: float = 60.0
     acts: bool = True
+    shared_network: float | None = None
+    shared_storage: float | None = None
     quality: Thresholds = field(default_factory=Thresholds)
     peaks: Table = DEFAULT
 
@@ -186,6 +190,7 @@ def resolve(
     if spec.batch is not None and cost_class is not None:
         sizes = spec.batch.candidates or default_candidates(spec.batch.min, spec.batch.max)
         batch = BatchControl(candidates=tuple(sorted(sizes)), cost_class=cost_class, expected_delay_s=expected_delay_s)
+    shared = spec.shared_limits or v1alpha1.SharedLimits()
     band = _BANDS[spec.objective]
     if spec.band is not None:
         band = Band(spec.band.low_percent / 100, spec.band.high_percent / 100)
@@ -208,9 +213,15 @@ def resolve(
         restart_hold_s=restart_hold_s,
         rate_window_s=rate_window_s,
         acts=acts,
+        shared_network=_bytes(shared.network_bytes_per_second),
+        shared_storage=_bytes(shared.storage_bytes_per_second),
         quality=quality or Thresholds(),
         peaks=peaks,
     )
+
+
+def _bytes(written: int | None) -> float | None:
+    return None if written is None else float(written)
 
 
 def default_candidates(least: int, most: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ GPU counters are collected every half a minute, and a judgement costs more than 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
@@ -121,7 +121,7 @@ def evidence_of(sights: Sights, learned: DemandMemory) -> Evidence:
     ready = snapshot.pods_in(PodState.READY)
     losses = [rate for rate in (load.preemptions_per_s, load.rejected_per_s) if rate is not None]
     return Evidence(
-        pods=_counters(snapshot, ready),
+        pods=_counters(snapshot, ready, policy),
         ready=load.ready,
         kind=_kind(policy, ready),
         objective=policy.objective,
@@ -152,8 +152,8 @@ def _kind(policy: Policy, ready: Iterable[Pod]) -> Kind:
     return Kind.TRAINING if any(pod.job for pod in ready) else Kind.UNKNOWN
 
 
-def _counters(snapshot: Snapshot, ready: Iterable[Pod]) -> dict[str, Counters]:
-    """The counters of each ready pod that has any."""
+def _counters(snapshot: Snapshot, ready: Sequence[Pod], policy: Policy) -> dict[str, Counters]:
+    """The counters of each ready pod that has any; of what all share, each has an equal part."""
     rows: dict[str, dict[str, float]] = {pod.name: {} for pod in ready}
     for signal, name in _COUNTERS.items():
         for pod_name, reading in snapshot.by_pod.get(signal, _NOTHING).items():
@@ -177,9 +177,15 @@ def _counters(snapshot: Snapshot, ready: Iterable[Pod]) -> dict[str, Counters]:
             source=held.source if held else "",
             job=pod.job,
             cpu_limit=pod.cpu_limit,
+            network_capacity=_part(policy.shared_network, len(ready)),
+            disk_capacity=_part(policy.shared_storage, len(ready)),
             **values,
         )
     return counters
+
+
+def _part(whole: float | None, replicas: int) -> float | None:
+    return None if whole is None else whole / replicas
 
 
 def _gpus(snapshot: Snapshot, pod: Pod) -> int:
