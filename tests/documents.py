@@ -444,6 +444,15 @@ def a_full_status(letter: str = "m") -> v1alpha1.Status:
             ),
             advice=[v1alpha1.AdviceStatus(remedy=message, evidence=message)] * v1alpha1.ADVICE_LIMIT,
         ),
+        model=v1alpha1.ModelStatus(
+            version=1,
+            alpha_milliseconds=length,
+            beta_milliseconds=length,
+            delta_milliseconds=length,
+            batch_cap=count,
+            peak_work=length,
+            largest_rise=length,
+        ),
         effective=v1alpha1.Effective(
             band=v1alpha1.Band(low_percent=60, high_percent=70),
             batch_rule="Continuous",

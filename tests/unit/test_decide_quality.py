@@ -125,7 +125,9 @@ def test_a_full_component_that_all_share_gets_no_replicas_unless_a_promise_is_br
 
 
 @pytest.mark.parametrize(("limit", "vetoed"), [(1e9, True), (1e10, False), (None, False)])
-def test_what_a_person_says_is_shared_is_judged_against_what_all_replicas_use(limit: float | None, vetoed: bool) -> None:
+def test_what_a_person_says_is_shared_is_judged_against_what_all_replicas_use(
+    limit: float | None, vetoed: bool
+) -> None:
     """Four replicas read 240 MB/s each."""
     busy = {"gr_engine_active": 0.9, "tensor_active": 0.3, "dram_active": 0.3, "sm_active": 0.6}
     seen = with_gpus(crowded(slow=False), **busy, disk_read=2.4e8, disk_written=0.0)

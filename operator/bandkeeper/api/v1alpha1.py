@@ -762,6 +762,18 @@ class HistoryEntry(DecisionStatus):
     from_batch_cap: Count | None = Field(default=None, description="Batch cap before it.")
 
 
+class ModelStatus(_Model):
+    """What was learned of the servers and their load, for a process that begins anew. Read by that version only."""
+
+    version: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] = Field(description="Version of this summary.")
+    alpha_milliseconds: Length = Field(description="Time of a step.")
+    beta_milliseconds: Length = Field(description="More for each request that is in process.")
+    delta_milliseconds: Length = Field(description="More for each prompt token that is read.")
+    batch_cap: Count = Field(description="The batch cap that work is counted at.")
+    peak_work: Length = Field(description="The most work of the time that is remembered, in replicas.")
+    largest_rise: Length = Field(description="By how much work rose at most within one cold start, in replicas.")
+
+
 class Status(_Model):
     """What the operator sees and does; live values are metrics."""
 
@@ -778,6 +790,7 @@ class Status(_Model):
         default_factory=list, description="How far each promise is kept."
     )
     quality: QualityStatus | None = Field(default=None, description="What the GPUs' busy time is worth.")
+    model: ModelStatus | None = Field(default=None, description="What was learned of the servers and their load.")
     effective: Effective | None = Field(
         default=None, description="What is in force, the objective's defaults included."
     )

@@ -131,6 +131,18 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What a process that begins anew should know: step times in seconds, and work in replicas at `best_cap`."""
+
+    alpha_s: float
+    beta_s: float
+    delta_s: float
+    best_cap: int
+    peak_work: float
+    largest_rise: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What is wanted now.
 
@@ -168,6 +180,7 @@ class Decision:
     rollback: bool = False
     utilization: float | None = None
     utilization_source: str = REQUESTS_OVER_CAP
+    learned: Learned | None = None
     inputs: Inputs = Inputs()
     slos: tuple[SLOVerdict, ...] = ()
     band: BandVerdict = BandVerdict(None, BandReason.UNKNOWN)

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.v1alpha1 import Objective
-from bandkeeper.decide.decision import SLOVerdict
+from bandkeeper.decide.decision import Learned, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
 from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace
 from bandkeeper.model.misses import MissFit, Shape
+from bandkeeper.model.outlook import NO_OUTLOOK
+from bandkeeper.model.peaks import NO_PEAKS
 from bandkeeper.model.steps import StepFit
 
 FEWEST_OBSERVATIONS = 1.0  # whole rate windows
@@ -64,6 +66,38 @@ def predict(
     batch = _batch(load, demand.best_cap)
     work = flow.work(memory.steps, batch, load, samples, policy.rate_window_s, now_s)
     return _modelled(policy, load, verdicts, demand, memory, flow, batch, work, now_s)
+
+
+def learned(memory: ModelMemory) -> Learned | None:
+    """What of the memory is worth keeping; None before there is a model."""
+    peak, rise = memory.outlook.peaks.highest(), memory.outlook.rises.highest()
+    if peak is None or rise is None:
+        return None
+    alpha_s, beta_s, delta_s = memory.steps.parameters
+    return Learned(
+        alpha_s=alpha_s,
+        beta_s=beta_s,
+        delta_s=delta_s,
+        best_cap=memory.best_cap,
+        peak_work=peak,
+        largest_rise=rise,
+    )
+
+
+def relearned(policy: Policy, known: Learned, now_s: float) -> ModelMemory:
+    """A memory to begin with: step times as a guess, and the peak as if it were of this moment."""
+    memory_s = _memory_s(policy)
+    outlook = replace(
+        NO_OUTLOOK,
+        peaks=NO_PEAKS.push(known.peak_work, now_s, memory_s),
+        rises=NO_PEAKS.push(known.largest_rise, now_s, memory_s),
+    )
+    steps = StepFit((known.alpha_s, known.beta_s, known.delta_s), observations=FEWEST_OBSERVATIONS).loosened()
+    return ModelMemory(best_cap=known.best_cap, steps=steps, outlook=outlook, updated_s=now_s)
+
+
+def _memory_s(policy: Policy) -> float:
+    return MEMORY_S.get(policy.objective, policy.scale_down.stabilization_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +202,7 @@ def _modelled(
         work = max(work, outlook.work)
     noise = NOISE * work / math.sqrt(max(1.0, flow.finished_per_s * window_s))
     lead_s = load.cold_start_s + LEAD_WINDOWS * window_s
-    memory_s = MEMORY_S.get(policy.objective, policy.scale_down.stabilization_s)
+    memory_s = _memory_s(policy)
     outlook = outlook.seen(work, noise, now_s, lead_s=lead_s, memory_s=memory_s)
     held = outlook.held()
     mean_work = _mean(memory.mean_work, work, flow.span_s, MEAN_S)

@@ -38,6 +38,7 @@ DRIFTING: Mapping[str, frozenset[str] | None] = {
     "conditions": frozenset({"message", "lastTransitionTime"}),
     "coldStart": None,
     "lastDecision": frozenset({"message", "time"}),
+    "model": None,
     "quality": frozenset(
         {
             *("score", "confidencePercent", "bottleneck", "evidence", "reason", "culprit", "age"),

@@ -39,7 +39,7 @@ from bandkeeper.runtime.lanes import Lane, Lanes
 from bandkeeper.runtime.metrics import Metrics
 from bandkeeper.runtime.policies import Interpreter, Managed
 from bandkeeper.runtime.report import findings, news_of, readable, status_of
-from bandkeeper.runtime.resume import begun_anew, unmoved
+from bandkeeper.runtime.resume import begun_anew, remembered, unmoved
 from bandkeeper.runtime.settings import Settings
 from bandkeeper.runtime.tracked import PodsMark, Tracked
 from bandkeeper.signals.collector import Collector
@@ -435,7 +435,7 @@ class ControlLoop:
             stalest=stalest,
             **observations.as_fields(),
         )
-        leads, state = acts and held, tracked.state
+        leads, state = acts and held, remembered(tracked.state, policy, tracked.status.model, now_s)
         if acts and not (held and tracked.leads):
             state = begun_anew(
                 state,

@@ -16,6 +16,7 @@ from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.decide.decision import Decision, MetricsState, SLOVerdict
 from bandkeeper.kube.discovery import TargetProblem
 from bandkeeper.runtime.quality import quality_of
+from bandkeeper.runtime.resume import model_of
 from bandkeeper.runtime.tracked import Change, Tracked
 
 FIRST_SCRAPE_S = 60.0  # the longest usual scrape interval
@@ -77,6 +78,7 @@ def status_of(tracked: Tracked, seen: Iterable[Finding], *, wall_s: float) -> v1
         utilization=_utilization(decision),
         slos=[_slo(verdict) for verdict in decision.slos] if decision else [],
         quality=quality_of(tracked),
+        model=model_of(decision.learned) if decision and decision.learned else old.model,
         effective=managed.effective,
         last_decision=_last(decision, old.last_decision, wall_s) if decision else old.last_decision,
         history=_history(tracked.changes, old.history, wall_s),

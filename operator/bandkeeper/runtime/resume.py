@@ -1,4 +1,4 @@
-"""What a process knows of the batch cap when it begins to act: nothing of its own, only what is there to be seen.
+"""What a process knows when it begins: what the status tells of the model, and of the batch cap what is to be seen.
 
 A standby decides as the leader does but writes nothing, so a cap that it wanted is nobody's; and a rollout may have
 been begun by a process that is gone. Pure.
@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from bandkeeper.api import v1alpha1
 from bandkeeper.api.snapshot import Pod, PodState, Rollout
+from bandkeeper.decide.decision import Learned
 from bandkeeper.decide.policy import CostClass, Policy
+from bandkeeper.decide.prediction import relearned
 from bandkeeper.decide.state import CapMemory, State
+
+MODEL_VERSION = 1
+MOST = 1e6  # replicas, and seconds: beyond it a status was not written by us
 
 
 def begun_anew(
@@ -35,6 +41,40 @@ def begun_anew(
     else:
         cap = replace(state.cap, wanted=None, before=None, confirmed=False, acted=False)
     return replace(state, cap=cap)
+
+
+def model_of(known: Learned) -> v1alpha1.ModelStatus:
+    """What was learned, as the status keeps it."""
+    return v1alpha1.ModelStatus(
+        version=MODEL_VERSION,
+        alpha_milliseconds=f"{1000 * known.alpha_s:.4g}",
+        beta_milliseconds=f"{1000 * known.beta_s:.4g}",
+        delta_milliseconds=f"{1000 * known.delta_s:.4g}",
+        batch_cap=known.best_cap,
+        peak_work=f"{known.peak_work:.4g}",
+        largest_rise=f"{known.largest_rise:.4g}",
+    )
+
+
+def remembered(state: State, policy: Policy, told: v1alpha1.ModelStatus | None, now_s: float) -> State:
+    """`state` with the model that the status tells, where nothing was decided yet; without what cannot be meant."""
+    if state.target_uid or told is None or told.version != MODEL_VERSION:
+        return state
+    try:
+        known = Learned(
+            alpha_s=float(told.alpha_milliseconds) / 1000,
+            beta_s=float(told.beta_milliseconds) / 1000,
+            delta_s=float(told.delta_milliseconds) / 1000,
+            best_cap=told.batch_cap,
+            peak_work=float(told.peak_work),
+            largest_rise=float(told.largest_rise),
+        )
+    except ValueError:
+        return state
+    figures = (known.alpha_s, known.beta_s, known.delta_s, known.peak_work, known.largest_rise)
+    if not all(0 <= figure < MOST for figure in figures) or not known.best_cap or not known.alpha_s:
+        return state
+    return replace(state, model=relearned(policy, known, now_s))
 
 
 def unmoved(before: State, after: State) -> State:

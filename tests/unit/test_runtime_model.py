@@ -1,0 +1,112 @@
+"""What was learned survives a restart by the status, and a status that cannot be meant is no model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bandkeeper.api.signals import Signal
+from bandkeeper.api.snapshot import Snapshot
+from bandkeeper.api.v1alpha1 import ModelStatus
+from bandkeeper.decide.decision import FITTED_MODEL, Decision
+from bandkeeper.decide.engine import decide
+from bandkeeper.decide.state import State
+from bandkeeper.runtime.resume import model_of, remembered
+from tests.unit.builders import a_distribution, a_policy, a_snapshot, a_target
+
+POLICY = a_policy(replicas=(1, 60))
+TOLD = ModelStatus(
+    version=1,
+    alpha_milliseconds="20.58",
+    beta_milliseconds="0.41",
+    delta_milliseconds="0.1",
+    batch_cap=64,
+    peak_work="16.2",
+    largest_rise="12.1",
+)
+
+
+def served(requests_per_s: float, ready: int) -> Snapshot:
+    """Requests of 300 and 200 tokens, at most 5.7 a second and replica."""
+    tokens, prompts = 200 * requests_per_s / ready, 300 * requests_per_s / ready
+    token_s = 0.02058 / (1 - 0.00041 * tokens - 0.0001 * prompts)
+    return a_snapshot(
+        ready=ready,
+        target=a_target(ready),
+        running=ready * tokens * token_s,
+        waiting=0.0,
+        distributions={Signal.INTER_TOKEN_LATENCY: a_distribution({0.05: 1000.0}, mean_s=token_s)},
+        requests_finished=requests_per_s,
+        prompt_tokens=ready * prompts,
+        generation_tokens=ready * tokens,
+    )
+
+
+def play(state: State, rates: list[float], ready: int, begin_s: float) -> tuple[Decision, State]:
+    for number, rate in enumerate(rates):
+        decision, state = decide(POLICY, served(rate, ready), state, begin_s + 15.0 * number)
+    return decision, state
+
+
+def test_a_restart_keeps_what_is_to_be_ready_for() -> None:
+    """The work of fourteen replicas came and went before. The model is in doubt at first, which asks for some more."""
+    before, _ = play(State.initial(0.0), [20.0] * 20 + [80.0] * 20 + [20.0] * 40, 20, 0.0)
+    assert before.learned is not None
+    told = model_of(before.learned)
+    begun = remembered(State.initial(5000.0), POLICY, told, 5000.0)
+    after, _ = play(begun, [20.0] * 40, 20, 5000.0)
+    blank, _ = play(State.initial(5000.0), [20.0] * 40, 20, 5000.0)
+    assert before.utilization_source == after.utilization_source == FITTED_MODEL
+    assert (after.replicas or 0) >= (before.replicas or 0) > (blank.replicas or 0) + 5
+    assert after.utilization == pytest.approx(before.utilization, rel=0.05)
+
+
+def test_a_model_is_there_from_the_first_look() -> None:
+    decision, _ = play(remembered(State.initial(0.0), POLICY, TOLD, 0.0), [20.0], 6, 15.0)
+    assert decision.utilization_source == FITTED_MODEL
+    assert decision.utilization == pytest.approx(20 / 5.7 / 6, rel=0.15)
+
+
+def test_what_goes_round_is_the_same() -> None:
+    state = remembered(State.initial(0.0), POLICY, TOLD, 0.0)
+    decision, _ = play(state, [20.0], 6, 0.0)
+    assert decision.learned is not None
+    again = model_of(decision.learned)
+    assert (again.batch_cap, again.peak_work, again.largest_rise) == (64, "16.2", "12.1")
+    assert float(again.alpha_milliseconds) == pytest.approx(20.58, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"version": 2},
+        {"alpha_milliseconds": "fast"},
+        {"alpha_milliseconds": "0"},
+        {"beta_milliseconds": "-1"},
+        {"delta_milliseconds": "nan"},
+        {"peak_work": "inf"},
+        {"peak_work": "1e9"},
+        {"batch_cap": 0},
+        {"largest_rise": ""},
+    ],
+    ids=lambda wrong: "-".join(f"{name}={value}" for name, value in wrong.items()),
+)
+def test_what_cannot_be_meant_is_no_model(wrong: dict[str, Any]) -> None:
+    state = State.initial(0.0)
+    assert remembered(state, POLICY, TOLD.model_copy(update=wrong), 0.0) is state
+
+
+def test_nothing_is_taken_over_that_is_known_better() -> None:
+    fresh = State.initial(0.0)
+    assert remembered(fresh, POLICY, None, 0.0) is fresh
+    known = replace(fresh, target_uid="uid")
+    assert remembered(known, POLICY, TOLD, 0.0) is known
+
+
+def test_without_tokens_nothing_was_learned() -> None:
+    decision, _ = decide(POLICY, a_snapshot(ready=2, running=20.0), State.initial(0.0), 0.0)
+    assert decision.learned is None
+    assert not math.isnan(decision.utilization or 0.0)
