@@ -66,7 +66,20 @@ def test_kubectl_takes_the_examples(control_plane: ControlPlane, namespace: str,
 
     table = control_plane.kubectl("get", "gsp", "-n", namespace)
     assert table.splitlines()[0].split() == [
-        *("NAME", "TARGET", "OBJECTIVE", "REPLICAS", "DESIRED", "BATCH", "UTILIZATION", "SLO", "READY", "REASON", "AGE")
+        *(
+            "NAME",
+            "TARGET",
+            "OBJECTIVE",
+            "REPLICAS",
+            "DESIRED",
+            "BATCH",
+            "UTILIZATION",
+            "QUALITY",
+            "SLO",
+            "READY",
+            "REASON",
+            "AGE",
+        )
     ]
     stored = control_plane.get("gsp", "chat", namespace=namespace)["spec"]
     assert stored["mode"] == "Enforce"

@@ -26,6 +26,7 @@ _FORGET = 0.08  # by one whole observation, along its direction, and only where 
 _KNOWN = 8.0
 _LEAST_BASE = 0.2  # of a step, that alpha is taken for: beyond it rates tell little
 _OUTLIER = 2.0  # standard deviations of one observation
+_CONVINCED = 1.5  # whole observations that miss in a row, on one side: no outliers, but another server
 _ZERO: Matrix = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
 _UNIT: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
@@ -46,11 +47,13 @@ class StepFit:
     starts from a prior in which the shape is known to one half and the scale is that of the first observation.
     Batch and prompt tokens are rates times the time that was measured, so its noise is in them too and would pass for
     a slope under a flat load: the pull is along what the rates say, and only the miss is what was measured.
+    An outlier counts as what is just believable, unless more follow: `missed` is their weight, with their sign.
     """
 
     parameters: Vector = (0.0, 0.0, 0.0)
     information: Matrix = _ZERO
     observations: float = 0.0
+    missed: float = 0.0
 
     def seen(self, batch: float, prompt_tokens: float, token_s: float, weight: float) -> StepFit:
         """With one more observation: mean batch, prompt tokens per step, mean time between two tokens.
@@ -67,10 +70,18 @@ class StepFit:
         certainty = weight / noise_s**2
         information = _plus(start.information, certainty, x, -forget, known)
         miss_s = token_s - _dot((1.0, batch, prompt_tokens), start.parameters)
-        miss_s = max(-_OUTLIER * noise_s, min(_OUTLIER * noise_s, miss_s))
+        missed, miss_s = start._believed(miss_s, _OUTLIER * noise_s, weight)
         pull = certainty * miss_s
         step = _solved(information, (pull * x[0], pull * x[1], pull * x[2]))
-        return StepFit(_bounded(information, _sum(start.parameters, step)), information, start.observations + weight)
+        parameters = _bounded(information, _sum(start.parameters, step))
+        return StepFit(parameters, information, start.observations + weight, missed)
+
+    def _believed(self, miss_s: float, limit_s: float, weight: float) -> tuple[float, float]:
+        """What is missed in a row by now, and as much of this miss as is taken for true."""
+        if abs(miss_s) <= limit_s:
+            return 0.0, miss_s
+        missed = math.copysign(weight, miss_s) + (self.missed if self.missed * miss_s > 0 else 0.0)
+        return missed, miss_s if abs(missed) > _CONVINCED else math.copysign(limit_s, miss_s)
 
     def loosened(self) -> StepFit:
         """The same as a guess: each parameter known to one half, as the prior is."""
