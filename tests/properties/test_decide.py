@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bandkeeper.api.reasons import SLOState
@@ -491,8 +491,11 @@ modelled_pasts = st.lists(st.floats(0.3, 5), min_size=3, max_size=40)
 def test_more_modelled_load_never_wants_fewer_replicas(
     objective: Objective, ready: int, past: list[float], some: float, more: float
 ) -> None:
-    """The same history with a fitted model, then a little or a lot in every replica."""
-    policy = a_policy(objective, slos=[a_promise()], replicas=(1, 60))
+    """The same history with a fitted model, then a little or a lot in every replica.
+
+    Without promises: what is missed at the one load and not at the other teaches two different margins.
+    """
+    policy = a_policy(objective, replicas=(1, 60))
     state, now_s = after(policy, ready, past), 30.0 * len(past)
     low, high = sorted((some, more))
     fewer, _ = decide(policy, served(low * ready, ready), state, now_s)
@@ -517,6 +520,7 @@ def test_a_longer_queue_never_wants_fewer_modelled_replicas(
     assert fewer.replicas <= larger.replicas
 
 
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     st.sampled_from(Objective),
     st.integers(1, 6),

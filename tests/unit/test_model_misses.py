@@ -112,6 +112,9 @@ class TestUnreachable:
             fit = fit.seen(0.2, 1.0, 15.0)
         fit = fit.seen(0.2, 1.0, 15.0)
         assert fit.ripe
+        assert not fit.unreachable(0.05)
+        for _ in range(40):
+            fit = fit.seen(0.2, 1.0, 15.0)
         assert fit.unreachable(0.05)
 
     def test_a_fleet_that_was_only_ever_full_is_given_the_benefit(self) -> None:

@@ -13,6 +13,7 @@ _MEMORY_S = 1800.0
 _PRIOR_WEIGHT = 30.0  # seconds of observation that the prior counts for, at each of two utilisations:
 _PRIOR_AT = (1.0, 0.2)
 _RIPE_S = 120.0
+_HOPELESS_S = 600.0  # to give a promise up takes longer than to size for it
 _LEAST_ROOM = 0.25  # of what may miss: replicas are still ordered for when others miss for no fault of theirs
 
 
@@ -78,7 +79,7 @@ class MissFit:
 
     def unreachable(self, allowed: float) -> bool:
         """Whether more than the `allowed` share misses however many replicas there are."""
-        return self.ripe and self.line()[0] > allowed
+        return self.weight >= _HOPELESS_S and self.line()[0] > allowed
 
 
 @dataclass(frozen=True, slots=True)
