@@ -446,6 +446,8 @@ def a_full_status(letter: str = "m") -> v1alpha1.Status:
         ),
         model=v1alpha1.ModelStatus(
             version=1,
+            target_uid=reason,
+            peak_time=time,
             alpha_milliseconds=length,
             beta_milliseconds=length,
             delta_milliseconds=length,

@@ -510,7 +510,7 @@ def test_more_modelled_load_never_wants_fewer_replicas(
 def test_a_longer_queue_never_wants_fewer_modelled_replicas(
     objective: Objective, ready: int, past: list[float], some: float, more: float
 ) -> None:
-    policy = a_policy(objective, slos=[a_promise()], replicas=(1, 60))
+    policy = a_policy(objective, replicas=(1, 60))
     state, now_s = after(policy, ready, past), 30.0 * len(past)
     short, long = sorted((some, more))
     fewer, _ = decide(policy, served(past[-1] * ready, ready, waiting=short), state, now_s)

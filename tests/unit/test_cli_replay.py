@@ -354,3 +354,8 @@ def test_moments_may_be_times_ago(monkeypatch: pytest.MonkeyPatch, text: str, ag
 def test_a_wrong_moment_is_told(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="write 2026-01-31T08:00:00Z"):
         command._moment(text)
+
+
+def test_the_report_is_a_picture_where_one_asks_for_png(files: Path) -> None:
+    assert _run("--policy", "policy.yaml", "--history", "history.jsonl.gz", "--report", "past.png") == 0
+    assert (files / "past.png").read_bytes().startswith(b"\x89PNG")

@@ -287,3 +287,8 @@ def test_the_operator_needs_nothing_of_the_lab(tmp_path: Path) -> None:
     done = without_the_lab("run", "--config", str(tmp_path / "none.yaml"))
     assert done.returncode == 2
     assert "cannot be read" in done.stderr
+
+
+def test_the_report_is_a_picture_where_one_asks_for_png(desk: Path) -> None:
+    assert call("--report", "run.png") == 0
+    assert (desk / "run.png").read_bytes().startswith(b"\x89PNG")

@@ -311,3 +311,15 @@ def test_ten_thousand_looks_leave_it_sound(kind: str, weight: float) -> None:
             estimate = fit.work_s(4.0, 1.0, 32.0)
             assert 0 <= estimate.value < math.inf
             assert 0 < estimate.error < math.inf
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.5, 1.0, 2.0, 10.0])
+def test_another_server_of_the_same_shape_is_known_at_its_first_look(factor: float) -> None:
+    """A small batch excites neither slope: without a new scale the old slopes would stay for good."""
+    fit = NO_STEPS
+    for look in range(200):
+        batch = 5.0 + look % 40
+        fit = fit.seen(batch, 1.5 * batch, 0.02 + 0.0004 * batch + 0.0001 * 1.5 * batch, 0.25)
+    guess = fit.loosened().seen(2.0, 3.0, factor * (0.02 + 0.0008 + 0.0003), 0.25)
+    assert guess.work_s(1.5, 1.0, 64).value == pytest.approx(factor * fit.work_s(1.5, 1.0, 64).value, rel=0.1)
+    assert guess.work_s(1.5, 1.0, 64).error > factor * fit.work_s(1.5, 1.0, 64).error

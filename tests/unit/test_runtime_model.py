@@ -20,6 +20,8 @@ from tests.unit.builders import a_distribution, a_policy, a_snapshot, a_target
 POLICY = a_policy(replicas=(1, 60))
 TOLD = ModelStatus(
     version=1,
+    target_uid="uid",
+    peak_time="1970-01-01T00:00:00Z",
     alpha_milliseconds="20.58",
     beta_milliseconds="0.41",
     delta_milliseconds="0.1",
@@ -51,12 +53,21 @@ def play(state: State, rates: list[float], ready: int, begin_s: float) -> tuple[
     return decision, state
 
 
+def begun(told: ModelStatus, wall_s: float = 0.0) -> State:
+    return remembered(State.initial(0.0), POLICY, told, "uid", now_s=0.0, wall_s=wall_s)
+
+
+def test_a_peak_that_is_too_old_is_not_held_again() -> None:
+    assert begun(TOLD, 7100.0).model.outlook.peaks.highest() == 16.2
+    assert begun(TOLD, 7300.0).model.outlook.peaks.highest() is None
+
+
 def test_a_restart_keeps_what_is_to_be_ready_for() -> None:
     """The work of fourteen replicas came and went before. The model is in doubt at first, which asks for some more."""
     before, _ = play(State.initial(0.0), [20.0] * 20 + [80.0] * 20 + [20.0] * 40, 20, 0.0)
     assert before.learned is not None
-    told = model_of(before.learned)
-    begun = remembered(State.initial(5000.0), POLICY, told, 5000.0)
+    told = model_of(before.learned, "uid", wall_s=1200.0)
+    begun = remembered(State.initial(5000.0), POLICY, told, "uid", now_s=5000.0, wall_s=1230.0)
     after, _ = play(begun, [20.0] * 40, 20, 5000.0)
     blank, _ = play(State.initial(5000.0), [20.0] * 40, 20, 5000.0)
     assert before.utilization_source == after.utilization_source == FITTED_MODEL
@@ -64,17 +75,17 @@ def test_a_restart_keeps_what_is_to_be_ready_for() -> None:
     assert after.utilization == pytest.approx(before.utilization, rel=0.05)
 
 
-def test_a_model_is_there_from_the_first_look() -> None:
-    decision, _ = play(remembered(State.initial(0.0), POLICY, TOLD, 0.0), [20.0], 6, 15.0)
+def test_a_model_is_there_after_half_a_minute() -> None:
+    decision, _ = play(begun(TOLD), [20.0] * 4, 6, 15.0)
     assert decision.utilization_source == FITTED_MODEL
     assert decision.utilization == pytest.approx(20 / 5.7 / 6, rel=0.15)
 
 
 def test_what_goes_round_is_the_same() -> None:
-    state = remembered(State.initial(0.0), POLICY, TOLD, 0.0)
-    decision, _ = play(state, [20.0], 6, 0.0)
+    state = begun(TOLD)
+    decision, _ = play(state, [20.0] * 4, 6, 15.0)
     assert decision.learned is not None
-    again = model_of(decision.learned)
+    again = model_of(decision.learned, "uid", wall_s=0.0)
     assert (again.batch_cap, again.peak_work, again.largest_rise) == (64, "16.2", "12.1")
     assert float(again.alpha_milliseconds) == pytest.approx(20.58, rel=0.1)
 
@@ -91,19 +102,21 @@ def test_what_goes_round_is_the_same() -> None:
         {"peak_work": "1e9"},
         {"batch_cap": 0},
         {"largest_rise": ""},
+        {"peak_time": "yesterday"},
     ],
     ids=lambda wrong: "-".join(f"{name}={value}" for name, value in wrong.items()),
 )
 def test_what_cannot_be_meant_is_no_model(wrong: dict[str, Any]) -> None:
     state = State.initial(0.0)
-    assert remembered(state, POLICY, TOLD.model_copy(update=wrong), 0.0) is state
+    assert remembered(state, POLICY, TOLD.model_copy(update=wrong), "uid", now_s=0.0, wall_s=0.0) is state
 
 
 def test_nothing_is_taken_over_that_is_known_better() -> None:
     fresh = State.initial(0.0)
-    assert remembered(fresh, POLICY, None, 0.0) is fresh
+    assert remembered(fresh, POLICY, None, "uid", now_s=0.0, wall_s=0.0) is fresh
+    assert remembered(fresh, POLICY, TOLD, "another", now_s=0.0, wall_s=0.0) is fresh
     known = replace(fresh, target_uid="uid")
-    assert remembered(known, POLICY, TOLD, 0.0) is known
+    assert remembered(known, POLICY, TOLD, "uid", now_s=0.0, wall_s=0.0) is known
 
 
 def test_without_tokens_nothing_was_learned() -> None:

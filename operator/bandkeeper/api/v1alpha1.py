@@ -766,6 +766,8 @@ class ModelStatus(_Model):
     """What was learned of the servers and their load, for a process that begins anew. Read by that version only."""
 
     version: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] = Field(description="Version of this summary.")
+    target_uid: Word = Field(alias="targetUID", description="The object that it was learned of.")
+    peak_time: Word = Field(description="When the peak was.")
     alpha_milliseconds: Length = Field(description="Time of a step.")
     beta_milliseconds: Length = Field(description="More for each request that is in process.")
     delta_milliseconds: Length = Field(description="More for each prompt token that is read.")

@@ -64,7 +64,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write everything for machines there; - is standard output")
     parser.add_argument(
-        "--report", type=Path, metavar="FILE.html", help=f"default: {REPORT}, unless --json or --export is given"
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help=f"as .html or .png; default: {REPORT}, unless --json or --export is given",
     )
     parser.add_argument(
         "--export", type=Path, metavar="FILE", help="write the history there, for --history; .gz compresses it"
@@ -120,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.export:
         print(f"History: {arguments.export}", file=told)
     if report:
-        replayed.write(result, report)
+        (replayed.png if report.suffix == ".png" else replayed.write)(result, report)
         print(f"Report: {report}", file=told)
     return 0
 

@@ -35,7 +35,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write everything for machines there; - is standard output")
     parser.add_argument(
-        "--report", type=Path, metavar="FILE.html", help=f"default: {REPORT}, unless --json is given without it"
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help=f"as .html or .png; default: {REPORT}, unless --json is given without it",
     )
     parser.set_defaults(call=run)
 
@@ -78,11 +81,20 @@ def run(arguments: argparse.Namespace) -> int:
             Path(arguments.json).write_text(to_json(result), encoding="utf-8")
             print(f"JSON: {arguments.json}")
     if report:
-        from bandkeeper.lab.report import html
-
-        html.write(result, report)
+        _draw(result, report)
         print(f"Report: {report}", file=sys.stderr if arguments.json == STDOUT else sys.stdout)
     return 0
+
+
+def _draw(result: Result, path: Path) -> None:
+    if path.suffix == ".png":
+        from bandkeeper.lab.report import figures
+
+        figures.png(result, path)
+    else:
+        from bandkeeper.lab.report import html
+
+        html.write(result, path)
 
 
 def summary(result: Result) -> str:

@@ -132,7 +132,10 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
-    """What a process that begins anew should know: step times in seconds, and work in replicas at `best_cap`."""
+    """What a process that begins anew should know: step times in seconds, and work in replicas at `best_cap`.
+
+    `age_s` is how long ago the peak was.
+    """
 
     alpha_s: float
     beta_s: float
@@ -140,6 +143,7 @@ class Learned:
     best_cap: int
     peak_work: float
     largest_rise: float
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,8 @@ class Demand:
         With a model, replicas per replica of `peak_work` that the promises need, and the promise that needs most.
     mean_work
         With a model, the mean of some minutes.
+    tokens_missing
+        Servers told their tokens, and do not now.
     judged, unreachable
         Promises (signal, percentile) that the margin takes care of, and those of them that no number of replicas keeps.
     """
@@ -80,6 +82,7 @@ class Demand:
     request_s: float | None = None
     offered_per_s: float | None = None
     modelled: bool = False
+    tokens_missing: bool = False
     margin: float = 1.0
     mean_work: float | None = None
     bound_by: Signal | None = None

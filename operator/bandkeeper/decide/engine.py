@@ -20,7 +20,7 @@ from bandkeeper.decide.demand import observe
 from bandkeeper.decide.knob import best_cap, is_batch_first, steer, wrote_cap
 from bandkeeper.decide.load import assess
 from bandkeeper.decide.ownership import follow, wrote_replicas
-from bandkeeper.decide.policy import Policy
+from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.prediction import learned, predict
 from bandkeeper.decide.promises import breached, is_wait, judge
 from bandkeeper.decide.quality import Sights, judge_quality
@@ -43,7 +43,8 @@ def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tu
     if scene.current == 0:
         return _at_zero(scene), replace(seen, cap=state.cap)
     wanted, state = choose(scene, seen)
-    return replace(_decision(scene, wanted), learned=learned(state.model)), state
+    known = learned(state.model, now_s) if policy.batching is Batching.CONTINUOUS else None
+    return replace(_decision(scene, wanted), learned=known), state
 
 
 def written(state: State, *, replicas: int | None = None, cap: int | None = None, now_s: float) -> State:

@@ -18,7 +18,7 @@ AT_ZERO = "The target was set to 0 replicas, so it is left alone; set 1 or more 
 _SENTENCES_OF_BAND = {
     BandReason.QUANTISED: "one replica fewer would be above the band",
     BandReason.SLO_BOUND: "one replica fewer would break a promise",
-    BandReason.HOLDING_PEAK: "the peak of the scale-down window is still held",
+    BandReason.HOLDING_PEAK: "a recent peak is still held",
     BandReason.AT_BOUND: "replicas.min is reached",
 }
 
@@ -61,7 +61,7 @@ def _cold_start(scene: Scene) -> str:
 
 
 def demand_rose(scene: Scene, demand: Demand, wanted: int) -> str:
-    offered = _percent(demand.measure(demand.work / scene.current))
+    offered = _percent(demand.measure(demand.band_work / scene.current))
     return (
         f"{_change(scene, wanted)}: offered work is {offered} of {_count(scene.current)} at batch {scene.best_cap}, "
         f"above the band {_band(scene)}{_cold_start(scene)}."
@@ -97,8 +97,8 @@ def promise_broken(scene: Scene, wanted: int, cause: SLOVerdict | None) -> str:
 def demand_fell(scene: Scene, demand: Demand, wanted: int) -> str:
     window = durations.text(scene.policy.scale_down.stabilization_s)
     if demand.modelled:
-        most = f"no more than {demand.peak_work:.1f} was to be ready for in the last {window}"
-        return f"{_change(scene, wanted)}: {demand.work:.1f} replicas' work is offered, and {most}."
+        ready_for = f"{demand.peak_work:.1f} is to be ready for, at {demand.margin:.2f} replicas each"
+        return f"{_change(scene, wanted)}: {demand.work:.1f} replicas' work is offered, {ready_for}; so for {window}."
     peak = _percent(demand.measure(demand.peak_work / wanted))
     return (
         f"{_change(scene, wanted)}: work stayed below the band {_band(scene)} for {window}; "
@@ -120,8 +120,15 @@ def kept(scene: Scene, reason: BandReason) -> str:
     if scene.load.pending:
         text += f", {scene.load.pending} of them not ready yet"
     below = scene.demand is not None and scene.demand.utilization < scene.policy.band.low
-    why = _SENTENCES_OF_BAND.get(reason, "") if below else ""
+    why = _SENTENCES_OF_BAND.get(reason, "") if below else _above(scene)
     return f"{text}: {why}." if why else f"{text}."
+
+
+def _above(scene: Scene) -> str:
+    """Of a model's band, which is held for the mean of two minutes."""
+    demand, high = scene.demand, scene.policy.band.high
+    passes = demand is not None and demand.modelled and demand.utilization > high
+    return "a short peak, the mean of two minutes counts" if passes else ""
 
 
 def holding(scene: Scene, message: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
@@ -30,7 +31,7 @@ MEMORY_S = {Objective.LATENCY_SENSITIVE: 7200.0, Objective.BALANCED: 3600.0}
 MEAN_S = 120.0
 LEAD_WINDOWS = 0.75  # rate windows until a rise is seen, beside the cold start
 NOISE = 1.25  # of one request's work: Poisson arrivals whose lengths differ by 0.7 of their mean
-AIM = 0.9  # of the share that may miss
+AIM = 0.97  # of the share that may miss
 SLOW_POWER = 1.7  # tokens that wait for a prompt: as often as prompts come, and longer steps meet more of them
 WAIT_POWER = 3.0
 SLOW_PRIOR, WAIT_PRIOR = 0.75, 0.93  # utilisation at which the aim is reached, before anything is known
@@ -40,6 +41,8 @@ KV_FULL = 0.9
 KV_KNOWN = 0.2  # share of the KV cache in use that tells how much of it a request takes
 LONGEST_STEP_S = 60.0  # between two looks, that what was seen last counts for
 TRACES = 20
+REMEMBERED_S = 3600.0  # after the last tokens: later a server that tells none any more is decided on without
+LOST_S = 7200.0  # a promise that no replicas kept is not tried again sooner
 
 
 def predict(
@@ -52,23 +55,50 @@ def predict(
     now_s: float,
 ) -> tuple[Demand | None, ModelMemory]:
     """`demand` in the model's terms; unchanged where there is no model."""
-    if demand is None or policy.batching is not Batching.CONTINUOUS or not load.complete:
+    if demand is None or policy.batching is not Batching.CONTINUOUS:
         return demand, memory
-    flow = _flow(policy, load, memory, now_s)
+    flow = _flow(policy, load, memory, now_s) if load.complete else None
     if flow is None:
-        return demand, memory
+        return _without_flow(demand, load, memory, now_s), memory
     memory = replace(memory, prompt_per_s=flow.mean_prompt_per_s, output_per_s=flow.mean_output_per_s)
-    steps, revision = _of_revision(load, memory)
+    before, (steps, revision) = memory, _of_revision(load, memory)
     memory = replace(memory, steps=_learned(policy, load, steps, flow), revision=revision, updated_s=now_s)
     begins = not memory.best_cap
     if memory.steps.observations < FEWEST_OBSERVATIONS or (begins and load.told < load.ready):
         return demand, memory
-    batch = _batch(load, demand.best_cap)
-    work = flow.work(memory.steps, batch, load, samples, policy.rate_window_s, now_s)
-    return _modelled(policy, load, verdicts, demand, memory, flow, batch, work, now_s)
+    room = _batch(load, demand.best_cap)
+    memory = replace(memory, batch=_mean(_at_cap(memory, demand.best_cap), room, flow.gap_s, RATIO_MEMORY_S))
+    memory = _in_new_unit(before, memory, flow, demand.best_cap)
+    work = flow.work(memory.steps, memory.batch or room, load, samples, policy.rate_window_s, now_s)
+    return _modelled(policy, load, verdicts, demand, memory, flow, memory.batch or room, work, now_s)
 
 
-def learned(memory: ModelMemory) -> Learned | None:
+def _without_flow(demand: Demand, load: Load, memory: ModelMemory, now_s: float) -> Demand:
+    """What is known of promises is still known; and tokens that were told a while ago are missing, not 0."""
+    if not memory.best_cap or now_s - memory.updated_s > REMEMBERED_S:
+        return demand
+    untold = load.prompt_per_s is None or load.output_per_s is None
+    return replace(demand, **_promises(memory.promises, now_s), tokens_missing=untold and bool(load.running))
+
+
+def _at_cap(memory: ModelMemory, best_cap: int) -> float | None:
+    """The mean of the room for requests; another cap is no drift of it."""
+    return memory.batch if memory.best_cap == best_cap else None
+
+
+def _in_new_unit(before: ModelMemory, memory: ModelMemory, flow: _Flow, best_cap: int) -> ModelMemory:
+    """Work of the past in replicas as they are now, where the cap or the server became another one."""
+    anew = memory.steps.guess is not before.steps.guess or memory.revision != before.revision
+    if not before.best_cap or before.batch is None or not (anew or before.best_cap != best_cap):
+        return memory
+    old = before.steps.work_s(1.0, flow.outputs, before.batch).value
+    new = memory.steps.work_s(1.0, flow.outputs, memory.batch or best_cap).value
+    factor = new / old if old > 0 and new > 0 else 1.0
+    mean_work = None if memory.mean_work is None else memory.mean_work * factor
+    return replace(memory, outlook=memory.outlook.scaled(factor), mean_work=mean_work)
+
+
+def learned(memory: ModelMemory, now_s: float) -> Learned | None:
     """What of the memory is worth keeping; None before there is a model."""
     peak, rise = memory.outlook.peaks.highest(), memory.outlook.rises.highest()
     if peak is None or rise is None:
@@ -81,19 +111,24 @@ def learned(memory: ModelMemory) -> Learned | None:
         best_cap=memory.best_cap,
         peak_work=peak,
         largest_rise=rise,
+        age_s=max(0.0, now_s - memory.outlook.peaks.entries[0][0]),
     )
 
 
 def relearned(policy: Policy, known: Learned, now_s: float) -> ModelMemory:
-    """A memory to begin with: step times as a guess, and the peak as if it were of this moment."""
+    """A memory to begin with: step times as a guess, and the peak with its age; nothing where it is too old."""
     memory_s = _memory_s(policy)
+    if known.age_s >= memory_s:
+        return ModelMemory()
     outlook = replace(
         NO_OUTLOOK,
-        peaks=NO_PEAKS.push(known.peak_work, now_s, memory_s),
-        rises=NO_PEAKS.push(known.largest_rise, now_s, memory_s),
+        peaks=NO_PEAKS.push(known.peak_work, now_s - known.age_s, memory_s),
+        rises=NO_PEAKS.push(known.largest_rise, now_s - known.age_s, memory_s),
     )
-    steps = StepFit((known.alpha_s, known.beta_s, known.delta_s), observations=FEWEST_OBSERVATIONS).loosened()
-    return ModelMemory(best_cap=known.best_cap, steps=steps, outlook=outlook, updated_s=now_s)
+    steps = StepFit((known.alpha_s, known.beta_s, known.delta_s), observations=FEWEST_OBSERVATIONS / 2).loosened()
+    return ModelMemory(
+        best_cap=known.best_cap, batch=float(known.best_cap), steps=steps, outlook=outlook, updated_s=now_s
+    )
 
 
 def _memory_s(policy: Policy) -> float:
@@ -110,6 +145,7 @@ class _Flow:
     mean_prompt_per_s: float
     mean_output_per_s: float
     span_s: float
+    gap_s: float
 
     @property
     def outputs(self) -> float:
@@ -139,7 +175,7 @@ class _Flow:
 def _flow(policy: Policy, load: Load, memory: ModelMemory, now_s: float) -> _Flow | None:
     prompt, output, finished = load.prompt_per_s, load.output_per_s, load.finished_per_s
     if not prompt or output is None or finished is None or output * policy.rate_window_s < FEWEST_TOKENS:
-        return None
+        return None  # idle, or not told
     span_s = min(LONGEST_STEP_S, now_s - memory.updated_s) if memory.steps.observations else LONGEST_STEP_S / 4
     return _Flow(
         prompt_per_s=prompt,
@@ -148,6 +184,7 @@ def _flow(policy: Policy, load: Load, memory: ModelMemory, now_s: float) -> _Flo
         mean_prompt_per_s=_mean(memory.prompt_per_s, prompt, span_s, RATIO_MEMORY_S),
         mean_output_per_s=_mean(memory.output_per_s, output, span_s, RATIO_MEMORY_S),
         span_s=max(0.0, span_s),
+        gap_s=max(0.0, now_s - memory.updated_s),
     )
 
 
@@ -194,10 +231,6 @@ def _modelled(
 ) -> tuple[Demand, ModelMemory]:
     window_s = policy.rate_window_s
     outlook = memory.outlook
-    if memory.best_cap and memory.best_cap != demand.best_cap:
-        factor = memory.best_cap / demand.best_cap
-        outlook = outlook.scaled(factor)
-        memory = replace(memory, mean_work=None if memory.mean_work is None else memory.mean_work * factor)
     if load.told < load.ready:  # tokens of the others are missing, not 0
         work = max(work, outlook.work)
     noise = NOISE * work / math.sqrt(max(1.0, flow.finished_per_s * window_s))
@@ -205,7 +238,7 @@ def _modelled(
     memory_s = _memory_s(policy)
     outlook = outlook.seen(work, noise, now_s, lead_s=lead_s, memory_s=memory_s)
     held = outlook.held()
-    mean_work = _mean(memory.mean_work, work, flow.span_s, MEAN_S)
+    mean_work = _mean(memory.mean_work, work, flow.gap_s, MEAN_S)
     traces = _traced(policy, memory.traces, Trace(now_s, work / load.ready, load.queueing))
     promises = tuple(
         _judged(known, verdict, traces, work, held, flow.span_s, now_s)
@@ -221,7 +254,7 @@ def _modelled(
         updated_s=now_s,
     )
     each = memory.steps.work_s(1.0, flow.outputs, batch)
-    margin, bound_by = _margin(policy, promises, each.error / each.value if each.value > 0 else 1.0)
+    margin, bound_by = _margin(policy, promises, each.error / each.value if each.value > 0 else 1.0, now_s)
     return (
         replace(
             demand,
@@ -232,12 +265,22 @@ def _modelled(
             margin=margin,
             mean_work=mean_work,
             bound_by=bound_by,
-            judged=frozenset(one.name for one in promises if one.misses.ripe),
-            unreachable=frozenset(one.name for one in promises if one.misses.unreachable(one.allowed)),
             modelled=True,
+            **({} if policy.objective is Objective.THROUGHPUT_SENSITIVE else _promises(promises, now_s)),
         ),
         memory,
     )
+
+
+def _promises(promises: Sequence[LearnedPromise], now_s: float) -> dict[str, Any]:
+    return {
+        "judged": frozenset(one.name for one in promises if one.misses.ripe),
+        "unreachable": frozenset(one.name for one in promises if _is_lost(one, now_s)),
+    }
+
+
+def _is_lost(promise: LearnedPromise, now_s: float) -> bool:
+    return now_s - promise.lost_s < LOST_S
 
 
 def _latencies(verdicts: Sequence[SLOVerdict]) -> list[SLOVerdict]:
@@ -288,15 +331,19 @@ def _judged(
     known = replace(known, shape=known.shape.seen(work, held, span_s))
     window = [trace for trace in traces if now_s - trace.at_s <= verdict.window_s] or traces[-1:]
     low, high = verdict.attainment_low, verdict.attainment_high
-    told = verdict.state is not SLOState.NO_DATA and verdict.observations
+    told = verdict.state not in (SLOState.NO_DATA, SLOState.TOO_FEW_REQUESTS) and verdict.observations
     if low is None or high is None or not told or any(trace.queued for trace in window):
         return known
     power = known.misses.power
     load = math.fsum(min(FULLEST + 0.4, trace.utilization) ** power for trace in window) / len(window)
-    return replace(known, misses=known.misses.seen(load, 1 - (low + high) / 2, span_s))
+    misses = known.misses.seen(load, 1 - (low + high) / 2, span_s)
+    lost = not _is_lost(known, now_s) and misses.unreachable(known.allowed)
+    return replace(known, misses=misses, lost_s=now_s if lost else known.lost_s)
 
 
-def _margin(policy: Policy, promises: Sequence[LearnedPromise], error: float) -> tuple[float, Signal | None]:
+def _margin(
+    policy: Policy, promises: Sequence[LearnedPromise], error: float, now_s: float
+) -> tuple[float, Signal | None]:
     """Replicas per replica of held work, and the promise that asks for more than the fullest fleet's.
 
     The model's relative `error` counts for the latter only: what a promise needs was learned with the same error.
@@ -305,7 +352,7 @@ def _margin(policy: Policy, promises: Sequence[LearnedPromise], error: float) ->
     if policy.objective is Objective.THROUGHPUT_SENSITIVE:
         return margin, bound_by
     for one in promises:
-        if one.misses.unreachable(one.allowed):
+        if _is_lost(one, now_s):
             continue
         asked = min(MOST_MARGIN, one.misses.margin(one.shape.value))
         if asked > margin:

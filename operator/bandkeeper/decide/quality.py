@@ -18,7 +18,7 @@ from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, Policy
 from bandkeeper.decide.promises import breached
-from bandkeeper.decide.size import FUTILE_S, LONE_BATCH, for_band
+from bandkeeper.decide.size import FUTILE_S, LONE_BATCH, for_band, for_held
 from bandkeeper.decide.state import DemandMemory, QualityMemory, Trial
 from bandkeeper.quality.assess import assess
 from bandkeeper.quality.types import Assessment, Counters, Evidence, Kind, Saturated
@@ -133,7 +133,7 @@ def evidence_of(sights: Sights, learned: DemandMemory) -> Evidence:
         mu=1 / demand.request_s if demand and demand.request_s else None,
         batch_gain=_batch_gain(load, demand, learned),
         below_knee=_below_knee(load, demand, learned),
-        replicas_needed=for_band(policy, demand) if demand else None,
+        replicas_needed=max(for_band(policy, demand), for_held(demand) or 0) if demand else None,
         slo_broken=bool(breached(sights.verdicts)) if sights.verdicts else None,
         slo_unreachable=any(_is_out_of_reach(verdict, load) for verdict in sights.verdicts),
         prefill_tails=any(_is_stalled(verdict, snapshot) for verdict in sights.verdicts),

@@ -135,6 +135,7 @@ def _more(
 ) -> Wanted:
     current, demand = scene.current, scene.demand
     urgent = promised.replicas is not None or demand is None or demand.saturated or demand.utilization >= 1
+    urgent = urgent or _broken_bound(scene) is not None
     if not urgent and state.ownership.hold_until_s > scene.now_s:
         message = explain.person_holds(scene, state.ownership, need)
         return Wanted(replicas=current, reason=Reason.HOLDING, message=message, limit=_lost(scene))
@@ -167,8 +168,17 @@ def _why_more(
     if demand.saturated:
         return Reason.QUEUE_GROWS, explain.queue_grows(scene, wanted)
     if demand.modelled and band > size.for_band(scene.policy, demand):
+        if (broken := _broken_bound(scene)) is not None:
+            return Reason.SLO_BREACHED, explain.promise_broken(scene, wanted, broken)
         return Reason.DEMAND_ROSE, explain.outlook(scene, demand, wanted)
     return Reason.DEMAND_ROSE, explain.demand_rose(scene, demand, wanted)
+
+
+def _broken_bound(scene: Scene) -> SLOVerdict | None:
+    """The broken promise that the model's margin is for."""
+    demand = scene.demand
+    bound = demand.bound_by if demand else None
+    return next((one for one in breached(scene.verdicts) if bound is not None and one.signal is bound), None)
 
 
 def _no_more(scene: Scene, state: State) -> tuple[Wanted, State]:

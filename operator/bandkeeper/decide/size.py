@@ -238,7 +238,7 @@ def _fewest_held(policy: Policy, demand: Demand, memory: ScaleMemory, *, current
     """What the model asked for over the scale-down window."""
     by_band, by_cap = for_band(policy, demand), 1
     if cap < demand.best_cap:
-        by_cap = math.ceil(demand.work / demand.curve.load(LOWERED_SHARE * cap / demand.best_cap) - 1e-9)
+        by_cap = math.ceil(demand.peak_work / demand.curve.load(LOWERED_SHARE * cap / demand.best_cap) - 1e-9)
     remembered = max(one.highest() or 0.0 for one in (memory.holds, memory.needs, memory.queues))
     wanted = max(by_band, by_cap, int(remembered))
     if wanted < current:
@@ -246,7 +246,8 @@ def _fewest_held(policy: Policy, demand: Demand, memory: ScaleMemory, *, current
         return Fewer(min(current, max(wanted, half)), BandReason.BELOW_BAND)
     if by_band >= current:
         return Fewer(current, BandReason.QUANTISED)
-    return Fewer(current, BandReason.SLO_BOUND if demand.bound_by is not None else BandReason.HOLDING_PEAK)
+    by_promise = demand.bound_by is not None and demand.work * demand.margin > current - 1
+    return Fewer(current, BandReason.SLO_BOUND if by_promise else BandReason.HOLDING_PEAK)
 
 
 def _promised_utilization(verdicts: Sequence[SLOVerdict], demand: Demand) -> float:

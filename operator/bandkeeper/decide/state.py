@@ -117,13 +117,14 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedPromise:
-    """What is known of one latency promise: who misses it when. `allowed` is the share that may."""
+    """What is known of one latency promise: who misses it when, `allowed` of all may; and when it was given up last."""
 
     signal: Signal
     percentile: int
     threshold_s: float
     misses: MissFit
     shape: Shape
+    lost_s: float = float("-inf")
 
     @property
     def allowed(self) -> float:
@@ -147,6 +148,8 @@ class ModelMemory:
         Pod template that the step times are of.
     prompt_per_s, output_per_s
         Tokens of the whole workload, as means over some minutes.
+    batch
+        Requests that a replica can have in process, as a mean of some minutes.
     mean_work
         Mean of some minutes, in replicas.
     traces
@@ -159,6 +162,7 @@ class ModelMemory:
     prompt_per_s: float | None = None
     output_per_s: float | None = None
     outlook: Outlook = NO_OUTLOOK
+    batch: float | None = None
     mean_work: float | None = None
     traces: tuple[Trace, ...] = ()
     promises: tuple[LearnedPromise, ...] = ()

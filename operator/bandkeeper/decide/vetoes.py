@@ -16,6 +16,7 @@ from bandkeeper.decide.size import is_futile
 from bandkeeper.decide.state import State
 
 POD_STORE_LIMIT_S = 60.0
+TRIED_S = 900.0  # what was seen in vain counts against a broken promise: then it is tried again
 LEAST_GAIN = 0.3  # of proportional: replicas that bring less do not help
 
 
@@ -48,6 +49,8 @@ def veto(scene: Scene, state: State) -> Veto | None:
 def _unseen(scene: Scene, state: State) -> Veto | None:
     if scene.demand is None or not scene.load.complete:
         return Veto(BandReason.UNKNOWN, scene.metrics.message or "a pod that has just become ready has no data yet")
+    if scene.demand.tokens_missing:
+        return Veto(BandReason.UNKNOWN, "the servers told their tokens and do not any more; see the server's metrics")
     if scene.demand.modelled and scene.load.told < scene.load.ready:
         return Veto(BandReason.UNKNOWN, f"only {scene.load.told} of {scene.load.ready} ready pods tell their tokens")
     if hold_left_s(scene.policy, state.sight, scene.now_s) > 0:
@@ -100,7 +103,9 @@ def against_more(scene: Scene, state: State) -> str:
     quality, load = scene.quality, scene.load
     unmet = [one for one in breached(scene.verdicts) if not is_futile(one, state.promises)]
     trial = state.quality.trial
-    in_vain = trial is not None and trial.gain < LEAST_GAIN and scene.current >= trial.before and load.queueing
+    in_vain = trial is not None and trial.gain < LEAST_GAIN and scene.current >= trial.after and load.queueing
+    if trial is not None and unmet and scene.now_s - trial.at_s > TRIED_S:
+        in_vain = False
     if trial is not None and in_vain and all(is_wait(one, load) for one in unmet):
         return (
             f"with a queue at both, {trial.after} replicas did more than {trial.before} by only "

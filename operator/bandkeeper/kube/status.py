@@ -48,7 +48,7 @@ DRIFTING: Mapping[str, frozenset[str] | None] = {
     "slos": frozenset({"measured", "lowerBound", "upperBound", "attainmentLowPercent", "attainmentHighPercent"}),
     "utilization": None,
 }
-TIMES = frozenset({"lastTransitionTime", "time", "age"})  # that time passes is no news
+TIMES = frozenset({"lastTransitionTime", "time", "age", "peakTime"})  # that time passes is no news
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 Status = Mapping[str, Any]

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 _MEMORY_S = 1800.0
 _PRIOR_WEIGHT = 30.0  # seconds of observation that the prior counts for, at each of two utilisations:
 _PRIOR_AT = (1.0, 0.2)
+_SQUARES = sum(at * at for at in _PRIOR_AT)
 _RIPE_S = 120.0
 _HOPELESS_S = 600.0  # to give a promise up takes longer than to size for it
-_LEAST_ROOM = 0.25  # of what may miss: replicas are still ordered for when others miss for no fault of theirs
+_LEAST_ROOM = 0.25  # of what may miss: with less left, replicas are tried as if all misses came from load
+_TRIED = 0.25  # standard deviation of rho^e over its mean: so different loads tell what load does not cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +55,22 @@ class MissFit:
         return self.weight >= _RIPE_S
 
     def line(self) -> tuple[float, float]:
-        """c0 and c, neither below 0."""
-        slope = self.goal / self.prior**self.power
-        weight = self.weight + len(_PRIOR_AT) * _PRIOR_WEIGHT
-        load = self.load + _PRIOR_WEIGHT * sum(_PRIOR_AT)
-        missed = self.missed + _PRIOR_WEIGHT * slope * sum(_PRIOR_AT)
-        load_load = self.load_load + _PRIOR_WEIGHT * sum(at * at for at in _PRIOR_AT)
-        load_missed = self.load_missed + _PRIOR_WEIGHT * slope * sum(at * at for at in _PRIOR_AT)
+        """c0 and c, neither below 0. What is seen outweighs the prior the more, the longer it is seen."""
+        slope, each = self.goal / self.prior**self.power, self._prior_weight
+        weight = self.weight + len(_PRIOR_AT) * each
+        load = self.load + each * sum(_PRIOR_AT)
+        missed = self.missed + each * slope * sum(_PRIOR_AT)
+        load_load = self.load_load + each * _SQUARES
+        load_missed = self.load_missed + each * slope * _SQUARES
         c = (load_missed - load * missed / weight) / (load_load - load * load / weight)
         c0 = (missed - c * load) / weight
         if c0 < 0:
             return 0.0, load_missed / load_load
         return (c0, c) if c > 0 else (missed / weight, 0.0)
+
+    @property
+    def _prior_weight(self) -> float:
+        return _PRIOR_WEIGHT * _RIPE_S / (_RIPE_S + self.weight)
 
     def margin(self, shape: float) -> float:
         """Replicas per replica of held work that keep the misses at the goal.
@@ -73,13 +79,26 @@ class MissFit:
         ripe, no more than the prior asks for.
         """
         c0, c = self.line()
-        room = max(self.goal - c0, _LEAST_ROOM * self.goal)
+        room = self.goal - c0
+        if room < _LEAST_ROOM * self.goal:
+            room, c = self.goal, self._through_origin()
         asked = float((c * shape / room) ** (1 / self.power))
         return asked if self.ripe else min(asked, shape ** (1 / self.power) / self.prior)
 
     def unreachable(self, allowed: float) -> bool:
-        """Whether more than the `allowed` share misses however many replicas there are."""
-        return self.weight >= _HOPELESS_S and self.line()[0] > allowed
+        """Whether more than the `allowed` share misses however many replicas there are: seen at several loads."""
+        if self.weight < _HOPELESS_S:
+            return False
+        load, missed = self.load / self.weight, self.missed / self.weight
+        variance = self.load_load / self.weight - load * load
+        if variance < (_TRIED * load) ** 2:
+            return False
+        c = max(0.0, (self.load_missed / self.weight - load * missed) / variance)
+        return bool(missed - c * load > allowed)
+
+    def _through_origin(self) -> float:
+        slope, squares = self.goal / self.prior**self.power, self._prior_weight * _SQUARES
+        return float((self.load_missed + slope * squares) / (self.load_load + squares))
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,21 +54,24 @@ class StepFit:
     information: Matrix = _ZERO
     observations: float = 0.0
     missed: float = 0.0
+    guess: bool = False
 
     def seen(self, batch: float, prompt_tokens: float, token_s: float, weight: float) -> StepFit:
         """With one more observation: mean batch, prompt tokens per step, mean time between two tokens.
 
         `weight` is 1 for a window of its own, and as much less as it shares with the one before.
         """
-        start = self if self.observations else _prior(batch, prompt_tokens, token_s)
+        start = (
+            self._scaled(batch, prompt_tokens, token_s) if self.observations else _prior(batch, prompt_tokens, token_s)
+        )
         expected_s = start._expected_s(batch / token_s, prompt_tokens / token_s)
         x = (1.0, batch * expected_s / token_s, prompt_tokens * expected_s / token_s)
         noise_s = _NOISE * max(token_s, expected_s)
-        known = _times(start.information, x)
-        news = _dot(x, known)
+        along = _times(start.information, x)
+        news = _dot(x, along)
         forget = _FORGET * weight / news if news * noise_s**2 > _KNOWN else 0.0
         certainty = weight / noise_s**2
-        information = _plus(start.information, certainty, x, -forget, known)
+        information = _plus(start.information, certainty, x, -forget, along)
         miss_s = token_s - _dot((1.0, batch, prompt_tokens), start.parameters)
         missed, miss_s = start._believed(miss_s, _OUTLIER * noise_s, weight)
         pull = certainty * miss_s
@@ -84,10 +87,15 @@ class StepFit:
         return missed, miss_s if abs(missed) > _CONVINCED else math.copysign(limit_s, miss_s)
 
     def loosened(self) -> StepFit:
-        """The same as a guess: each parameter known to one half, as the prior is."""
-        known = [1 / (_PRIOR_ERROR * max(value, 1e-9)) ** 2 for value in self.parameters]
-        information = ((known[0], 0.0, 0.0), (0.0, known[1], 0.0), (0.0, 0.0, known[2]))
-        return StepFit(self.parameters, information, self.observations)
+        """The same as a guess of another server: its shape known to one half, its scale from the next observation."""
+        return _guessed(self.parameters, self.observations, guess=True)
+
+    def _scaled(self, batch: float, prompt_tokens: float, token_s: float) -> StepFit:
+        if not self.guess:
+            return self
+        factor = token_s / max(1e-9, _dot((1.0, batch, prompt_tokens), self.parameters))
+        alpha, beta, delta = self.parameters
+        return _guessed((factor * alpha, factor * beta, factor * delta), self.observations)
 
     def work_s(self, prompt_tokens: float, output_tokens: float, batch: float) -> Estimate:
         """Replica-seconds that so many tokens take at a batch; needs an observation."""
@@ -110,12 +118,16 @@ class StepFit:
 NO_STEPS = StepFit()
 
 
+def _guessed(parameters: Vector, observations: float, *, guess: bool = False) -> StepFit:
+    known = [1 / (_PRIOR_ERROR * max(value, 1e-9)) ** 2 for value in parameters]
+    information = ((known[0], 0.0, 0.0), (0.0, known[1], 0.0), (0.0, 0.0, known[2]))
+    return StepFit(parameters, information, observations, guess=guess)
+
+
 def _prior(batch: float, prompt_tokens: float, token_s: float) -> StepFit:
     slope = _PRIOR_STRETCH / FULL_BATCH
     alpha = token_s / (1 + slope * (batch + _PRIOR_PROMPT * prompt_tokens))
-    parameters = (alpha, alpha * slope, alpha * slope * _PRIOR_PROMPT)
-    known = [1 / (_PRIOR_ERROR * value) ** 2 for value in parameters]
-    return StepFit(parameters, ((known[0], 0.0, 0.0), (0.0, known[1], 0.0), (0.0, 0.0, known[2])), 0)
+    return _guessed((alpha, alpha * slope, alpha * slope * _PRIOR_PROMPT), 0.0)
 
 
 def _bounded(information: Matrix, likeliest: Vector) -> Vector:

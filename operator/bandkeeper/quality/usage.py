@@ -175,6 +175,8 @@ def _pool_rest(found: Usage, seen: list[Counters], settings: Thresholds, peaks: 
             found.used[component] = share
 
 
+ABSURD = 1.3  # times what a link can do at most: such a figure is in another unit, and none
+
 _REST = (Component.CPU, Component.NETWORK, Component.STORAGE, Component.PCIE, Component.NVLINK)
 _SHARES = 6 + len(_REST)
 
@@ -209,8 +211,8 @@ def _share(amount: float | None, of: float | None) -> float | None:
 
 
 def _flow(out: float | None, back: float | None, capacity: float | None) -> float | None:
-    """Of the direction that is used more."""
-    if capacity is None:
+    """Of the direction that is used more; None where a counter tells more than there can be."""
+    if capacity is None or max(out or 0.0, back or 0.0) > ABSURD * capacity:
         return None
     one, other = _share(out, capacity), _share(back, capacity)
     return other if one is None else one if other is None else max(one, other)

@@ -435,7 +435,10 @@ class ControlLoop:
             stalest=stalest,
             **observations.as_fields(),
         )
-        leads, state = acts and held, remembered(tracked.state, policy, tracked.status.model, now_s)
+        state = remembered(
+            tracked.state, policy, tracked.status.model, scale.target.uid, now_s=now_s, wall_s=self._wall()
+        )
+        leads = acts and held
         if acts and not (held and tracked.leads):
             state = begun_anew(
                 state,

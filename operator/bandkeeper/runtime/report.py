@@ -78,7 +78,7 @@ def status_of(tracked: Tracked, seen: Iterable[Finding], *, wall_s: float) -> v1
         utilization=_utilization(decision),
         slos=[_slo(verdict) for verdict in decision.slos] if decision else [],
         quality=quality_of(tracked),
-        model=model_of(decision.learned) if decision and decision.learned else old.model,
+        model=_model(tracked, wall_s),
         effective=managed.effective,
         last_decision=_last(decision, old.last_decision, wall_s) if decision else old.last_decision,
         history=_history(tracked.changes, old.history, wall_s),
@@ -312,6 +312,17 @@ def batch_of(tracked: Tracked) -> v1alpha1.BatchStatus | None:
         capacity=min(capacities, default=None),
         source="ReadBack" if caps else "Assumed",
     )
+
+
+def _model(tracked: Tracked, wall_s: float) -> v1alpha1.ModelStatus | None:
+    """What was learned of this target, also while it is not seen."""
+    old, scale = tracked.status.model, tracked.scale
+    known = tracked.decision.learned if tracked.decision else None
+    if scale is None:
+        return old
+    if known is not None:
+        return model_of(known, scale.target.uid, wall_s=wall_s)
+    return old if old is not None and old.target_uid == scale.target.uid else None
 
 
 def _utilization(decision: Decision | None) -> v1alpha1.UtilizationStatus | None:

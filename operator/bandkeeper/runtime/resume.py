@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime
 
 from bandkeeper.api import v1alpha1
+from bandkeeper.api.conditions import rfc3339
 from bandkeeper.api.snapshot import Pod, PodState, Rollout
 from bandkeeper.decide.decision import Learned
 from bandkeeper.decide.policy import CostClass, Policy
@@ -43,10 +45,12 @@ def begun_anew(
     return replace(state, cap=cap)
 
 
-def model_of(known: Learned) -> v1alpha1.ModelStatus:
-    """What was learned, as the status keeps it."""
+def model_of(known: Learned, target_uid: str, *, wall_s: float) -> v1alpha1.ModelStatus:
+    """What was learned, as the status keeps it; `wall_s` in epoch seconds."""
     return v1alpha1.ModelStatus(
         version=MODEL_VERSION,
+        target_uid=target_uid,
+        peak_time=rfc3339(wall_s - known.age_s),
         alpha_milliseconds=f"{1000 * known.alpha_s:.4g}",
         beta_milliseconds=f"{1000 * known.beta_s:.4g}",
         delta_milliseconds=f"{1000 * known.delta_s:.4g}",
@@ -56,9 +60,20 @@ def model_of(known: Learned) -> v1alpha1.ModelStatus:
     )
 
 
-def remembered(state: State, policy: Policy, told: v1alpha1.ModelStatus | None, now_s: float) -> State:
-    """`state` with the model that the status tells, where nothing was decided yet; without what cannot be meant."""
-    if state.target_uid or told is None or told.version != MODEL_VERSION:
+def remembered(
+    state: State,
+    policy: Policy,
+    told: v1alpha1.ModelStatus | None,
+    target_uid: str,
+    *,
+    now_s: float,
+    wall_s: float,
+) -> State:
+    """`state` with the model that the status tells of this very target, where nothing was decided yet.
+
+    What cannot be meant is left out.
+    """
+    if state.target_uid or told is None or (told.version, told.target_uid) != (MODEL_VERSION, target_uid):
         return state
     try:
         known = Learned(
@@ -68,6 +83,7 @@ def remembered(state: State, policy: Policy, told: v1alpha1.ModelStatus | None, 
             best_cap=told.batch_cap,
             peak_work=float(told.peak_work),
             largest_rise=float(told.largest_rise),
+            age_s=max(0.0, wall_s - datetime.fromisoformat(told.peak_time).timestamp()),
         )
     except ValueError:
         return state
