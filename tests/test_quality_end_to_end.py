@@ -176,6 +176,7 @@ def test_a_cpu_limit_that_holds_the_gpu_back_is_the_bottleneck_also_of_a_recomme
 def test_a_paused_policy_shows_quality_too_and_what_it_wastes(stack: Stack) -> None:
     eventually(lambda: is_class(stack, "idle", "Underused"), timeout_s=NEWS_S, what="Underused")
     assert stack.condition("idle", "Paused")["status"] == "True"
+    eventually(lambda: "bottleneck" in quality(stack, "idle"), timeout_s=2 * NEWS_S, what="a bottleneck")
     found = quality(stack, "idle")
     assert found["bottleneck"] == "Demand"
     assert found["wasted"]["idleHeldPercent"] >= 90
@@ -228,11 +229,6 @@ def test_an_event_says_that_a_person_should_look(stack: Stack) -> None:
     assert "Inefficient" in event["note"]
 
 
-@pytest.mark.parametrize("query", re.findall(r"^```promql\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
-def test_every_query_of_the_documentation_has_an_answer(stack: Stack, query: str) -> None:
-    assert eventually(lambda: stack.prometheus.query(query), timeout_s=10, what=query)
-
-
 WRONG = [
     ("rename", "Unknown", "neither GR engine active nor GPU utilisation is seen"),
     ("contradict", "Unknown", "the counters contradict each other"),
@@ -261,7 +257,14 @@ def test_counters_that_cannot_be_are_unknown_and_never_a_guess(
         stack.gpu_fault("none")
 
 
+@pytest.mark.parametrize("query", re.findall(r"^```promql\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+def test_every_query_of_the_documentation_has_an_answer(stack: Stack, query: str) -> None:
+    """Asked after the faults: one query is of time that nobody could judge."""
+    assert eventually(lambda: stack.prometheus.query(query), timeout_s=30, what=query)
+
+
 def test_none_of_this_added_a_replica_for_busy_gpus(stack: Stack) -> None:
+    added = [event["note"] for event in stack.events("hollow") if event.get("action") == "ScaleUp"]
+    assert not added, added
     assert stack.replicas("hollow") == 1
-    assert not [event for event in stack.events("hollow") if event.get("action") == "ScaleUp"]
     assert len([event for event in stack.events("hollow") if event["reason"] == "QualityChanged"]) == 1

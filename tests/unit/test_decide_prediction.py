@@ -485,6 +485,16 @@ def test_what_the_evening_asked_for_is_not_ordered_in_the_morning() -> None:
     assert morning.band_work == pytest.approx(morning.work, rel=0.05)
 
 
+def test_what_lone_requests_miss_asks_for_no_replica() -> None:
+    """One request at a time in each replica: a slow answer is not the load's."""
+    fleet = Fleet(a_policy(slos=[ITL], replicas=(1, 40)))
+    for _ in range(80):
+        demand = fleet.look(replace(a_load(1.2), running=3.0), [0.3])
+    assert demand.modelled
+    assert not demand.judged
+    assert demand.margin < 1.5
+
+
 def test_a_handful_of_requests_teaches_no_promise() -> None:
     policy = a_policy(slos=[ITL], replicas=(1, 40))
     fleet = Fleet(policy).learned(60, full=[0.001])

@@ -16,6 +16,7 @@ from bandkeeper.decide.decision import Learned, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
+from bandkeeper.decide.size import LONE_BATCH
 from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK
@@ -241,7 +242,16 @@ def _modelled(
     mean_work = _mean(memory.mean_work, work, flow.gap_s, MEAN_S)
     traces = _traced(policy, memory.traces, Trace(now_s, work / load.ready, load.queueing))
     promises = tuple(
-        _judged(known, verdict, traces, work, held, flow.span_s, now_s)
+        _judged(
+            known,
+            verdict,
+            traces,
+            work,
+            held,
+            flow.span_s,
+            now_s,
+            lone=load.batch is not None and load.batch <= LONE_BATCH,
+        )
         for known, verdict in zip(_known(policy, memory), _latencies(verdicts), strict=True)
     )
     memory = replace(
@@ -326,13 +336,17 @@ def _judged(
     held: float,
     span_s: float,
     now_s: float,
+    *,
+    lone: bool,
 ) -> LearnedPromise:
-    """With what this look tells. A queue is a fleet that is too small, and says nothing of one that is large enough."""
+    """With what this look tells. A queue is a fleet that is too small, and says nothing of one that is large enough;
+    and what is missed by `lone` requests no other replica would mend.
+    """
     known = replace(known, shape=known.shape.seen(work, held, span_s))
     window = [trace for trace in traces if now_s - trace.at_s <= verdict.window_s] or traces[-1:]
     low, high = verdict.attainment_low, verdict.attainment_high
     told = verdict.state not in (SLOState.NO_DATA, SLOState.TOO_FEW_REQUESTS) and verdict.observations
-    if low is None or high is None or not told or any(trace.queued for trace in window):
+    if lone or low is None or high is None or not told or any(trace.queued for trace in window):
         return known
     power = known.misses.power
     load = math.fsum(min(FULLEST + 0.4, trace.utilization) ** power for trace in window) / len(window)
