@@ -508,3 +508,39 @@ def test_a_handful_of_requests_teaches_no_promise() -> None:
 def test_throughput_leaves_its_promises_to_the_measured_answer() -> None:
     fleet = Fleet(a_policy(Objective.THROUGHPUT_SENSITIVE, slos=[ITL], replicas=(1, 40)))
     assert not fleet.learned(60, full=[0.2]).look(a_load(10.0), [0.2]).judged
+
+
+def test_the_first_look_at_a_load_counts_for_no_more_than_another() -> None:
+    """When traffic begins, prompts are read long before their answers are written."""
+    fleet = Fleet()
+    begins = a_load(8.0, output_per_s=8.0 * OUTPUT / 10)
+    fleet.look(begins)
+    for _ in range(7):  # two minutes
+        fleet.look(a_load(8.0))
+    assert fleet.memory.output_per_s == pytest.approx(8.0 * OUTPUT, rel=0.15)
+
+
+def test_what_is_refused_is_work_whatever_was_learned() -> None:
+    fleet = Fleet().learned()
+    alpha, beta, delta = fleet.memory.steps.parameters
+    wrong = replace(fleet.memory.steps, parameters=(alpha / 3, beta / 3, delta / 3))
+    fleet.memory = replace(fleet.memory, steps=wrong)
+    full = a_load(8.0, running=4.0 * CAP, finished_per_s=30.0, rejected_per_s=9.0)
+    saturated = replace(a_demand(), saturated=True)
+    demand, _ = predict(fleet.policy, full, [], saturated, (), fleet.memory, fleet.now_s)
+    assert demand is not None
+    assert demand.work >= 4.0 * (1 + 9.0 / 30.0) * 0.999
+
+
+@pytest.mark.parametrize(("objective", "minutes"), [(Objective.LATENCY_SENSITIVE, 4.5), (Objective.BALANCED, 2.5)])
+def test_a_short_scale_down_window_forgets_peaks_sooner(objective: Objective, minutes: float) -> None:
+    held = []
+    for window_s in (300.0, 10.0):
+        policy = replace(a_policy(), objective=objective)
+        policy = replace(policy, scale_down=replace(policy.scale_down, stabilization_s=window_s))
+        fleet = Fleet(policy).learned()
+        fleet.look(a_load(3.9 / true_work(1.0)))
+        for _ in range(round(minutes * 4)):
+            demand = fleet.look(a_load(1.0 / true_work(1.0)))
+        held.append(demand.peak_work)
+    assert held[0] > 2.0 > 1.5 > held[1]

@@ -70,6 +70,11 @@ class TestBand:
         policy = a_policy(scale_up=rules(tolerance=tolerance))
         assert size.over_band(policy, a_demand(2.9), 4) is over
 
+    def test_a_model_aims_below_the_edge_by_about_its_error(self) -> None:
+        policy = a_policy()
+        assert not size.over_band(policy, a_demand(13.9, modelled=True), 20)
+        assert size.for_band(policy, a_demand(14.1, modelled=True)) == 22  # at 67 %; 21 would be at the edge of 70
+
 
 class TestQueue:
     @pytest.mark.parametrize(

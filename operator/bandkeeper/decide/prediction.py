@@ -18,6 +18,7 @@ from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
 from bandkeeper.decide.size import LONE_BATCH
 from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace
+from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK
 from bandkeeper.model.peaks import NO_PEAKS
@@ -26,10 +27,10 @@ from bandkeeper.model.steps import StepFit
 FEWEST_OBSERVATIONS = 1.0  # whole rate windows
 FEWEST_TOKENS = 200.0  # in one rate window, for a mean to mean anything
 LEAST_BATCH = 0.2
-RATIO_MEMORY_S = 300.0  # output tokens per prompt token: they come later than the prompt
-MEMORY_S = {Objective.LATENCY_SENSITIVE: 7200.0, Objective.BALANCED: 3600.0}
-"""Of the work to be ready for. ThroughputSensitive lets work wait, and remembers for its scale-down window only."""
-MEAN_S = 120.0
+RATIO_WINDOWS = 5.0  # rate windows that output tokens per prompt token are a mean of: they come later than the prompt
+MEMORY_WINDOWS = {Objective.LATENCY_SENSITIVE: 24.0, Objective.BALANCED: 12.0, Objective.THROUGHPUT_SENSITIVE: 1.0}
+"""Scale-down windows that the work to be ready for is remembered: two hours and one where they are 300 s."""
+MEAN_WINDOWS = 0.5  # rate windows
 LEAD_WINDOWS = 0.75  # rate windows until a rise is seen, beside the cold start
 NOISE = 1.25  # of one request's work: Poisson arrivals whose lengths differ by 0.7 of their mean
 AIM = 0.92  # of the share that may miss: the rest is for what comes while pods are on their way
@@ -61,17 +62,31 @@ def predict(
     flow = _flow(policy, load, memory, now_s) if load.complete else None
     if flow is None:
         return _without_flow(demand, load, memory, now_s), memory
-    memory = replace(memory, prompt_per_s=flow.mean_prompt_per_s, output_per_s=flow.mean_output_per_s)
+    memory = replace(
+        memory, prompt_per_s=flow.mean_prompt_per_s, output_per_s=flow.mean_output_per_s, seen_s=flow.seen_s
+    )
     before, (steps, revision) = memory, _of_revision(load, memory)
     memory = replace(memory, steps=_learned(policy, load, steps, flow), revision=revision, updated_s=now_s)
     begins = not memory.best_cap
     if memory.steps.observations < FEWEST_OBSERVATIONS or (begins and load.told < load.ready):
         return demand, memory
     room = _batch(load, demand.best_cap)
-    memory = replace(memory, batch=_mean(_at_cap(memory, demand.best_cap), room, flow.gap_s, RATIO_MEMORY_S))
+    memory_s = RATIO_WINDOWS * policy.rate_window_s
+    batch = _mean(_at_cap(memory, demand.best_cap), room, flow.gap_s, memory_s, flow.seen_s)
+    memory = replace(memory, batch=batch)
     memory = _in_new_unit(before, memory, flow, demand.best_cap)
     work = flow.work(memory.steps, memory.batch or room, load, samples, policy.rate_window_s, now_s)
+    work = max(work, _overload(load, demand, flow.curve(memory.steps, memory.batch or room)))
     return _modelled(policy, load, verdicts, demand, memory, flow, memory.batch or room, work, now_s)
+
+
+def _overload(load: Load, demand: Demand, curve: LoadCurve) -> float:
+    """Work of replicas that refuse some: what they do, and what they refuse. It does not depend on learned times."""
+    refused, finished = load.rejected_per_s, load.finished_per_s
+    if not demand.saturated or not refused or not finished or load.running is None:
+        return 0.0
+    done = load.ready * curve.load(min(1.0, load.running / (load.ready * demand.best_cap)))
+    return done * (1 + refused / finished)
 
 
 def _without_flow(demand: Demand, load: Load, memory: ModelMemory, now_s: float) -> Demand:
@@ -133,7 +148,7 @@ def relearned(policy: Policy, known: Learned, now_s: float) -> ModelMemory:
 
 
 def _memory_s(policy: Policy) -> float:
-    return MEMORY_S.get(policy.objective, policy.scale_down.stabilization_s)
+    return MEMORY_WINDOWS[policy.objective] * policy.scale_down.stabilization_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +162,16 @@ class _Flow:
     mean_output_per_s: float
     span_s: float
     gap_s: float
+    seen_s: float
 
     @property
     def outputs(self) -> float:
         """Output tokens per prompt token."""
         return self.mean_output_per_s / self.mean_prompt_per_s
+
+    def curve(self, steps: StepFit, batch: float) -> LoadCurve:
+        """Throughput against the share of `batch` in process."""
+        return steps.curve(batch, 1 / self.outputs if self.outputs > 0 else 0.0)
 
     def work(
         self, steps: StepFit, batch: float, load: Load, samples: Sequence[Sample], window_s: float, now_s: float
@@ -177,20 +197,28 @@ def _flow(policy: Policy, load: Load, memory: ModelMemory, now_s: float) -> _Flo
     prompt, output, finished = load.prompt_per_s, load.output_per_s, load.finished_per_s
     if not prompt or output is None or finished is None or output * policy.rate_window_s < FEWEST_TOKENS:
         return None  # idle, or not told
-    span_s = min(LONGEST_STEP_S, now_s - memory.updated_s) if memory.steps.observations else LONGEST_STEP_S / 4
+    span_s = min(LONGEST_STEP_S, now_s - memory.updated_s) if memory.steps.observations else policy.rate_window_s / 4
+    memory_s, seen_s = RATIO_WINDOWS * policy.rate_window_s, memory.seen_s + max(0.0, span_s)
     return _Flow(
         prompt_per_s=prompt,
         output_per_s=output,
         finished_per_s=finished,
-        mean_prompt_per_s=_mean(memory.prompt_per_s, prompt, span_s, RATIO_MEMORY_S),
-        mean_output_per_s=_mean(memory.output_per_s, output, span_s, RATIO_MEMORY_S),
+        mean_prompt_per_s=_mean(memory.prompt_per_s, prompt, span_s, memory_s, seen_s),
+        mean_output_per_s=_mean(memory.output_per_s, output, span_s, memory_s, seen_s),
         span_s=max(0.0, span_s),
         gap_s=max(0.0, now_s - memory.updated_s),
+        seen_s=seen_s,
     )
 
 
-def _mean(before: float | None, now: float, span_s: float, memory_s: float) -> float:
-    return now if before is None else before + (1 - math.exp(-max(0.0, span_s) / memory_s)) * (now - before)
+def _mean(before: float | None, now: float, span_s: float, memory_s: float, seen_s: float) -> float:
+    """With `now`, which stands for the last `span_s` of `seen_s`: a plain mean until `memory_s` were seen, so that the
+    first look counts for no more than another."""
+    if before is None:
+        return now
+    span_s = max(0.0, span_s)
+    share = max(1 - math.exp(-span_s / memory_s), min(1.0, span_s / seen_s) if seen_s > 0 else 0.0)
+    return before + share * (now - before)
 
 
 def _learned(policy: Policy, load: Load, steps: StepFit, flow: _Flow) -> StepFit:
@@ -239,7 +267,7 @@ def _modelled(
     memory_s = _memory_s(policy)
     outlook = outlook.seen(work, noise, now_s, lead_s=lead_s, memory_s=memory_s)
     held = outlook.held()
-    mean_work = _mean(memory.mean_work, work, flow.gap_s, MEAN_S)
+    mean_work = _mean(memory.mean_work, work, flow.gap_s, MEAN_WINDOWS * window_s, flow.seen_s)
     traces = _traced(policy, memory.traces, Trace(now_s, work / load.ready, load.queueing))
     promises = tuple(
         _judged(
@@ -268,7 +296,7 @@ def _modelled(
     return (
         replace(
             demand,
-            curve=memory.steps.curve(batch, 1 / flow.outputs if flow.outputs > 0 else 0.0),
+            curve=flow.curve(memory.steps, batch),
             work=work,
             peak_work=max(work, held),
             utilization=work / load.ready,
@@ -362,9 +390,10 @@ def _margin(
 
     The model's relative `error` counts for the latter only: what a promise needs was learned with the same error.
     """
-    margin, bound_by = (1 + error) / max(FULLEST, policy.band.high), None
+    fullest = max(FULLEST, policy.band.high)
     if policy.objective is Objective.THROUGHPUT_SENSITIVE:
-        return margin, bound_by
+        return 1 / fullest, None
+    margin, bound_by = (1 + error) / fullest, None
     for one in promises:
         if _is_lost(one, now_s):
             continue

@@ -20,6 +20,7 @@ DRAIN_S = 60.0  # a queue is to be gone in this time
 LOWERED_SHARE = 0.8  # of the places that a lowered cap leaves: so many may be filled on average, or work soon queues
 DOWN_MARGIN = 0.2  # of the band's width below its high edge, to spare where latency matters
 KEPT_SPARE = 1.03
+BAND_SPARE = 0.3  # of the band's width
 LONE_BATCH = 1.5  # requests per replica below which neither knob changes a latency
 HELP_SHARE = 0.9  # a latency above this share of what it was says that more replicas did not help
 FUTILE_S = 7200.0
@@ -36,7 +37,13 @@ CLEARLY = 1.1  # work this much larger would still do with one fewer: only then 
 
 def for_band(policy: Policy, demand: Demand) -> int:
     """The fewest replicas whose utilisation stays below the band's high edge."""
-    return max(1, math.ceil(demand.band_work / demand.load(policy.band.high) - 1e-9))
+    aim = _inside(policy) if demand.modelled else policy.band.high
+    return max(1, math.ceil(demand.band_work / demand.load(aim) - 1e-9))
+
+
+def _inside(policy: Policy) -> float:
+    """The utilisation that is aimed at: below the band's high edge by about the model's error."""
+    return policy.band.high - BAND_SPARE * (policy.band.high - policy.band.low)
 
 
 def for_held(demand: Demand) -> int | None:
@@ -46,8 +53,9 @@ def for_held(demand: Demand) -> int | None:
 
 def for_rest(policy: Policy, demand: Demand) -> int:
     """What the model asks for with a little to spare: so many are kept, so that noise does not bring back what went."""
-    asked = max(demand.peak_work * demand.margin, demand.band_work / policy.band.high)
-    return math.ceil(asked * KEPT_SPARE - 1e-9)
+    spare = 1.0 if policy.objective is Objective.THROUGHPUT_SENSITIVE else KEPT_SPARE
+    asked = max(demand.peak_work * demand.margin * spare, demand.band_work / _inside(policy))
+    return math.ceil(asked - 1e-9)
 
 
 def over_band(policy: Policy, demand: Demand, current: int) -> bool:

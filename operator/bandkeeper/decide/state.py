@@ -152,6 +152,8 @@ class ModelMemory:
         Requests that a replica can have in process, as a mean of some minutes.
     mean_work
         Mean of some minutes, in replicas.
+    seen_s
+        Time that the means are of, at most.
     traces
         Looks of the longest window that promises are judged over.
     """
@@ -164,6 +166,7 @@ class ModelMemory:
     outlook: Outlook = NO_OUTLOOK
     batch: float | None = None
     mean_work: float | None = None
+    seen_s: float = 0.0
     traces: tuple[Trace, ...] = ()
     promises: tuple[LearnedPromise, ...] = ()
     updated_s: float = 0.0
