@@ -224,11 +224,15 @@ def test_counters_are_told_by_pod_with_the_age_of_those_that_the_class_depends_o
         a_snapshot(ready=ready), age_s=12.0, gpu_utilization=0.9, dram_active=0.5, kv_cache_utilization=0.4
     )
     late = {**snapshot.by_pod, Signal.POWER: {"chat-0": Reading(300.0, 70.0)}}
-    held = {"chat-0": GPUs(model="NVIDIA H100 80GB HBM3", count=2, mig=False, shared=True, source="dcgm-exporter")}
+    apart = (("GPU 0", 1.0), ("GPU 1", 0.8))
+    held = {
+        "chat-0": GPUs(model="NVIDIA H100 80GB HBM3", count=2, shared=True, source="dcgm-exporter", busy_by_gpu=apart)
+    }
     found = evidence(replace(snapshot, by_pod=late, gpus=held)).pods
     assert (found["chat-0"].gpu_utilization, found["chat-0"].dram_active, found["chat-0"].power) == (0.9, 0.5, 300.0)
     assert (found["chat-0"].gpus, found["chat-0"].shared, found["chat-0"].source) == (2, True, "dcgm-exporter")
     assert found["chat-0"].age_s == 12.0
+    assert (found["chat-0"].busy_by_gpu, found["chat-1"].busy_by_gpu) == (apart, ())
     assert (found["chat-1"].power, found["chat-1"].gpus, found["chat-1"].kv_cache_utilization) == (None, 1, 0.4)
 
 

@@ -76,6 +76,11 @@ def ranks(*busy: float, tensor: float, dram: float, slow: Mapping[str, Any] | No
     return pods(*counters, kind=Kind.TRAINING, waiting=None, objective=Objective.THROUGHPUT_SENSITIVE)
 
 
+def gpus(*busy: float) -> tuple[tuple[str, float], ...]:
+    """The GPUs of one pod that are not busy alike."""
+    return tuple((f"GPU {number}", each) for number, each in enumerate(busy))
+
+
 def train(busy: float, tensor: float, dram: float, **own: Any) -> Evidence:
     return pods(a_pod(busy, tensor, dram, **own), kind=Kind.TRAINING, waiting=None)
 
@@ -202,6 +207,13 @@ CASES = (
     case("one starved rank, peers spin in the collective", "derived: NCCL kernels keep peers at 100 %",
          ranks(1.0, 1.0, 1.0, 0.4, 1.0, 1.0, 1.0, 1.0, tensor=0.12, dram=0.10, slow={"cpu_throttled": 0.5}),
          Q.INEFFICIENT, C.IMBALANCE, "FixSlowRank", culprit="pod-3"),
+    case("one starved GPU of a pod of eight", "the same, as the usual training pod has it",
+         train(0.925, 0.12, 0.10, gpus=8, busy_by_gpu=gpus(*[1.0] * 7, 0.4)),
+         Q.INEFFICIENT, C.IMBALANCE, "FixSlowRank", culprit="pod-0"),
+    case("GPUs of a pod a little apart", "near 25 points",
+         train(0.97, 0.41, 0.22, gpus=8, busy_by_gpu=gpus(*[1.0] * 7, 0.78)), Q.MIXED, C.COMPUTE),
+    case("GPUs of a server's pod that serve apart", "derived: replicas of a model in one pod are no ranks",
+         other(0.7, 0.41, 0.22, gpus=2, busy_by_gpu=gpus(1.0, 0.4)), Q.EFFICIENT, C.COMPUTE, "LowerPrecision"),
     case("ranks a little apart", "near 25 points",
          ranks(1.0, 0.78, tensor=0.41, dram=0.22), Q.MIXED, C.COMPUTE),
     case("ranks just too far apart", "near 25 points",

@@ -279,6 +279,22 @@ class TestAdvice:
         )
         assert starved.advice[0].evidence == starved.bottleneck.evidence
 
+    def test_gpus_of_pods_are_ranks_of_one_job(self) -> None:
+        def pair(*busy: float, alike: float = 1.0) -> Counters:
+            apart = tuple((f"GPU {number}", each) for number, each in enumerate(busy))
+            return a_pod(alike, 0.3, 0.3, gpus=2, busy_by_gpu=apart)
+
+        found = now(pods(pair(), pair(1.0, 0.5, alike=0.75), kind=Kind.TRAINING, waiting=None))
+        assert found.culprit == "pod-1"
+        assert found.bottleneck is not None
+        assert found.bottleneck.evidence.startswith("rank GPU 1 of pod-1 is busy 50% of the time, others up to 100%")
+        assert found.bottleneck.used == 0.5
+        unused = now(pods(pair(1.0, 0.0), kind=Kind.TRAINING, waiting=None)).bottleneck
+        assert unused is not None
+        assert "or it has no part in the job" in unused.evidence
+        odd = now(pods(pair(1.0, 87.0), pair(), kind=Kind.TRAINING, waiting=None))
+        assert odd.culprit is None
+
     def test_ranks_are_compared_within_their_job_alone(self) -> None:
         def replica(busy: float, job: str | None) -> Counters:
             return a_pod(busy, 0.1, 0.5 * busy, job=job)

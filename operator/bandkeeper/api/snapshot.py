@@ -147,6 +147,8 @@ class GPUs:
         Other pods are on them too (time-slicing, MPS): what a device shows cannot be told apart by pod.
     source
         The exporter, such as dcgm-exporter.
+    busy_by_gpu
+        The share of time that each GPU is busy, by the exporter's number of it, where they are not busy alike.
     """
 
     model: str | None = None
@@ -154,6 +156,7 @@ class GPUs:
     mig: bool = False
     shared: bool = False
     source: str = ""
+    busy_by_gpu: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -176,6 +176,7 @@ def _counters(snapshot: Snapshot, ready: Sequence[Pod], policy: Policy) -> dict[
             shared=held.shared if held else False,
             source=held.source if held else "",
             job=pod.job,
+            busy_by_gpu=held.busy_by_gpu if held else (),
             cpu_limit=pod.cpu_limit,
             network_capacity=_part(policy.shared_network, len(ready)),
             disk_capacity=_part(policy.shared_storage, len(ready)),

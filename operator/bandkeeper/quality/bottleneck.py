@@ -34,6 +34,7 @@ _NAMES = {
     Component.NETWORK: "network",
     Component.STORAGE: "storage",
 }
+_NO_PART = 0.01  # busy for less, a rank may be none
 _SHARED = (Component.NETWORK, Component.STORAGE)
 
 
@@ -64,17 +65,21 @@ def work_waits(evidence: Evidence) -> bool:
 
 
 def _slow_rank(evidence: Evidence, used: Usage, settings: Thresholds) -> tuple[Bottleneck, str] | None:
-    jobs: dict[str, list[tuple[float, str]]] = {}
+    jobs: dict[str, list[tuple[float, str, str]]] = {}
     for pod, work in used.works.items():
-        job = evidence.pods[pod].job
+        counters = evidence.pods[pod]
+        job = counters.job
         if job is None and evidence.kind is Kind.TRAINING:
             job = ""
         if job is not None:
-            jobs.setdefault(job, []).append((work.busy, pod))
+            apart = [(busy, pod, gpu) for gpu, busy in counters.busy_by_gpu if 0 <= busy <= settings.possible]
+            jobs.setdefault(job, []).extend(apart or [(work.busy, pod, "")])
     for ranks in jobs.values():
-        (least, culprit), (most, _) = min(ranks), max(ranks)
+        (least, culprit, gpu), (most, _, _) = min(ranks), max(ranks)
         if most - least >= settings.imbalance:
-            text = f"rank {culprit} is busy {least:.0%} of the time, others up to {most:.0%}: they wait for it"
+            rank = f"{gpu} of {culprit}" if gpu else culprit
+            why = "they wait for it" if least >= _NO_PART else "they wait for it, or it has no part in the job"
+            text = f"rank {rank} is busy {least:.0%} of the time, others up to {most:.0%}: {why}"
             return Bottleneck(Component.IMBALANCE, least, text + _of_culprit(evidence.pods[culprit], settings)), culprit
     return None
 

@@ -71,6 +71,8 @@ class Counters:
     job
         The multi-GPU job that this pod is one rank of; None for a replica that works alone. Ranks of one job are
         compared with each other.
+    busy_by_gpu
+        The share of time that each of its GPUs is busy, where they are not busy alike: each is a rank then.
     framebuffer_used, framebuffer_free
         Bytes, summed over the pod's GPUs.
     power, power_limit
@@ -96,6 +98,7 @@ class Counters:
     shared: bool = False
     source: str = ""
     job: str | None = None
+    busy_by_gpu: tuple[tuple[str, float], ...] = ()
     gpu_utilization: float | None = None
     gr_engine_active: float | None = None
     sm_active: float | None = None

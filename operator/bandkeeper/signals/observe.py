@@ -232,6 +232,7 @@ class Builder:
                         model=known.model or found.model,
                         mig=known.mig or found.mig,
                         shared=known.shared or found.shared,
+                        busy_by_gpu=known.busy_by_gpu or found.busy_by_gpu,
                     )
         if counts:
             self.by_pod[signal] = Aged(counts, ages_s)
