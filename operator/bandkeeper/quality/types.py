@@ -218,7 +218,7 @@ class Thresholds:
     possible: float = 1.02
     """A ratio above this is a broken counter."""
     skew: float = 0.15
-    """Pipes cannot be active for longer than the GPU is busy, but for so much difference of their windows."""
+    """Pipes are active for at most so much longer than the GPU is busy (windows differ), memory for twice that."""
     tensor_used: float = 0.02
     """Tensor pipes active for less mean work on other pipes, which have to be seen before a GPU is Inefficient."""
     window_s: float = 60.0

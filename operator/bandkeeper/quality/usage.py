@@ -23,6 +23,7 @@ _RATIOS = (
     "memory_copy_utilization",
 )
 _ratios_of = attrgetter(*_RATIOS)
+_COPIES = 2  # times the skew: links alone, with no kernel, fill up to 0.29 of the memory's bandwidth
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,11 @@ def pod_work(counters: Counters, settings: Thresholds) -> PodWork | Unseen:
         return Unseen(Blind.BROKEN, text)
     vector = max((value for value in (fp64, fp32, fp16) if value is not None), default=None)
     most = max(tensor or 0.0, vector or 0.0)
-    if most > busy + settings.skew:
-        text = f"pipes read {most:.0%} active while the GPU is busy for {busy:.0%}: the counters contradict each other"
-        return Unseen(Blind.BROKEN, text)
+    ran, meanwhile = (0.0, "SM active stands at 0") if sm_active == 0 else (busy, f"the GPU is busy for {busy:.0%}")
+    for what, active, beside in (("pipes read", most, 1), ("memory reads", dram or 0.0, _COPIES)):
+        if active > ran + beside * settings.skew:
+            text = f"{what} {active:.0%} active while {meanwhile}: the counters contradict each other"
+            return Unseen(Blind.BROKEN, text)
     memory = None if dram is None else of_peak(dram, settings.dram_peak)
     compute = None if tensor is None else of_peak(most, settings.tensor_peak)
     vector_seen = vector is not None or (tensor is not None and tensor >= settings.tensor_used)
