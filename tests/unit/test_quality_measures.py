@@ -279,6 +279,16 @@ class TestAdvice:
         )
         assert starved.advice[0].evidence == starved.bottleneck.evidence
 
+    def test_a_throttled_cpu_is_called_that(self) -> None:
+        found = now(pods(a_pod(0.66, 0.05, 0.30, cpu_used=2.0, cpu_limit=4, cpu_throttled=0.4)))
+        assert found.bottleneck is not None
+        assert found.bottleneck.evidence == "the pods' CPU limit throttles them 40% of the time"
+        assert found.bottleneck.used == 0.4
+        assert found.advice[0].evidence == found.bottleneck.evidence
+        used = now(pods(a_pod(0.66, 0.05, 0.30, cpu_used=3.8, cpu_limit=4, cpu_throttled=0.1))).bottleneck
+        assert used is not None
+        assert used.evidence == "CPU is 95% used"
+
     def test_gpus_of_pods_are_ranks_of_one_job(self) -> None:
         def pair(*busy: float, alike: float = 1.0) -> Counters:
             apart = tuple((f"GPU {number}", each) for number, each in enumerate(busy))

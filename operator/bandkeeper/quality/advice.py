@@ -17,6 +17,7 @@ class Sign(StrEnum):
     SLO_UNREACHABLE = "SLOUnreachable"
     PREFILL_TAILS = "PrefillTails"
     BELOW_KNEE = "BelowKnee"
+    CPU_THROTTLED = "CPUThrottled"
     EDGE = "Edge"
     SHARED = "Shared"
     UNSEEN = "Unseen"
@@ -27,6 +28,7 @@ SIGNS: Mapping[Sign, str] = {
     Sign.SLO_UNREACHABLE: "the latency SLO is missed even with one request in a batch",
     Sign.PREFILL_TAILS: "the inter-token latency SLO is broken by its tail alone, as prefill between decode steps does",
     Sign.BELOW_KNEE: "the batch in use is below the knee of the fitted model, and nothing waits",
+    Sign.CPU_THROTTLED: "the pods' CPU limit throttles them",
     Sign.EDGE: "the GPU is one for places with little power",
     Sign.SHARED: "pods share GPUs by time-slicing or MPS",
     Sign.UNSEEN: "counters that the class needs are missing",
@@ -109,16 +111,24 @@ TABLE: tuple[Row, ...] = (
         without=frozenset({Sign.EDGE}),
     ),
     Row(
+        remedy="RaiseCPULimit",
+        text="Raise or drop the pods' CPU limit: it stops their threads while the node may well have CPU to spare",
+        components=frozenset({Component.CPU}),
+        signs=frozenset({Sign.CPU_THROTTLED}),
+    ),
+    Row(
         remedy="MoreLoaderWorkers",
         text="Give the data loader more workers and CPU, or decode and augment on the GPU",
         components=frozenset({Component.CPU}),
         kinds=_TRAINING,
+        without=frozenset({Sign.CPU_THROTTLED}),
     ),
     Row(
         remedy="MoreCPU",
         text="Raise the pod's CPU limit: tokenising, pre-processing and scheduling hold the GPU back",
         components=frozenset({Component.CPU}),
         kinds=_SERVING,
+        without=frozenset({Sign.CPU_THROTTLED}),
     ),
     Row(
         remedy="LocalCache",
@@ -239,7 +249,7 @@ def advice(
         parts = [signs[sign] for sign in sorted(row.signs)]
         if row.components and found is not None:
             parts.insert(0, found.evidence)
-        given[row.remedy] = Advice(row.remedy, row.text, "; ".join(parts))
+        given[row.remedy] = Advice(row.remedy, row.text, "; ".join(dict.fromkeys(parts)))
     return tuple(given.values())
 
 

@@ -128,7 +128,16 @@ def _host(used: Usage, settings: Thresholds) -> Bottleneck | None:
     share, component = max(((used.used.get(each, 0.0), each) for each in _OF_HOST), key=lambda pair: pair[0])
     if share < settings.full:
         return None
+    if component is Component.CPU and (throttled := cpu_throttled(used, settings)):
+        return Bottleneck(component, used.cpu_throttled, throttled)
     return Bottleneck(component, share, f"{_NAMES[component]} is {share:.0%} used", component in _SHARED)
+
+
+def cpu_throttled(used: Usage, settings: Thresholds) -> str:
+    """That the kernel holds the pods back at their CPU limit, "" where it does not for a notable share of the time."""
+    if used.cpu_throttled is None or used.cpu_throttled < settings.throttled:
+        return ""
+    return f"the pods' CPU limit throttles them {used.cpu_throttled:.0%} of the time"
 
 
 def _starved(evidence: Evidence, used: Usage, settings: Thresholds) -> Bottleneck | None:

@@ -66,6 +66,7 @@ class Usage:
     framebuffer: float | None = None
     power_throttled: float | None = None
     thermal_throttled: float | None = None
+    cpu_throttled: float | None = None
     edge: bool = False
 
 
@@ -172,7 +173,7 @@ def _pool_rest(found: Usage, seen: list[Counters], settings: Thresholds, peaks: 
                 weights[number] += pod.gpus
     means = [total / weight if weight else None for total, weight in zip(totals, weights, strict=True)]
     found.vector, found.sm_active, found.kv, found.framebuffer, *rest = means
-    found.power_throttled, found.thermal_throttled, *rest = rest
+    found.power_throttled, found.thermal_throttled, found.cpu_throttled, *rest = rest
     for component, share in zip(_REST, rest, strict=True):
         if share is not None:
             found.used[component] = share
@@ -181,11 +182,11 @@ def _pool_rest(found: Usage, seen: list[Counters], settings: Thresholds, peaks: 
 ABSURD = 1.3  # times what a link can do at most: such a figure is in another unit, and none
 
 _REST = (Component.CPU, Component.NETWORK, Component.STORAGE, Component.PCIE, Component.NVLINK)
-_SHARES = 6 + len(_REST)
+_SHARES = 7 + len(_REST)
 
 
 def _shares(pod: Counters, peak: Peaks | None, settings: Thresholds) -> tuple[float | None, ...]:
-    """FP32 pipe, SM active, KV, framebuffer, throttled by power, by heat, then `_REST`."""
+    """FP32 pipe, SM active, KV, framebuffer, throttled by power, by heat, throttled CPU, then `_REST`."""
     pcie = nvlink = None
     if peak is not None and not pod.mig:
         pcie = _flow(pod.pcie_sent, pod.pcie_received, peak.pcie * pod.gpus)
@@ -197,6 +198,7 @@ def _shares(pod: Counters, peak: Peaks | None, settings: Thresholds) -> tuple[fl
         _framebuffer(pod),
         _share(pod.power_throttled, 1.0),
         _share(pod.thermal_throttled, 1.0),
+        _share(pod.cpu_throttled, 1.0),
         _cpu(pod, settings),
         _flow(pod.network_sent, pod.network_received, pod.network_capacity),
         _flow(pod.disk_read, pod.disk_written, pod.disk_capacity),
