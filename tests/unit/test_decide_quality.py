@@ -250,16 +250,20 @@ def test_pods_without_counters_have_no_entry_and_nothing_reads_as_zero() -> None
 
 
 @pytest.mark.parametrize(
-    ("batching", "job", "kind"),
+    ("batching", "job", "trains", "kind"),
     [
-        (Batching.CONTINUOUS, None, Kind.LLM_SERVING),
-        (Batching.DYNAMIC, None, Kind.DYNAMIC_BATCHING),
-        (Batching.UNKNOWN, None, Kind.UNKNOWN),
-        (Batching.UNKNOWN, "resnet", Kind.TRAINING),
+        (Batching.CONTINUOUS, None, False, Kind.LLM_SERVING),
+        (Batching.DYNAMIC, None, False, Kind.DYNAMIC_BATCHING),
+        (Batching.UNKNOWN, None, False, Kind.UNKNOWN),
+        (Batching.UNKNOWN, "resnet", True, Kind.TRAINING),
+        (Batching.UNKNOWN, "group-0", False, Kind.UNKNOWN),  # of a LeaderWorkerSet, which may serve as well
+        (Batching.CONTINUOUS, "group-0", False, Kind.LLM_SERVING),
     ],
 )
-def test_the_kind_of_work_comes_from_the_runtime_or_from_a_job(batching: Batching, job: str | None, kind: Kind) -> None:
-    ready = tuple(replace(pod, job=job) for pod in pods(2))
+def test_the_kind_of_work_comes_from_the_runtime_or_from_a_job_that_trains(
+    batching: Batching, job: str | None, trains: bool, kind: Kind
+) -> None:
+    ready = tuple(replace(pod, job=job, trains=trains) for pod in pods(2))
     assert evidence(a_snapshot(ready=ready), a_policy(batching=batching, slos=[TTFT])).kind is kind
 
 

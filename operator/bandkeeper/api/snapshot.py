@@ -43,6 +43,8 @@ class Pod:
         Cores that all of its containers together may use; None where one has no limit.
     job
         The job that it is one rank of, where its labels say so.
+    trains
+        That job is of a kind that trains, as its labels say.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Pod:
     gpus: float | None = None
     cpu_limit: float | None = None
     job: str | None = None
+    trains: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

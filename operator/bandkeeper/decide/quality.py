@@ -149,7 +149,7 @@ def _kind(policy: Policy, ready: Iterable[Pod]) -> Kind:
     known = _KINDS.get(policy.batching)
     if known is not None:
         return known
-    return Kind.TRAINING if any(pod.job for pod in ready) else Kind.UNKNOWN
+    return Kind.TRAINING if any(pod.trains for pod in ready) else Kind.UNKNOWN
 
 
 def _counters(snapshot: Snapshot, ready: Sequence[Pod], policy: Policy) -> dict[str, Counters]:

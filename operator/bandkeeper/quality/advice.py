@@ -62,7 +62,8 @@ class Row:
 _LLM = frozenset({Kind.LLM_SERVING})
 _TRAINING = frozenset({Kind.TRAINING})
 _BATCHES = frozenset({Kind.DYNAMIC_BATCHING, Kind.TRAINING, Kind.UNKNOWN})
-_SERVING = frozenset({Kind.LLM_SERVING, Kind.DYNAMIC_BATCHING, Kind.UNKNOWN})
+_SERVING = frozenset({Kind.LLM_SERVING, Kind.DYNAMIC_BATCHING})
+_UNKNOWN = frozenset({Kind.UNKNOWN})
 _LATENCY = frozenset({Objective.LATENCY_SENSITIVE, Objective.BALANCED})
 
 TABLE: tuple[Row, ...] = (
@@ -131,6 +132,13 @@ TABLE: tuple[Row, ...] = (
         without=frozenset({Sign.CPU_THROTTLED}),
     ),
     Row(
+        remedy="MoreCPU",
+        text="Raise the pod's CPU limit, or lighten what its CPU does for the GPU: loading, pre-processing, scheduling",
+        components=frozenset({Component.CPU}),
+        kinds=_UNKNOWN,
+        without=frozenset({Sign.CPU_THROTTLED}),
+    ),
+    Row(
         remedy="LocalCache",
         text="Cache the data on local disks, prefetch it, or pack small files into large ones",
         components=frozenset({Component.STORAGE, Component.NETWORK}),
@@ -141,6 +149,12 @@ TABLE: tuple[Row, ...] = (
         text="Send less over the network or disk (compression, smaller inputs), or use nodes with more bandwidth",
         components=frozenset({Component.STORAGE, Component.NETWORK}),
         kinds=_SERVING,
+    ),
+    Row(
+        remedy="LighterPayloads",
+        text="Move less over the network or disk (a local cache, compression), or use nodes with more bandwidth",
+        components=frozenset({Component.STORAGE, Component.NETWORK}),
+        kinds=_UNKNOWN,
     ),
     Row(
         remedy="MoreKVMemory",
@@ -173,7 +187,7 @@ TABLE: tuple[Row, ...] = (
         text="Use FP8 or INT8 where accuracy allows, or a GPU with more FLOP/s: compute is the limit",
         qualities=frozenset({Quality.EFFICIENT, Quality.OVERLOADED}),
         components=frozenset({Component.COMPUTE}),
-        kinds=_SERVING,
+        kinds=_SERVING | _UNKNOWN,
     ),
     Row(
         remedy="LargerBatches",
