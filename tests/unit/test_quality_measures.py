@@ -315,6 +315,17 @@ class TestAdvice:
         assert now(pods(replica(1.0, "a"), replica(0.6, "a"))).culprit == "pod-1"
 
 
+@pytest.mark.parametrize(
+    ("waiting", "says"),
+    [(0.0, "nothing waits, and"), (1.0, "hardly anything waits (1 at 2 replicas), and")],
+)
+def test_a_request_that_waits_now_and_then_is_not_told_to_be_none(waiting: float, says: str) -> None:
+    found = now(pods(a_pod(0.3, 0.1, 0.1), a_pod(0.3, 0.1, 0.1), waiting=waiting)).bottleneck
+    assert found is not None
+    assert found.component is Component.DEMAND
+    assert found.evidence.startswith(says)
+
+
 def test_a_network_at_its_capacity_is_shared() -> None:
     full = next(case for case in CASES if case.name == "payloads fill the network")
     found = judged(full, DEFAULT).bottleneck

@@ -27,7 +27,7 @@ class Sign(StrEnum):
 SIGNS: Mapping[Sign, str] = {
     Sign.SLO_UNREACHABLE: "the latency SLO is missed even with one request in a batch",
     Sign.PREFILL_TAILS: "the inter-token latency SLO is broken by its tail alone, as prefill between decode steps does",
-    Sign.BELOW_KNEE: "the batch in use is below the knee of the fitted model, and nothing waits",
+    Sign.BELOW_KNEE: "the batch in use is below the knee of the fitted model, and hardly anything waits",
     Sign.CPU_THROTTLED: "the pods' CPU limit throttles them",
     Sign.EDGE: "the GPU is one for places with little power",
     Sign.SHARED: "pods share GPUs by time-slicing or MPS",

@@ -21,7 +21,7 @@ MEANING: Mapping[Component, str] = {
     Component.PCIE: "the link to the host is the fullest",
     Component.NVLINK: "the link to other GPUs is the fullest",
     Component.LAUNCH: "the GPU is busy and nothing is full: kernels too small or too few to fill it",
-    Component.DEMAND: "nothing is full and nothing waits: there is too little work",
+    Component.DEMAND: "nothing is full and hardly anything waits: there is too little work",
 }
 _ON_DEVICE = (Component.COMPUTE, Component.MEMORY_BANDWIDTH, Component.PCIE, Component.NVLINK)
 _OF_HOST = (Component.CPU, Component.NETWORK, Component.STORAGE)
@@ -193,7 +193,8 @@ def _nothing_full(evidence: Evidence, used: Usage, settings: Thresholds) -> Bott
         )
         return Bottleneck(Component.LAUNCH, None, text)
     if evidence.waiting is not None and not work_waits(evidence):
-        return Bottleneck(
-            Component.DEMAND, None, f"nothing waits, and the GPUs are idle {1 - used.busy:.0%} of the time"
-        )
+        few = "nothing waits"
+        if evidence.waiting:
+            few = f"hardly anything waits ({evidence.waiting:.2g} at {evidence.ready} replicas)"
+        return Bottleneck(Component.DEMAND, None, f"{few}, and the GPUs are idle {1 - used.busy:.0%} of the time")
     return None
