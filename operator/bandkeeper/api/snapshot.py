@@ -134,6 +134,13 @@ class Reading:
     age_s: float
 
 
+class Levels(Mapping[str, Reading]):
+    """Readings that are kept as plain numbers, each made a `Reading` when it is looked at."""
+
+    __slots__ = ("values_by_pod",)
+    values_by_pod: Mapping[str, float]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPUs:
     """The GPUs that one pod holds, as an exporter names them.

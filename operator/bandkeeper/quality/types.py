@@ -52,7 +52,7 @@ class Component(StrEnum):
     DEMAND = "Demand"  # nothing is full: there is too little work
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: that doubles the time it takes to make one for every pod
 class Counters:
     """What one pod's GPUs and its containers showed over one window. Field names are those of `Signal`, in lower case.
 

@@ -95,9 +95,11 @@ def pod_work(counters: Counters, settings: Thresholds) -> PodWork | Unseen:
             Blind.SHARED, "its GPU is shared (time-slicing or MPS): the counters are the device's, not the pod's"
         )
     ratios: tuple[float | None, ...] = _ratios_of(counters)
-    for number, value in enumerate(ratios):
-        if value is not None and not 0 <= value <= settings.possible:
-            return Unseen(Blind.BROKEN, f"{_RATIOS[number]} reads {value:.4g}, and a ratio is 0 to 1")
+    possible = settings.possible
+    for value in ratios:
+        if value is not None and not 0 <= value <= possible:
+            name = next(name for name, other in zip(_RATIOS, ratios, strict=True) if other is value)
+            return Unseen(Blind.BROKEN, f"{name} reads {value:.4g}, and a ratio is 0 to 1")
     gpu_util, engine, sm_active, _, tensor, fp64, fp32, fp16, dram, _ = ratios
     busy = gpu_util if engine is None else engine
     if busy is None:
@@ -105,13 +107,16 @@ def pod_work(counters: Counters, settings: Thresholds) -> PodWork | Unseen:
     if engine == 0 and gpu_util is not None and gpu_util >= settings.idle_busy:
         text = f"GPU utilisation reads {gpu_util:.0%} while GR engine active stands at 0: profiling is paused or held"
         return Unseen(Blind.BROKEN, text)
-    vector = max((value for value in (fp64, fp32, fp16) if value is not None), default=None)
+    vector: float | None = None
+    for value in (fp64, fp32, fp16):
+        if value is not None and (vector is None or value > vector):
+            vector = value
     most = max(tensor or 0.0, vector or 0.0)
-    ran, meanwhile = (0.0, "SM active stands at 0") if sm_active == 0 else (busy, f"the GPU is busy for {busy:.0%}")
-    for what, active, beside in (("pipes read", most, 1), ("memory reads", dram or 0.0, _COPIES)):
-        if active > ran + beside * settings.skew:
-            text = f"{what} {active:.0%} active while {meanwhile}: the counters contradict each other"
-            return Unseen(Blind.BROKEN, text)
+    ran, skew = 0.0 if sm_active == 0 else busy, settings.skew
+    if most > ran + skew or (dram is not None and dram > ran + _COPIES * skew):
+        what = f"pipes read {most:.0%}" if most > ran + skew else f"memory reads {dram:.0%}"
+        meanwhile = "SM active stands at 0" if sm_active == 0 else f"the GPU is busy for {busy:.0%}"
+        return Unseen(Blind.BROKEN, f"{what} active while {meanwhile}: the counters contradict each other")
     memory = None if dram is None else of_peak(dram, settings.dram_peak)
     compute = None if tensor is None else of_peak(most, settings.tensor_peak)
     vector_seen = vector is not None or (tensor is not None and tensor >= settings.tensor_used)
