@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
@@ -32,6 +33,7 @@ TAIL = 0.5  # of an inter-token threshold: a mean below it with a broken percent
 
 _FIELDS = {field.name for field in fields(Counters)}
 _COUNTERS = {signal: signal.name.lower() for signal in Signal if signal.name.lower() in _FIELDS}
+_NOTHING: Mapping[str, Reading] = MappingProxyType({})
 _PER_GPU = ("model_flops", "model_read_bytes", "model_written_bytes")
 _CORE = (  # what the class depends on: their age is the judgement's, and they are asked for most often
     Signal.GR_ENGINE_ACTIVE,
@@ -152,23 +154,7 @@ def _kind(policy: Policy, ready: Iterable[Pod]) -> Kind:
 
 def _counters(snapshot: Snapshot, ready: Sequence[Pod], policy: Policy) -> dict[str, Counters]:
     """The counters of each ready pod that has any; of what all share, each has an equal part."""
-    rows: dict[str, dict[str, float]] = {pod.name: {} for pod in ready}
-    ages_s = dict.fromkeys(rows, 0.0)
-    for signal, readings in snapshot.by_pod.items():
-        name = _COUNTERS.get(signal)
-        if name is None:
-            continue
-        is_core = signal in _CORE
-        if isinstance(readings, Levels) and not is_core:  # of what explains, the age is nobody's matter
-            for pod_name, value in readings.values_by_pod.items():
-                if (row := rows.get(pod_name)) is not None:
-                    row[name] = value
-            continue
-        for pod_name, reading in readings.items():
-            if (row := rows.get(pod_name)) is not None:
-                row[name] = reading.value
-                if is_core and reading.age_s > ages_s[pod_name]:
-                    ages_s[pod_name] = reading.age_s
+    rows, ages_s = _rows(snapshot, ready)
     of_network, of_disk = (_part(whole, len(ready)) for whole in (policy.shared_network, policy.shared_storage))
     counters = {}
     for pod in ready:
@@ -193,6 +179,28 @@ def _counters(snapshot: Snapshot, ready: Sequence[Pod], policy: Policy) -> dict[
             **values,
         )
     return counters
+
+
+def _rows(snapshot: Snapshot, ready: Sequence[Pod]) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """By ready pod: its counters by name, and the age of the oldest that the class depends on."""
+    rows: dict[str, dict[str, float]] = {pod.name: {} for pod in ready}
+    for signal, readings in snapshot.by_pod.items():
+        if (name := _COUNTERS.get(signal)) is None:
+            continue
+        if isinstance(readings, Levels):
+            for pod, value in readings.values_by_pod.items():
+                if (row := rows.get(pod)) is not None:
+                    row[name] = value
+            continue
+        for pod, reading in readings.items():
+            if (row := rows.get(pod)) is not None:
+                row[name] = reading.value
+    ages_s = dict.fromkeys(rows, 0.0)
+    for signal in _CORE:
+        for pod, reading in snapshot.by_pod.get(signal, _NOTHING).items():
+            if reading.age_s > ages_s.get(pod, math.inf):
+                ages_s[pod] = reading.age_s
+    return rows, ages_s
 
 
 def _part(whole: float | None, replicas: int) -> float | None:
