@@ -228,13 +228,14 @@ def _devices(source: Source, series: Series, labels: Labels, matchers: tuple[str
 
 def _uneven(source: Source, series: Series, labels: Labels, matchers: tuple[str, ...]) -> Iterator[str]:
     """The busy time of each GPU, by the first metric that its pod has; a pod is never told of by two of them."""
-    on, before = f"on ({labels.namespace}, {labels.pod})", ""
+    by_pod, before = f"({labels.namespace}, {labels.pod})", ""
     for metric, scale in series.busy:
         seen = f"{_select(metric, matchers)} < {series.blank:g}"
-        each = f"{_once(source.clock, labels)} ({seen}) * {scale:g}"
-        spread = f"stddev by ({labels.namespace}, {labels.pod}) ({each}) > {_UNEVEN}"
-        yield f'label_replace({each}{before} and {on} ({spread}), "{BUSY}", "true", "", "")'
-        before += f" unless {on} ({seen})"
+        spread = f"stddev by {by_pod} ({seen}) > {_UNEVEN / scale:g}"
+        uneven = f"{seen} and on {by_pod} ({spread}){before}"  # first of all: what is left then costs nothing
+        each = f"{_once(source.clock, labels)} ({uneven}) * {scale:g}"
+        yield f'label_replace({each}, "{BUSY}", "true", "", "")'
+        before += f" unless on {by_pod} ({seen})"
 
 
 def _by_row(aggregation: str, expression: str, scope: Scope) -> str:
