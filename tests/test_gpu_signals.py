@@ -318,6 +318,12 @@ def pair(pod: str, **raw: str) -> tuple[Card, Card]:
     return first, replace(first, index=1, shows=COOLER)
 
 
+def trio(pod: str, shows: Mapping[Signal, float]) -> list[Card]:
+    """The three GPUs of a pod, the last of which shows that."""
+    cards = [Card(pod=pod, node=f"node-of-{pod}", index=index) for index in range(3)]
+    return [*cards[:2], replace(cards[2], shows=shows)]
+
+
 def instance_of(number: str, pod: str) -> Card:
     return Card(pod=pod, instance=number, node="node-mig", model=MIG_MODEL)
 
@@ -357,6 +363,15 @@ def prometheus(exporters: Exporters, tmp_path_factory: pytest.TempPathFactory) -
     )
     own = replace(instance_of("1", "mig-agent-0"), only=everything - OF_A_BOARD)
     node(agent(own, replace(own, pod="", instance="", only=frozenset(OF_A_BOARD))), "agent")
+    # GPUs of one pod that are not busy alike.
+    waits = BUSY | {Signal.GR_ENGINE_ACTIVE: 0.4, Signal.GPU_UTILIZATION: 0.5}
+    node(dcgm(*trio("apart-0", waits)))
+    node(dcgm(*trio("apart-1", waits), host="hostname", uuid="uuid", new=True))
+    node(agent(*trio("apart-2", waits)), "agent")
+    node(dcgm(*(replace(card, only=everything - {Signal.GR_ENGINE_ACTIVE}) for card in trio("apart-3", waits))))
+    node(dcgm(*trio("alike-0", BUSY | {Signal.GPU_UTILIZATION: 0.2})))  # by the better counter
+    whole = replace(instance_of("1", "apart-mig-0"), node="node-of-apart-mig-0")
+    node(dcgm(whole, replace(whole, instance="2", shows=waits)))
     # Time-slicing, with replicas told apart: each pod has the device's figures, but for its processes' own memory.
     node(
         dcgm(
@@ -493,6 +508,23 @@ async def test_mig_instances_have_their_own_counters_and_nothing_of_the_board(co
         "mig-1": GPUs(model=MIG_MODEL, count=1, mig=True, source="dcgm-exporter"),
         "mig-agent-0": GPUs(model=MIG_MODEL, count=1, mig=True, source="bandkeeper agent"),
     }
+
+
+async def test_gpus_of_a_pod_are_told_apart_where_they_are_not_busy_alike(collector: Collector) -> None:
+    found = await seen(collector, *(f"apart-{number}" for number in range(4)), "alike-0", "apart-mig-0")
+    by_gpu = {pod: dict(gpus.busy_by_gpu) for pod, gpus in found.gpus.items()}
+    engine = {"GPU 0": 0.9, "GPU 1": 0.9, "GPU 2": 0.4}
+    kernels = {"GPU 0": 0.97, "GPU 1": 0.97, "GPU 2": 0.5}
+    assert by_gpu == {
+        "apart-0": engine,
+        "apart-1": engine,
+        "apart-2": engine,
+        "apart-3": pytest.approx(kernels),  # where nothing better is exported
+        "alike-0": {},
+        "apart-mig-0": {"GPU 0, instance 1": 0.9, "GPU 0, instance 2": 0.4},
+    }
+    assert values(found, Signal.GR_ENGINE_ACTIVE)["apart-0"] == pytest.approx((0.9 + 0.9 + 0.4) / 3)
+    assert {pod: gpus.count for pod, gpus in found.gpus.items()} == dict.fromkeys(by_gpu, 3) | {"apart-mig-0": 2}
 
 
 async def test_a_time_sliced_gpu_is_said_to_be_shared_and_counts_once(collector: Collector) -> None:

@@ -170,7 +170,7 @@ def test_a_cpu_limit_that_holds_the_gpu_back_is_the_bottleneck_also_of_a_recomme
         return True
 
     eventually(named, timeout_s=2 * NEWS_S, what="the CPU named")
-    assert "CPU limit" in described(stack, "starved")
+    assert "the pods' CPU limit throttles them" in described(stack, "starved")
 
 
 def test_a_paused_policy_shows_quality_too_and_what_it_wastes(stack: Stack) -> None:

@@ -13,7 +13,7 @@ from prometheus_client.exposition import generate_latest
 from bandkeeper.agent import catalogue, podresources_pb2
 from bandkeeper.agent.devices import Identity
 from bandkeeper.agent.exposition import Exposition
-from bandkeeper.agent.pods import KEEP_S, Allocation, Holder, PodResources, held, parse
+from bandkeeper.agent.pods import KEEP_S, Allocation, Holder, PodResources, allocations, held, parse
 from bandkeeper.agent.sampler import GPU, Frame
 from bandkeeper.signals.presets import gpu
 from tests.agent.standin import uuid
@@ -93,6 +93,16 @@ def test_holders_are_each_named_once_and_shared_says_more_than_one_pod_can_be_th
     assert held(BOARD, given(one, ("other/a/c", uuid(1)))).shared is True  # the same name elsewhere is another pod
     assert held(BOARD, given(("ns/a/c", f"{uuid(1)}::0"))).shared is True
     assert held(BOARD, given()) == held(BOARD, given(("ns/a/c", uuid(9))))
+
+
+def test_a_pod_that_has_ended_holds_nothing() -> None:
+    """Older kubelets list it still, but without devices: they free these before each answer."""
+    answer = podresources_pb2.ListPodResourcesResponse()
+    answer.pod_resources.add(namespace="ns", name="ended").containers.add(name="c")
+    alive = answer.pod_resources.add(namespace="ns", name="a").containers.add(name="c")
+    alive.devices.add(resource_name="nvidia.com/gpu", device_ids=[uuid(1)])
+    of = held(BOARD, allocations(answer))
+    assert (of.holders, of.shared) == ((Holder("ns", "a", "c"),), False)
 
 
 class Clock:

@@ -227,6 +227,22 @@ def test_gpm_that_may_not_be_read_costs_gpm_alone(nvml: NVML, passes: Passes) ->
     assert frame["failures"] == {"nvmlGpmSampleGet NO_PERMISSION": 3}
 
 
+def test_what_is_not_asked_for_any_more_goes_with_the_window(nvml: NVML, passes: Passes) -> None:
+    lacking = {"gpu0.error.nvmlGpmSampleGet": 3}
+    nvml.set({"gpus": 1}, gpu(0), lacking)
+    assert values(passes.step(times=2))["pcie_sent_bytes_per_second"] == 1000e3  # by NVML
+    nvml.set({"gpu0.error.nvmlGpmSampleGet": 4})  # GPM is there now, so NVML is not asked, and may not be read
+    assert "pcie_sent_bytes_per_second" not in values(passes.step(61.0))
+    nvml.set({"gpu0.error.nvmlGpmSampleGet": None})
+    assert values(passes.step(times=2))["pcie_sent_bytes_per_second"] == 10.5 * 2**20
+
+
+def test_what_is_asked_for_in_turn_stays_until_the_next_turn(nvml: NVML, passes: Passes) -> None:
+    nvml.set({"gpus": 8}, *(gpu(number, gpm=False) for number in range(8)))
+    for frame in [passes.step(times=8), *(passes.step() for _ in range(8))]:  # the window is 5 s, a round 8 s
+        assert all("pcie_sent_bytes_per_second" in values(frame, number) for number in range(8))
+
+
 def test_what_nvml_marks_as_unknown_is_left_out(nvml: NVML, passes: Passes) -> None:
     nvml.set({"gpus": 1}, gpu(0), {"gpu0.power_limit": 0xFFFFFFFF, "gpu0.ecc_corrected": 0xFFFFFFFFFFFFFFFF})
     of = values(passes.step())

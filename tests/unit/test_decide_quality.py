@@ -224,11 +224,15 @@ def test_counters_are_told_by_pod_with_the_age_of_those_that_the_class_depends_o
         a_snapshot(ready=ready), age_s=12.0, gpu_utilization=0.9, dram_active=0.5, kv_cache_utilization=0.4
     )
     late = {**snapshot.by_pod, Signal.POWER: {"chat-0": Reading(300.0, 70.0)}}
-    held = {"chat-0": GPUs(model="NVIDIA H100 80GB HBM3", count=2, mig=False, shared=True, source="dcgm-exporter")}
+    apart = (("GPU 0", 1.0), ("GPU 1", 0.8))
+    held = {
+        "chat-0": GPUs(model="NVIDIA H100 80GB HBM3", count=2, shared=True, source="dcgm-exporter", busy_by_gpu=apart)
+    }
     found = evidence(replace(snapshot, by_pod=late, gpus=held)).pods
     assert (found["chat-0"].gpu_utilization, found["chat-0"].dram_active, found["chat-0"].power) == (0.9, 0.5, 300.0)
     assert (found["chat-0"].gpus, found["chat-0"].shared, found["chat-0"].source) == (2, True, "dcgm-exporter")
     assert found["chat-0"].age_s == 12.0
+    assert (found["chat-0"].busy_by_gpu, found["chat-1"].busy_by_gpu) == (apart, ())
     assert (found["chat-1"].power, found["chat-1"].gpus, found["chat-1"].kv_cache_utilization) == (None, 1, 0.4)
 
 
@@ -246,16 +250,20 @@ def test_pods_without_counters_have_no_entry_and_nothing_reads_as_zero() -> None
 
 
 @pytest.mark.parametrize(
-    ("batching", "job", "kind"),
+    ("batching", "job", "trains", "kind"),
     [
-        (Batching.CONTINUOUS, None, Kind.LLM_SERVING),
-        (Batching.DYNAMIC, None, Kind.DYNAMIC_BATCHING),
-        (Batching.UNKNOWN, None, Kind.UNKNOWN),
-        (Batching.UNKNOWN, "resnet", Kind.TRAINING),
+        (Batching.CONTINUOUS, None, False, Kind.LLM_SERVING),
+        (Batching.DYNAMIC, None, False, Kind.DYNAMIC_BATCHING),
+        (Batching.UNKNOWN, None, False, Kind.UNKNOWN),
+        (Batching.UNKNOWN, "resnet", True, Kind.TRAINING),
+        (Batching.UNKNOWN, "group-0", False, Kind.UNKNOWN),  # of a LeaderWorkerSet, which may serve as well
+        (Batching.CONTINUOUS, "group-0", False, Kind.LLM_SERVING),
     ],
 )
-def test_the_kind_of_work_comes_from_the_runtime_or_from_a_job(batching: Batching, job: str | None, kind: Kind) -> None:
-    ready = tuple(replace(pod, job=job) for pod in pods(2))
+def test_the_kind_of_work_comes_from_the_runtime_or_from_a_job_that_trains(
+    batching: Batching, job: str | None, trains: bool, kind: Kind
+) -> None:
+    ready = tuple(replace(pod, job=job, trains=trains) for pod in pods(2))
     assert evidence(a_snapshot(ready=ready), a_policy(batching=batching, slos=[TTFT])).kind is kind
 
 

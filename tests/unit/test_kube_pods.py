@@ -254,15 +254,22 @@ def test_a_cpu_limit_is_that_of_all_containers_or_none(limits: list[Any], cores:
 
 
 @pytest.mark.parametrize(
-    ("labels", "job"),
+    ("labels", "job", "trains"),
     [
-        ({"batch.kubernetes.io/job-name": "train"}, "train"),
-        ({"leaderworkerset.sigs.k8s.io/group-key": "abc", "batch.kubernetes.io/job-name": "train"}, "abc"),
-        ({}, None),
+        ({"batch.kubernetes.io/job-name": "train"}, "train", True),
+        ({"training.kubeflow.org/job-name": "train"}, "train", True),
+        ({"jobset.sigs.k8s.io/jobset-name": "train", "batch.kubernetes.io/job-name": "train-0"}, "train", True),
+        ({"volcano.sh/job-name": "train"}, "train", True),
+        ({"ray.io/originated-from-crd": "RayJob", "ray.io/originated-from-cr-name": "train"}, "train", True),
+        ({"ray.io/originated-from-crd": "RayService", "ray.io/originated-from-cr-name": "chat"}, None, False),
+        ({"leaderworkerset.sigs.k8s.io/group-key": "abc"}, "abc", False),
+        ({"leaderworkerset.sigs.k8s.io/group-key": "abc", "batch.kubernetes.io/job-name": "train"}, "abc", True),
+        ({}, None, False),
     ],
 )
-def test_a_rank_names_its_job(labels: dict[str, str], job: str | None) -> None:
-    assert view(record(labels=labels), now=NOW, settings=PodSettings()).job == job
+def test_a_rank_names_its_job_and_whether_that_trains(labels: dict[str, str], job: str | None, trains: bool) -> None:
+    pod = view(record(labels=labels), now=NOW, settings=PodSettings())
+    assert (pod.job, pod.trains) == (job, trains)
 
 
 def test_pods_of_one_revision_share_what_they_have_in_common() -> None:

@@ -19,7 +19,7 @@ from bandkeeper.lab.scrape import Scraper, quantile_of
 from bandkeeper.lab.server import ColdStart, ContinuousServer, DynamicServer, Server
 from bandkeeper.lab.snapshot import Observer
 from bandkeeper.model import histogram
-from bandkeeper.signals.collector import SUMMARY_WINDOW_S
+from bandkeeper.signals.collector import GPU_EVERY_S, SUMMARY_WINDOW_S
 from bandkeeper.signals.observe import TOTAL, Ages, Builder
 from bandkeeper.signals.presets import PRESETS
 from bandkeeper.signals.want import LatencyWant, Want
@@ -244,6 +244,22 @@ def test_the_snapshot_has_the_signals_of_the_runtimes_preset() -> None:
         assert levels == sources - LATENCY_SIGNALS
         assert latencies == sources & LATENCY_SIGNALS
     assert SUMMARY_WINDOW_S == lab_snapshot.SUMMARY_WINDOW_S
+    assert GPU_EVERY_S == lab_snapshot.GPU_EVERY_S
+
+
+def test_gpus_are_asked_for_as_seldom_as_the_operator_does() -> None:
+    """So their quality is judged at every second tick."""
+    fleet = FakeFleet("a")
+    scraper, ages_s = Scraper(VLLM_SERVER), []
+    observer = Observer(a_policy(slos=[TTFT]), VLLM_SERVER, scraper)
+    for tick in range(1, 8):
+        fleet.values["busy_s"][0] += 9.0
+        play(scraper, fleet, 15.0 * tick)
+        seen = observer.snapshot(15.0 * tick, fleet.pods, replicas=1, caps_written={}).by_pod
+        assert seen[Signal.REQUESTS_RUNNING]["a"].age_s == 7.5
+        if tick > 2:  # the exporter collects every 30 s
+            ages_s.append(seen[Signal.GR_ENGINE_ACTIVE]["a"].age_s)
+    assert ages_s == [7.5, 22.5, 7.5, 22.5, 7.5]
 
 
 def test_the_snapshot_says_what_the_operators_collector_says_of_the_same_samples() -> None:

@@ -76,6 +76,11 @@ def ranks(*busy: float, tensor: float, dram: float, slow: Mapping[str, Any] | No
     return pods(*counters, kind=Kind.TRAINING, waiting=None, objective=Objective.THROUGHPUT_SENSITIVE)
 
 
+def gpus(*busy: float) -> tuple[tuple[str, float], ...]:
+    """The GPUs of one pod that are not busy alike."""
+    return tuple((f"GPU {number}", each) for number, each in enumerate(busy))
+
+
 def train(busy: float, tensor: float, dram: float, **own: Any) -> Evidence:
     return pods(a_pod(busy, tensor, dram, **own), kind=Kind.TRAINING, waiting=None)
 
@@ -151,7 +156,11 @@ CASES = (
          llm(0.05, 0.72, model="NVIDIA L4", slo_unreachable=True, objective=Objective.LATENCY_SENSITIVE),
          Q.EFFICIENT, C.MEMORY_BANDWIDTH, "FasterHardware", BANDWIDTH),
     case("tokeniser out of CPU", "derived: cgroup throttling",
-         pods(a_pod(0.66, 0.05, 0.30, cpu_throttled=0.4)), Q.MIXED, C.CPU, "MoreCPU"),
+         pods(a_pod(0.66, 0.05, 0.30, cpu_throttled=0.4)), Q.MIXED, C.CPU, "RaiseCPULimit"),
+    case("tokeniser uses its CPU up", "derived: the limit in use, hardly a period throttled",
+         pods(a_pod(0.66, 0.05, 0.30, cpu_used=3.8, cpu_limit=4, cpu_throttled=0.1)), Q.MIXED, C.CPU, "MoreCPU"),
+    case("training, loader throttled", "derived: more workers would be throttled more",
+         train(0.42, 0.18, 0.10, cpu_used=5, cpu_limit=8, cpu_throttled=0.3), Q.UNDERUSED, C.CPU, "RaiseCPULimit"),
     case("tensor-parallel prefill over NVLink", "derived: all-reduce of each layer, 450 GB/s a direction",
          llm(0.30, 0.15, gpus=8, nvlink_sent=8 * 270e9, nvlink_received=8 * 270e9),
          Q.MIXED, C.NVLINK, "LessTensorParallelism"),
@@ -202,6 +211,18 @@ CASES = (
     case("one starved rank, peers spin in the collective", "derived: NCCL kernels keep peers at 100 %",
          ranks(1.0, 1.0, 1.0, 0.4, 1.0, 1.0, 1.0, 1.0, tensor=0.12, dram=0.10, slow={"cpu_throttled": 0.5}),
          Q.INEFFICIENT, C.IMBALANCE, "FixSlowRank", culprit="pod-3"),
+    case("a group of pods of who knows what, one starved", "a LeaderWorkerSet trains or serves",
+         pods(a_pod(1.0, 0.12, 0.10, job="group-0"), a_pod(0.4, 0.12, 0.10, job="group-0"), kind=Kind.UNKNOWN),
+         Q.MIXED, C.IMBALANCE, "FixSlowRank", culprit="pod-1"),
+    case("who knows what uses its CPU up", "derived: a loader's CPU or a server's",
+         other(0.66, 0.05, 0.30, Kind.UNKNOWN, cpu_used=3.8, cpu_limit=4), Q.MIXED, C.CPU, "MoreCPU"),
+    case("one starved GPU of a pod of eight", "the same, as the usual training pod has it",
+         train(0.925, 0.12, 0.10, gpus=8, busy_by_gpu=gpus(*[1.0] * 7, 0.4)),
+         Q.INEFFICIENT, C.IMBALANCE, "FixSlowRank", culprit="pod-0"),
+    case("GPUs of a pod a little apart", "near 25 points",
+         train(0.97, 0.41, 0.22, gpus=8, busy_by_gpu=gpus(*[1.0] * 7, 0.78)), Q.MIXED, C.COMPUTE),
+    case("GPUs of a server's pod that serve apart", "derived: replicas of a model in one pod are no ranks",
+         other(0.7, 0.41, 0.22, gpus=2, busy_by_gpu=gpus(1.0, 0.4)), Q.EFFICIENT, C.COMPUTE, "LowerPrecision"),
     case("ranks a little apart", "near 25 points",
          ranks(1.0, 0.78, tensor=0.41, dram=0.22), Q.MIXED, C.COMPUTE),
     case("ranks just too far apart", "near 25 points",
@@ -278,6 +299,13 @@ CASES = (
          llm(0.1, 0.9), Q.EFFICIENT, C.MEMORY_BANDWIDTH, BANDWIDTH),
     case("tensor active while the GPU is idle", "issue: contradictory",
          pods(a_pod(0.02, 0.5, 0.3)), Q.UNKNOWN, None, "CheckExporter", reason="contradict"),
+    case("memory active while the GPU is idle", "issue: contradictory",
+         other(0.0, 0.0, 0.7, gpu_utilization=0.0), Q.UNKNOWN, None, "CheckExporter",
+         reason="memory reads 70% active while the GPU is busy for 0%"),
+    case("memory active while no warp is", "issue: contradictory",
+         llm(0.0, 0.7, sm_active=0.0), Q.UNKNOWN, None, "CheckExporter", reason="SM active stands at 0"),
+    case("copies between GPUs while no kernel runs", "derived: NVLink's 900 GB/s of 3.35 TB/s",
+         pods(a_pod(0.0, 0.0, 0.27)), Q.UNDERUSED, C.DEMAND, "GiveBack"),
     case("windows a little apart", "near 15 points",
          other(0.60, 0.73, 0.1), Q.EFFICIENT, C.COMPUTE, "LowerPrecision"),
     case("windows too far apart", "near 15 points",

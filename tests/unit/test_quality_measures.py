@@ -279,6 +279,32 @@ class TestAdvice:
         )
         assert starved.advice[0].evidence == starved.bottleneck.evidence
 
+    def test_a_throttled_cpu_is_called_that(self) -> None:
+        found = now(pods(a_pod(0.66, 0.05, 0.30, cpu_used=2.0, cpu_limit=4, cpu_throttled=0.4)))
+        assert found.bottleneck is not None
+        assert found.bottleneck.evidence == "the pods' CPU limit throttles them 40% of the time"
+        assert found.bottleneck.used == 0.4
+        assert found.advice[0].evidence == found.bottleneck.evidence
+        used = now(pods(a_pod(0.66, 0.05, 0.30, cpu_used=3.8, cpu_limit=4, cpu_throttled=0.1))).bottleneck
+        assert used is not None
+        assert used.evidence == "CPU is 95% used"
+
+    def test_gpus_of_pods_are_ranks_of_one_job(self) -> None:
+        def pair(*busy: float, alike: float = 1.0) -> Counters:
+            apart = tuple((f"GPU {number}", each) for number, each in enumerate(busy))
+            return a_pod(alike, 0.3, 0.3, gpus=2, busy_by_gpu=apart)
+
+        found = now(pods(pair(), pair(1.0, 0.5, alike=0.75), kind=Kind.TRAINING, waiting=None))
+        assert found.culprit == "pod-1"
+        assert found.bottleneck is not None
+        assert found.bottleneck.evidence.startswith("rank GPU 1 of pod-1 is busy 50% of the time, others up to 100%")
+        assert found.bottleneck.used == 0.5
+        unused = now(pods(pair(1.0, 0.0), kind=Kind.TRAINING, waiting=None)).bottleneck
+        assert unused is not None
+        assert "or it has no part in the job" in unused.evidence
+        odd = now(pods(pair(1.0, 87.0), pair(), kind=Kind.TRAINING, waiting=None))
+        assert odd.culprit is None
+
     def test_ranks_are_compared_within_their_job_alone(self) -> None:
         def replica(busy: float, job: str | None) -> Counters:
             return a_pod(busy, 0.1, 0.5 * busy, job=job)
@@ -287,6 +313,17 @@ class TestAdvice:
         assert apart.culprit is None
         assert now(pods(replica(1.0, None), replica(0.6, None))).culprit is None
         assert now(pods(replica(1.0, "a"), replica(0.6, "a"))).culprit == "pod-1"
+
+
+@pytest.mark.parametrize(
+    ("waiting", "says"),
+    [(0.0, "nothing waits, and"), (1.0, "hardly anything waits (1 at 2 replicas), and")],
+)
+def test_a_request_that_waits_now_and_then_is_not_told_to_be_none(waiting: float, says: str) -> None:
+    found = now(pods(a_pod(0.3, 0.1, 0.1), a_pod(0.3, 0.1, 0.1), waiting=waiting)).bottleneck
+    assert found is not None
+    assert found.component is Component.DEMAND
+    assert found.evidence.startswith(says)
 
 
 def test_a_network_at_its_capacity_is_shared() -> None:

@@ -229,7 +229,9 @@ def test_an_explanation_that_is_not_there_is_not_worth_a_word() -> None:
 def test_gpus_are_those_of_the_first_exporter_with_what_any_of_them_knows() -> None:
     builder = a_builder("chat-0", "chat-1", "chat-2")
     first = told(FIRST, {}, 3.0, {"chat-0": GPUs(count=2), "chat-1": GPUs(count=1, model="NVIDIA L4")})
-    second = told(SECOND, {}, 4.0, {"chat-0": GPUs(count=3, model="NVIDIA L4", shared=True), "chat-2": GPUs(mig=True)})
+    apart = (("GPU 0", 1.0), ("GPU 1", 0.8))
+    more = GPUs(count=3, model="NVIDIA L4", shared=True, busy_by_gpu=apart)
+    second = told(SECOND, {}, 4.0, {"chat-0": more, "chat-2": GPUs(mig=True)})
     stale = told("another", {}, 95.0, {"chat-1": GPUs(mig=True)})
     builder.devices(Signal.GPU_COUNT, (first, second, stale))
     builder.level_of_any(Signal.DRAM_ACTIVE, DRAM, (told(SECOND, {"chat-0": 0.5, "chat-2": 0.5}),), 0.0)
@@ -240,7 +242,13 @@ def test_gpus_are_those_of_the_first_exporter_with_what_any_of_them_knows() -> N
         "chat-2": Reading(1.0, 4.0),
     }
     assert builder.gpus == {
-        "chat-0": GPUs(model="NVIDIA L4", count=2, shared=True, source="dcgm-exporter, bandkeeper agent"),
+        "chat-0": GPUs(
+            model="NVIDIA L4",
+            count=2,
+            shared=True,
+            source="dcgm-exporter, bandkeeper agent",
+            busy_by_gpu=apart,
+        ),
         "chat-1": GPUs(model="NVIDIA L4", count=1, source="dcgm-exporter"),
         "chat-2": GPUs(count=1, mig=True, source="bandkeeper agent"),
     }

@@ -20,6 +20,8 @@ REFRESH_S = 60.0
 """GPUs and GPU instances are looked for again this often, and calls once found unsupported are tried again."""
 REOPEN_S = 5.0
 """Least time between two tries to open a driver that does not answer."""
+_ROUNDS = 1.5
+"""What is asked of one GPU a pass stays until its turn comes again, with room for passes that are late."""
 _SENTENCES = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver here: libnvidia-ml.so.1 cannot be loaded",
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
@@ -72,11 +74,13 @@ class _Series:
             while points[0][0] <= now_s - self._window_s:
                 points.popleft()
 
-    def values(self) -> dict[Metric, float]:
+    def values(self, since_s: float) -> dict[Metric, float]:
+        """Of the metrics that were read after `since_s`: a call that is not made any more keeps none."""
         return {
             metric: math.fsum(value for _, value in points) / len(points) if metric.mean else points[-1][1]
             for readings in self._by_call.values()
             for metric, points in readings.items()
+            if points[-1][0] > since_s
         }
 
 
@@ -121,9 +125,13 @@ class Sampler:
         self._last_s = begun_s
         self._passes += 1
         self._pass_seconds += self._clock() - begun_s
+        in_turn_s = _ROUNDS * len(self._devices or ()) * self.interval_s
+        since_s = begun_s - max(self._window_s, in_turn_s)
         self.frame = Frame(
             at_s=self._clock(),
-            gpus=tuple(GPU(identity, up, self._values(identity) if up else {}) for identity, up in self._up.items()),
+            gpus=tuple(
+                GPU(identity, up, self._values(identity, since_s) if up else {}) for identity, up in self._up.items()
+            ),
             problem=self._problem,
             driver=self._driver,
             passes=self._passes,
@@ -231,8 +239,8 @@ class Sampler:
                 self._up[device.identity] = False
         self._devices = [device for device in self._devices or () if device.identity.index not in lost]
 
-    def _values(self, identity: Identity) -> dict[Metric, float]:
-        values = self._series[identity].values()
+    def _values(self, identity: Identity, since_s: float) -> dict[Metric, float]:
+        values = self._series[identity].values(since_s)
         for metric in values.keys() & _THROTTLED:
             values[metric] = self._throttled_s[identity, metric]
         return values

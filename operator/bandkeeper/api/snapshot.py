@@ -43,6 +43,8 @@ class Pod:
         Cores that all of its containers together may use; None where one has no limit.
     job
         The job that it is one rank of, where its labels say so.
+    trains
+        That job is of a kind that trains, as its labels say.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Pod:
     gpus: float | None = None
     cpu_limit: float | None = None
     job: str | None = None
+    trains: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +134,13 @@ class Reading:
     age_s: float
 
 
+class Levels(Mapping[str, Reading]):
+    """Readings that are kept as plain numbers, each made a `Reading` when it is looked at."""
+
+    __slots__ = ("values_by_pod",)
+    values_by_pod: Mapping[str, float]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPUs:
     """The GPUs that one pod holds, as an exporter names them.
@@ -147,6 +157,8 @@ class GPUs:
         Other pods are on them too (time-slicing, MPS): what a device shows cannot be told apart by pod.
     source
         The exporter, such as dcgm-exporter.
+    busy_by_gpu
+        The share of time that each GPU is busy, by the exporter's number of it, where they are not busy alike.
     """
 
     model: str | None = None
@@ -154,6 +166,7 @@ class GPUs:
     mig: bool = False
     shared: bool = False
     source: str = ""
+    busy_by_gpu: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from bandkeeper.decide.decision import (
     REQUESTS_OVER_CAP,
     BandVerdict,
     Decision,
+    Learned,
     MetricsState,
     MetricsVerdict,
     SLOVerdict,
@@ -44,7 +45,7 @@ def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tu
         return _at_zero(scene), replace(seen, cap=state.cap)
     wanted, state = choose(scene, seen)
     known = learned(state.model, now_s) if policy.batching is Batching.CONTINUOUS else None
-    return replace(_decision(scene, wanted), learned=known), state
+    return _decision(scene, wanted, known), state
 
 
 def written(state: State, *, replicas: int | None = None, cap: int | None = None, now_s: float) -> State:
@@ -94,7 +95,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     return scene, replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, quality=judged)
 
 
-def _decision(scene: Scene, wanted: Wanted) -> Decision:
+def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
     cap, current = scene.cap, scene.current
     reason, message = wanted.reason, wanted.message
     moves = wanted.replicas is not None and wanted.replicas != current
@@ -128,6 +129,7 @@ def _decision(scene: Scene, wanted: Wanted) -> Decision:
         undone_by=wanted.undone_by,
         cap_undone_by=cap.undone_by,
         quality=scene.quality,
+        learned=known,
     )
 
 

@@ -123,6 +123,7 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
     bounds = [pod.queue_bound for pod in ready if pod.queue_bound is not None]
     caps = frozenset(cap for pod in ready if (cap := pod.cap or pod.capacity))
     rejected = _total(snapshot, Signal.REQUESTS_REJECTED, ready)
+    finished = _total(snapshot, Signal.REQUESTS_FINISHED, ready)
     output = _total(snapshot, Signal.GENERATION_TOKENS, ready)
     prompt = _total(snapshot, Signal.PROMPT_TOKENS, ready)
     revisions = {pod.revision for pod in ready}
@@ -133,10 +134,10 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         waiting=waiting.value,
         complete=bool(ready) and not silent and running.value is not None,
         silent=tuple(sorted(pod.name for pod in ready if pod.name in silent and pod.state_age_s >= WARMUP_S)),
-        finished_per_s=_total(snapshot, Signal.REQUESTS_FINISHED, ready).value,
+        finished_per_s=finished.value,
         rejected_per_s=rejected.value,
         preemptions_per_s=_total(snapshot, Signal.PREEMPTIONS, ready).value,
-        produced_per_s=_produced(snapshot, ready),
+        produced_per_s=_produced(snapshot, ready, output.value, finished.value),
         kv=_total(snapshot, Signal.KV_CACHE_UTILIZATION, ready).mean,
         prompt_per_s=prompt.value,
         output_per_s=output.value,
@@ -227,12 +228,13 @@ def _token_s(policy: Policy, snapshot: Snapshot, running: float | None, output_p
     return running / output_per_s if running and output_per_s else None
 
 
-def _produced(snapshot: Snapshot, ready: tuple[Pod, ...]) -> float | None:
-    for signal in (Signal.GENERATION_TOKENS, Signal.SAMPLES, Signal.REQUESTS_FINISHED):
-        value = _total(snapshot, signal, ready).value
-        if value is not None:
-            return value
-    return None
+def _produced(
+    snapshot: Snapshot, ready: tuple[Pod, ...], output_per_s: float | None, finished_per_s: float | None
+) -> float | None:
+    if output_per_s is not None:
+        return output_per_s
+    samples_per_s = _total(snapshot, Signal.SAMPLES, ready).value
+    return finished_per_s if samples_per_s is None else samples_per_s
 
 
 def _cold_start_s(ready: tuple[Pod, ...], remembered_s: float | None) -> float | None:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import Distribution, Pod, PodState, Reading, Snapshot
+from bandkeeper.api.snapshot import Distribution, Levels, Pod, PodState, Reading, Snapshot
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
@@ -33,8 +33,8 @@ TAIL = 0.5  # of an inter-token threshold: a mean below it with a broken percent
 
 _FIELDS = {field.name for field in fields(Counters)}
 _COUNTERS = {signal: signal.name.lower() for signal in Signal if signal.name.lower() in _FIELDS}
-_PER_GPU = ("model_flops", "model_read_bytes", "model_written_bytes")
 _NOTHING: Mapping[str, Reading] = MappingProxyType({})
+_PER_GPU = ("model_flops", "model_read_bytes", "model_written_bytes")
 _CORE = (  # what the class depends on: their age is the judgement's, and they are asked for most often
     Signal.GR_ENGINE_ACTIVE,
     Signal.GPU_UTILIZATION,
@@ -149,17 +149,13 @@ def _kind(policy: Policy, ready: Iterable[Pod]) -> Kind:
     known = _KINDS.get(policy.batching)
     if known is not None:
         return known
-    return Kind.TRAINING if any(pod.job for pod in ready) else Kind.UNKNOWN
+    return Kind.TRAINING if any(pod.trains for pod in ready) else Kind.UNKNOWN
 
 
 def _counters(snapshot: Snapshot, ready: Sequence[Pod], policy: Policy) -> dict[str, Counters]:
     """The counters of each ready pod that has any; of what all share, each has an equal part."""
-    rows: dict[str, dict[str, float]] = {pod.name: {} for pod in ready}
-    for signal, name in _COUNTERS.items():
-        for pod_name, reading in snapshot.by_pod.get(signal, _NOTHING).items():
-            if (row := rows.get(pod_name)) is not None:
-                row[name] = reading.value
-    ages = [found for signal in _CORE if (found := snapshot.by_pod.get(signal))]
+    rows, ages_s = _rows(snapshot, ready)
+    of_network, of_disk = (_part(whole, len(ready)) for whole in (policy.shared_network, policy.shared_storage))
     counters = {}
     for pod in ready:
         values, held, gpus = rows[pod.name], snapshot.gpus.get(pod.name), _gpus(snapshot, pod)
@@ -169,19 +165,42 @@ def _counters(snapshot: Snapshot, ready: Sequence[Pod], policy: Policy) -> dict[
             if name in values:
                 values[name] *= gpus
         counters[pod.name] = Counters(
-            age_s=max((one.age_s for found in ages if (one := found.get(pod.name)) is not None), default=0.0),
+            age_s=ages_s[pod.name],
             gpus=gpus,
             model=held.model if held else None,
             mig=held.mig if held else False,
             shared=held.shared if held else False,
             source=held.source if held else "",
             job=pod.job,
+            busy_by_gpu=held.busy_by_gpu if held else (),
             cpu_limit=pod.cpu_limit,
-            network_capacity=_part(policy.shared_network, len(ready)),
-            disk_capacity=_part(policy.shared_storage, len(ready)),
+            network_capacity=of_network,
+            disk_capacity=of_disk,
             **values,
         )
     return counters
+
+
+def _rows(snapshot: Snapshot, ready: Sequence[Pod]) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """By ready pod: its counters by name, and the age of the oldest that the class depends on."""
+    rows: dict[str, dict[str, float]] = {pod.name: {} for pod in ready}
+    for signal, readings in snapshot.by_pod.items():
+        if (name := _COUNTERS.get(signal)) is None:
+            continue
+        if isinstance(readings, Levels):
+            for pod, value in readings.values_by_pod.items():
+                if (row := rows.get(pod)) is not None:
+                    row[name] = value
+            continue
+        for pod, reading in readings.items():
+            if (row := rows.get(pod)) is not None:
+                row[name] = reading.value
+    ages_s = dict.fromkeys(rows, 0.0)
+    for signal in _CORE:
+        for pod, reading in snapshot.by_pod.get(signal, _NOTHING).items():
+            if reading.age_s > ages_s.get(pod, math.inf):
+                ages_s[pod] = reading.age_s
+    return rows, ages_s
 
 
 def _part(whole: float | None, replicas: int) -> float | None:

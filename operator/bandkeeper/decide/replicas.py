@@ -94,7 +94,7 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
         now_s=now_s,
     )
     lost = demand.unreachable if demand else frozenset()
-    if promised.unreachable is None:
+    if promised.unreachable is None and lost:
         promised = replace(
             promised, unreachable=next((one for one in broken if (one.signal, one.percentile) in lost), None)
         )

@@ -44,12 +44,14 @@ _EMPTY: Mapping[str, int] = MappingProxyType({})
 _GPU = "nvidia.com/gpu"
 _MIG = re.compile(r"nvidia\.com/mig-(\d)g\.")  # mig-3g.40gb has three of a GPU's seven slices
 _SLICES = 7
-JOB_LABELS = (  # of a job whose pods work together
-    "leaderworkerset.sigs.k8s.io/group-key",
+GROUP_LABEL = "leaderworkerset.sigs.k8s.io/group-key"  # of pods that work together, at training or serving
+TRAINING_LABELS = (  # of jobs that run to an end: Kubeflow's (a TrainJob is a JobSet), Volcano's, Kubernetes' own
     "training.kubeflow.org/job-name",
     "jobset.sigs.k8s.io/jobset-name",
+    "volcano.sh/job-name",
     "batch.kubernetes.io/job-name",
 )
+_RAY_KIND, _RAY_NAME = "ray.io/originated-from-crd", "ray.io/originated-from-cr-name"
 _VARIABLE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)(?::?-([^}]*))?\}|(\w+))")
 
 
@@ -75,6 +77,8 @@ class PodRecord:
         GPUs that its containers ask for, a MIG instance as its share of one; None where they ask for none.
     cpu_limit
         Cores that its containers may use; None where one has no limit.
+    job, trains
+        The job that it is one rank of, and whether that is of a kind that trains, as its labels say.
     """
 
     namespace: str
@@ -90,6 +94,8 @@ class PodRecord:
     message: str
     gpus: float | None = None
     cpu_limit: float | None = None
+    job: str | None = None
+    trains: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +129,7 @@ def trim_pod(raw: Mapping[str, Any]) -> PodRecord | None:
     created_at = _seconds(metadata["creationTimestamp"])
     ready_changed = conditions.get("Ready", {}).get("lastTransitionTime")
     labels = _shared(tuple((metadata.get("labels") or {}).items()))
+    trains = _training_job(labels)
     return PodRecord(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -137,6 +144,8 @@ def trim_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         message=message[:MESSAGE_LENGTH],
         gpus=_gpus(spec.get("containers") or ()),
         cpu_limit=_cpu_limit(spec.get("containers") or ()),
+        job=labels.get(GROUP_LABEL, trains),
+        trains=trains is not None,
     )
 
 
@@ -264,7 +273,8 @@ def view(record: PodRecord, *, now: float, settings: PodSettings) -> Pod:
         message=record.message,
         gpus=record.gpus,
         cpu_limit=record.cpu_limit,
-        job=next((record.labels[name] for name in JOB_LABELS if name in record.labels), None),
+        job=record.job,
+        trains=record.trains,
     )
 
 
@@ -312,6 +322,12 @@ def _fault(container: Mapping[str, Any]) -> str:
         return ""
     times, cause = container["restartCount"], ended.get("reason") or "ended"
     return f"restarted {times} times, the last time after {ran_s:.0f} s ({cause}, exit code {ended.get('exitCode')})"
+
+
+def _training_job(labels: Mapping[str, str]) -> str | None:
+    if labels.get(_RAY_KIND) == "RayJob":
+        return labels.get(_RAY_NAME)
+    return next((labels[name] for name in TRAINING_LABELS if name in labels), None)
 
 
 def _gpus(containers: Iterable[Mapping[str, Any]]) -> float | None:

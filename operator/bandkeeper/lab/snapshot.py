@@ -59,6 +59,7 @@ TRITON = _GPU | {
 VLLM_LATENCIES = LATENCY_SIGNALS
 TRITON_LATENCIES = frozenset({Signal.END_TO_END_LATENCY, Signal.QUEUE_TIME})
 
+GPU_EVERY_S = 25.0
 SUMMARY_WINDOW_S = 60.0
 SUMMARY_PERCENTILES = (50, 90, 95, 99)
 LIVE = (PodState.READY, PodState.PENDING, PodState.UNSCHEDULABLE)
@@ -79,6 +80,8 @@ class Observer:
         self._latencies = TRITON_LATENCIES if dynamic else VLLM_LATENCIES
         self._summaries = dynamic
         self._rollout = policy.batch is not None and policy.batch.cost_class is CostClass.ROLLOUT
+        self._gpus_asked_s = -math.inf
+        self._gpus_scraped_s = 0.0
 
     def snapshot(
         self, now_s: float, pods: Sequence[PodNow], *, replicas: int, caps_written: Mapping[str, int]
@@ -89,10 +92,12 @@ class Observer:
         distributions: dict[tuple[Signal, int], Distribution] = {}
         gaps: list[Gap] = []
         age_s = now_s - (self._scraper.last_s or 0.0)
+        gpu_age_s = self._gpu_age_s(now_s)
         for signal in self._levels:
             values = self._level(signal)
             if values:
-                by_pod[signal] = {pod: Reading(value, age_s) for pod, value in values.items()}
+                of_signal_s = gpu_age_s if signal in _GPU else age_s
+                by_pod[signal] = {pod: Reading(value, of_signal_s) for pod, value in values.items()}
             if len(values) < len(ready) or not ready:
                 gaps.append(_lacking(signal, [pod for pod in ready if pod not in values], ready))
         for slo in self._policy.slos:
@@ -109,6 +114,13 @@ class Observer:
             distributions=distributions,
             gaps=tuple(gaps),
         )
+
+    def _gpu_age_s(self, now_s: float) -> float:
+        """The operator asks for GPUs at every second tick, and in between they are as old as that makes them."""
+        last_s = self._scraper.last_s
+        if last_s is not None and now_s - self._gpus_asked_s >= GPU_EVERY_S:
+            self._gpus_asked_s, self._gpus_scraped_s = now_s, last_s
+        return now_s - self._gpus_scraped_s
 
     def _level(self, signal: Signal) -> Mapping[str, float]:
         if self._scraper.last_s is None or (signal is Signal.REQUESTS_REJECTED and self._server.max_queue is None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from itertools import pairwise
+from operator import ge, le
 
 from bandkeeper.api.snapshot import Distribution
 
@@ -27,13 +27,13 @@ def is_possible(distribution: Distribution) -> bool:
     edges, counts = distribution.edges, distribution.counts
     if len(edges) != len(counts) or not edges or edges[-1] != math.inf:
         return False
-    if any(later <= earlier for earlier, later in pairwise(edges)):
+    if any(map(ge, edges, edges[1:])):
         return False
     total = counts[-1]
     if not math.isfinite(total) or counts[0] < 0:
         return False
     slack = 1e-6 * total
-    return all(later >= earlier - slack for earlier, later in pairwise(counts))
+    return all(map(le, [count - slack for count in counts[:-1]], counts[1:]))
 
 
 def percentile(distribution: Distribution, percent: float) -> Estimate | None:

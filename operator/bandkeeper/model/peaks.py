@@ -21,16 +21,15 @@ class Peaks:
         """With `value` seen now, and without what left the window."""
         slot_s = window_s / _SLOTS
         end_s = now_s if slot_s < SHORTEST_SLOT_S else max(now_s, (now_s // slot_s + 1) * slot_s)
-        kept = list(self.entries)
-        while kept and kept[-1][1] <= value:
-            kept.pop()
-        if not kept or kept[-1][0] < end_s:
-            kept.append((end_s, value))
-        oldest_s = now_s - window_s
-        first = 0
-        while kept[first][0] < oldest_s:
+        entries, oldest_s = self.entries, now_s - window_s
+        first, last = 0, len(entries)
+        while last and entries[last - 1][1] <= value:
+            last -= 1
+        while first < last and entries[first][0] < oldest_s:
             first += 1
-        return Peaks(tuple(kept[first:]))
+        if first < last and entries[last - 1][0] >= end_s:
+            return Peaks(entries[first:last])
+        return Peaks((*entries[first:last], (end_s, value)))
 
     def highest(self) -> float | None:
         """The maximum as of the last push."""

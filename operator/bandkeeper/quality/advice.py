@@ -17,6 +17,7 @@ class Sign(StrEnum):
     SLO_UNREACHABLE = "SLOUnreachable"
     PREFILL_TAILS = "PrefillTails"
     BELOW_KNEE = "BelowKnee"
+    CPU_THROTTLED = "CPUThrottled"
     EDGE = "Edge"
     SHARED = "Shared"
     UNSEEN = "Unseen"
@@ -26,7 +27,8 @@ class Sign(StrEnum):
 SIGNS: Mapping[Sign, str] = {
     Sign.SLO_UNREACHABLE: "the latency SLO is missed even with one request in a batch",
     Sign.PREFILL_TAILS: "the inter-token latency SLO is broken by its tail alone, as prefill between decode steps does",
-    Sign.BELOW_KNEE: "the batch in use is below the knee of the fitted model, and nothing waits",
+    Sign.BELOW_KNEE: "the batch in use is below the knee of the fitted model, and hardly anything waits",
+    Sign.CPU_THROTTLED: "the pods' CPU limit throttles them",
     Sign.EDGE: "the GPU is one for places with little power",
     Sign.SHARED: "pods share GPUs by time-slicing or MPS",
     Sign.UNSEEN: "counters that the class needs are missing",
@@ -60,7 +62,8 @@ class Row:
 _LLM = frozenset({Kind.LLM_SERVING})
 _TRAINING = frozenset({Kind.TRAINING})
 _BATCHES = frozenset({Kind.DYNAMIC_BATCHING, Kind.TRAINING, Kind.UNKNOWN})
-_SERVING = frozenset({Kind.LLM_SERVING, Kind.DYNAMIC_BATCHING, Kind.UNKNOWN})
+_SERVING = frozenset({Kind.LLM_SERVING, Kind.DYNAMIC_BATCHING})
+_UNKNOWN = frozenset({Kind.UNKNOWN})
 _LATENCY = frozenset({Objective.LATENCY_SENSITIVE, Objective.BALANCED})
 
 TABLE: tuple[Row, ...] = (
@@ -109,16 +112,31 @@ TABLE: tuple[Row, ...] = (
         without=frozenset({Sign.EDGE}),
     ),
     Row(
+        remedy="RaiseCPULimit",
+        text="Raise or drop the pods' CPU limit: it stops their threads while the node may well have CPU to spare",
+        components=frozenset({Component.CPU}),
+        signs=frozenset({Sign.CPU_THROTTLED}),
+    ),
+    Row(
         remedy="MoreLoaderWorkers",
         text="Give the data loader more workers and CPU, or decode and augment on the GPU",
         components=frozenset({Component.CPU}),
         kinds=_TRAINING,
+        without=frozenset({Sign.CPU_THROTTLED}),
     ),
     Row(
         remedy="MoreCPU",
         text="Raise the pod's CPU limit: tokenising, pre-processing and scheduling hold the GPU back",
         components=frozenset({Component.CPU}),
         kinds=_SERVING,
+        without=frozenset({Sign.CPU_THROTTLED}),
+    ),
+    Row(
+        remedy="MoreCPU",
+        text="Raise the pod's CPU limit, or lighten what its CPU does for the GPU: loading, pre-processing, scheduling",
+        components=frozenset({Component.CPU}),
+        kinds=_UNKNOWN,
+        without=frozenset({Sign.CPU_THROTTLED}),
     ),
     Row(
         remedy="LocalCache",
@@ -131,6 +149,12 @@ TABLE: tuple[Row, ...] = (
         text="Send less over the network or disk (compression, smaller inputs), or use nodes with more bandwidth",
         components=frozenset({Component.STORAGE, Component.NETWORK}),
         kinds=_SERVING,
+    ),
+    Row(
+        remedy="LighterPayloads",
+        text="Move less over the network or disk (a local cache, compression), or use nodes with more bandwidth",
+        components=frozenset({Component.STORAGE, Component.NETWORK}),
+        kinds=_UNKNOWN,
     ),
     Row(
         remedy="MoreKVMemory",
@@ -163,7 +187,7 @@ TABLE: tuple[Row, ...] = (
         text="Use FP8 or INT8 where accuracy allows, or a GPU with more FLOP/s: compute is the limit",
         qualities=frozenset({Quality.EFFICIENT, Quality.OVERLOADED}),
         components=frozenset({Component.COMPUTE}),
-        kinds=_SERVING,
+        kinds=_SERVING | _UNKNOWN,
     ),
     Row(
         remedy="LargerBatches",
@@ -239,7 +263,7 @@ def advice(
         parts = [signs[sign] for sign in sorted(row.signs)]
         if row.components and found is not None:
             parts.insert(0, found.evidence)
-        given[row.remedy] = Advice(row.remedy, row.text, "; ".join(parts))
+        given[row.remedy] = Advice(row.remedy, row.text, "; ".join(dict.fromkeys(parts)))
     return tuple(given.values())
 
 

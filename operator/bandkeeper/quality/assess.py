@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bandkeeper.quality import measures, peaks, trend
 from bandkeeper.quality.advice import SIGNS, Sign, advice
-from bandkeeper.quality.bottleneck import bottleneck, work_waits
+from bandkeeper.quality.bottleneck import bottleneck, cpu_throttled, work_waits
 from bandkeeper.quality.classify import Work, class_of, crossed, work
 from bandkeeper.quality.score import score
 from bandkeeper.quality.types import Assessment, Bounds, Component, Evidence, Kind, Mark, Memory, Quality, Thresholds
@@ -128,7 +128,7 @@ def _assessment(
 ) -> Assessment:
     known = quality is not Quality.UNKNOWN
     found, culprit = bottleneck(evidence, used, settings) if known else (None, None)
-    signs = _signs(evidence, used, verdict, known=known)
+    signs = _signs(evidence, used, verdict, settings, known=known)
     return Assessment(
         quality=quality,
         score=score(used.busy, real, quality, settings) if known and used.busy is not None and used.gpus_work else None,
@@ -148,7 +148,7 @@ def _assessment(
     )
 
 
-def _signs(evidence: Evidence, used: Usage, verdict: _Verdict, *, known: bool) -> dict[Sign, str]:
+def _signs(evidence: Evidence, used: Usage, verdict: _Verdict, settings: Thresholds, *, known: bool) -> dict[Sign, str]:
     signs: dict[Sign, str] = {}
     if evidence.slo_unreachable:
         signs[Sign.SLO_UNREACHABLE] = SIGNS[Sign.SLO_UNREACHABLE]
@@ -156,6 +156,8 @@ def _signs(evidence: Evidence, used: Usage, verdict: _Verdict, *, known: bool) -
         signs[Sign.PREFILL_TAILS] = SIGNS[Sign.PREFILL_TAILS]
     if evidence.below_knee and not work_waits(evidence):
         signs[Sign.BELOW_KNEE] = SIGNS[Sign.BELOW_KNEE]
+    if throttled := cpu_throttled(used, settings):
+        signs[Sign.CPU_THROTTLED] = throttled
     if used.edge:
         signs[Sign.EDGE] = SIGNS[Sign.EDGE]
     if not known and used.expected:

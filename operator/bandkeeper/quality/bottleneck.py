@@ -21,7 +21,7 @@ MEANING: Mapping[Component, str] = {
     Component.PCIE: "the link to the host is the fullest",
     Component.NVLINK: "the link to other GPUs is the fullest",
     Component.LAUNCH: "the GPU is busy and nothing is full: kernels too small or too few to fill it",
-    Component.DEMAND: "nothing is full and nothing waits: there is too little work",
+    Component.DEMAND: "nothing is full and hardly anything waits: there is too little work",
 }
 _ON_DEVICE = (Component.COMPUTE, Component.MEMORY_BANDWIDTH, Component.PCIE, Component.NVLINK)
 _OF_HOST = (Component.CPU, Component.NETWORK, Component.STORAGE)
@@ -34,6 +34,7 @@ _NAMES = {
     Component.NETWORK: "network",
     Component.STORAGE: "storage",
 }
+_NO_PART = 0.01  # busy for less, a rank may be none
 _SHARED = (Component.NETWORK, Component.STORAGE)
 
 
@@ -64,17 +65,21 @@ def work_waits(evidence: Evidence) -> bool:
 
 
 def _slow_rank(evidence: Evidence, used: Usage, settings: Thresholds) -> tuple[Bottleneck, str] | None:
-    jobs: dict[str, list[tuple[float, str]]] = {}
+    jobs: dict[str, list[tuple[float, str, str]]] = {}
     for pod, work in used.works.items():
-        job = evidence.pods[pod].job
+        counters = evidence.pods[pod]
+        job = counters.job
         if job is None and evidence.kind is Kind.TRAINING:
             job = ""
         if job is not None:
-            jobs.setdefault(job, []).append((work.busy, pod))
+            apart = [(busy, pod, gpu) for gpu, busy in counters.busy_by_gpu if 0 <= busy <= settings.possible]
+            jobs.setdefault(job, []).extend(apart or [(work.busy, pod, "")])
     for ranks in jobs.values():
-        (least, culprit), (most, _) = min(ranks), max(ranks)
+        (least, culprit, gpu), (most, _, _) = min(ranks), max(ranks)
         if most - least >= settings.imbalance:
-            text = f"rank {culprit} is busy {least:.0%} of the time, others up to {most:.0%}: they wait for it"
+            rank = f"{gpu} of {culprit}" if gpu else culprit
+            why = "they wait for it" if least >= _NO_PART else "they wait for it, or it has no part in the job"
+            text = f"rank {rank} is busy {least:.0%} of the time, others up to {most:.0%}: {why}"
             return Bottleneck(Component.IMBALANCE, least, text + _of_culprit(evidence.pods[culprit], settings)), culprit
     return None
 
@@ -123,7 +128,16 @@ def _host(used: Usage, settings: Thresholds) -> Bottleneck | None:
     share, component = max(((used.used.get(each, 0.0), each) for each in _OF_HOST), key=lambda pair: pair[0])
     if share < settings.full:
         return None
+    if component is Component.CPU and (throttled := cpu_throttled(used, settings)):
+        return Bottleneck(component, used.cpu_throttled, throttled)
     return Bottleneck(component, share, f"{_NAMES[component]} is {share:.0%} used", component in _SHARED)
+
+
+def cpu_throttled(used: Usage, settings: Thresholds) -> str:
+    """That the kernel holds the pods back at their CPU limit, "" where it does not for a notable share of the time."""
+    if used.cpu_throttled is None or used.cpu_throttled < settings.throttled:
+        return ""
+    return f"the pods' CPU limit throttles them {used.cpu_throttled:.0%} of the time"
 
 
 def _starved(evidence: Evidence, used: Usage, settings: Thresholds) -> Bottleneck | None:
@@ -179,7 +193,8 @@ def _nothing_full(evidence: Evidence, used: Usage, settings: Thresholds) -> Bott
         )
         return Bottleneck(Component.LAUNCH, None, text)
     if evidence.waiting is not None and not work_waits(evidence):
-        return Bottleneck(
-            Component.DEMAND, None, f"nothing waits, and the GPUs are idle {1 - used.busy:.0%} of the time"
-        )
+        few = "nothing waits"
+        if evidence.waiting:
+            few = f"hardly anything waits ({evidence.waiting:.2g} at {evidence.ready} replicas)"
+        return Bottleneck(Component.DEMAND, None, f"{few}, and the GPUs are idle {1 - used.busy:.0%} of the time")
     return None

@@ -52,7 +52,7 @@ class Component(StrEnum):
     DEMAND = "Demand"  # nothing is full: there is too little work
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: that doubles the time it takes to make one for every pod
 class Counters:
     """What one pod's GPUs and its containers showed over one window. Field names are those of `Signal`, in lower case.
 
@@ -71,6 +71,8 @@ class Counters:
     job
         The multi-GPU job that this pod is one rank of; None for a replica that works alone. Ranks of one job are
         compared with each other.
+    busy_by_gpu
+        The share of time that each of its GPUs is busy, where they are not busy alike: each is a rank then.
     framebuffer_used, framebuffer_free
         Bytes, summed over the pod's GPUs.
     power, power_limit
@@ -96,6 +98,7 @@ class Counters:
     shared: bool = False
     source: str = ""
     job: str | None = None
+    busy_by_gpu: tuple[tuple[str, float], ...] = ()
     gpu_utilization: float | None = None
     gr_engine_active: float | None = None
     sm_active: float | None = None
@@ -215,7 +218,7 @@ class Thresholds:
     possible: float = 1.02
     """A ratio above this is a broken counter."""
     skew: float = 0.15
-    """Pipes cannot be active for longer than the GPU is busy, but for so much difference of their windows."""
+    """Pipes are active for at most so much longer than the GPU is busy (windows differ), memory for twice that."""
     tensor_used: float = 0.02
     """Tensor pipes active for less mean work on other pipes, which have to be seen before a GPU is Inefficient."""
     window_s: float = 60.0

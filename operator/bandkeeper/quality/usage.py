@@ -23,6 +23,7 @@ _RATIOS = (
     "memory_copy_utilization",
 )
 _ratios_of = attrgetter(*_RATIOS)
+_COPIES = 2  # times the skew: links alone, with no kernel, fill up to 0.29 of the memory's bandwidth
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Usage:
     framebuffer: float | None = None
     power_throttled: float | None = None
     thermal_throttled: float | None = None
+    cpu_throttled: float | None = None
     edge: bool = False
 
 
@@ -93,9 +95,11 @@ def pod_work(counters: Counters, settings: Thresholds) -> PodWork | Unseen:
             Blind.SHARED, "its GPU is shared (time-slicing or MPS): the counters are the device's, not the pod's"
         )
     ratios: tuple[float | None, ...] = _ratios_of(counters)
-    for number, value in enumerate(ratios):
-        if value is not None and not 0 <= value <= settings.possible:
-            return Unseen(Blind.BROKEN, f"{_RATIOS[number]} reads {value:.4g}, and a ratio is 0 to 1")
+    possible = settings.possible
+    for value in ratios:
+        if value is not None and not 0 <= value <= possible:
+            name = next(name for name, other in zip(_RATIOS, ratios, strict=True) if other is value)
+            return Unseen(Blind.BROKEN, f"{name} reads {value:.4g}, and a ratio is 0 to 1")
     gpu_util, engine, sm_active, _, tensor, fp64, fp32, fp16, dram, _ = ratios
     busy = gpu_util if engine is None else engine
     if busy is None:
@@ -103,11 +107,16 @@ def pod_work(counters: Counters, settings: Thresholds) -> PodWork | Unseen:
     if engine == 0 and gpu_util is not None and gpu_util >= settings.idle_busy:
         text = f"GPU utilisation reads {gpu_util:.0%} while GR engine active stands at 0: profiling is paused or held"
         return Unseen(Blind.BROKEN, text)
-    vector = max((value for value in (fp64, fp32, fp16) if value is not None), default=None)
+    vector: float | None = None
+    for value in (fp64, fp32, fp16):
+        if value is not None and (vector is None or value > vector):
+            vector = value
     most = max(tensor or 0.0, vector or 0.0)
-    if most > busy + settings.skew:
-        text = f"pipes read {most:.0%} active while the GPU is busy for {busy:.0%}: the counters contradict each other"
-        return Unseen(Blind.BROKEN, text)
+    ran, skew = 0.0 if sm_active == 0 else busy, settings.skew
+    if most > ran + skew or (dram is not None and dram > ran + _COPIES * skew):
+        what = f"pipes read {most:.0%}" if most > ran + skew else f"memory reads {dram:.0%}"
+        meanwhile = "SM active stands at 0" if sm_active == 0 else f"the GPU is busy for {busy:.0%}"
+        return Unseen(Blind.BROKEN, f"{what} active while {meanwhile}: the counters contradict each other")
     memory = None if dram is None else of_peak(dram, settings.dram_peak)
     compute = None if tensor is None else of_peak(most, settings.tensor_peak)
     vector_seen = vector is not None or (tensor is not None and tensor >= settings.tensor_used)
@@ -169,7 +178,7 @@ def _pool_rest(found: Usage, seen: list[Counters], settings: Thresholds, peaks: 
                 weights[number] += pod.gpus
     means = [total / weight if weight else None for total, weight in zip(totals, weights, strict=True)]
     found.vector, found.sm_active, found.kv, found.framebuffer, *rest = means
-    found.power_throttled, found.thermal_throttled, *rest = rest
+    found.power_throttled, found.thermal_throttled, found.cpu_throttled, *rest = rest
     for component, share in zip(_REST, rest, strict=True):
         if share is not None:
             found.used[component] = share
@@ -178,11 +187,11 @@ def _pool_rest(found: Usage, seen: list[Counters], settings: Thresholds, peaks: 
 ABSURD = 1.3  # times what a link can do at most: such a figure is in another unit, and none
 
 _REST = (Component.CPU, Component.NETWORK, Component.STORAGE, Component.PCIE, Component.NVLINK)
-_SHARES = 6 + len(_REST)
+_SHARES = 7 + len(_REST)
 
 
 def _shares(pod: Counters, peak: Peaks | None, settings: Thresholds) -> tuple[float | None, ...]:
-    """FP32 pipe, SM active, KV, framebuffer, throttled by power, by heat, then `_REST`."""
+    """FP32 pipe, SM active, KV, framebuffer, throttled by power, by heat, throttled CPU, then `_REST`."""
     pcie = nvlink = None
     if peak is not None and not pod.mig:
         pcie = _flow(pod.pcie_sent, pod.pcie_received, peak.pcie * pod.gpus)
@@ -194,6 +203,7 @@ def _shares(pod: Counters, peak: Peaks | None, settings: Thresholds) -> tuple[fl
         _framebuffer(pod),
         _share(pod.power_throttled, 1.0),
         _share(pod.thermal_throttled, 1.0),
+        _share(pod.cpu_throttled, 1.0),
         _cpu(pod, settings),
         _flow(pod.network_sent, pod.network_received, pod.network_capacity),
         _flow(pod.disk_read, pod.disk_written, pod.disk_capacity),

@@ -9,7 +9,7 @@ import operator
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from bandkeeper.api.signals import Signal
@@ -19,7 +19,7 @@ from bandkeeper.signals.answer import Answer
 from bandkeeper.signals.observe import TOTAL, Ages, Builder, Told, Trouble
 from bandkeeper.signals.plan import Cohort, Job, Shard
 from bandkeeper.signals.prometheus import ErrorKind, PrometheusError, PrometheusServer
-from bandkeeper.signals.promql import CROWDED, EXPORTER, INSTANCES, MODELS, ROW, SHARED, SUM_EDGE, Scope
+from bandkeeper.signals.promql import BUSY, CROWDED, EXPORTER, INSTANCES, MODELS, ROW, SHARED, SUM_EDGE, Scope
 from bandkeeper.signals.servers import Lane, SelectionError, Servers
 from bandkeeper.signals.sources import Clock, Labels, Read, Source
 from bandkeeper.signals.want import LatencyWant, Observations, Want
@@ -479,12 +479,17 @@ class _Run:
                 continue
             place = exporter, namespace, pod = labels.get(EXPORTER, ""), labels.get(way[0], ""), labels[way[1]]
             known = tables[exporter][namespace].get(pod, GPUs(count=0))
+            if BUSY in labels:
+                one = (_gpu_of(labels), value)
+                tables[exporter][namespace][pod] = replace(known, busy_by_gpu=(*known.busy_by_gpu, one))
+                continue
             models[place].update(labels[name] for name in MODELS if labels.get(name))
             tables[exporter][namespace][pod] = GPUs(
                 model=next(iter(models[place])) if len(models[place]) == 1 else None,
                 count=known.count + (0 if CROWDED in labels else round(value)),
                 mig=known.mig or any(labels.get(name) for name in INSTANCES),
                 shared=known.shared or CROWDED in labels or labels.get(SHARED) == "true",
+                busy_by_gpu=known.busy_by_gpu,
             )
         return tables
 
@@ -663,6 +668,12 @@ def _in_seconds(counts: Mapping[float, float], kept: Mapping[float, float], scal
     if TOTAL in counts:
         table[TOTAL] = counts[TOTAL] * scale
     return table
+
+
+def _gpu_of(labels: Mapping[str, str]) -> str:
+    """What a person calls one GPU, or MIG instance, of a node."""
+    instance = next((labels[name] for name in INSTANCES if labels.get(name)), "")
+    return f"GPU {labels.get('gpu', '?')}" + (f", instance {instance}" if instance else "")
 
 
 def _number(text: str, scale: float = 1.0) -> float:

@@ -10,7 +10,7 @@ from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bandkeeper.api.signals import CATALOGUE, Signal
-from bandkeeper.api.snapshot import Distribution, Gap, GapReason, GPUs, Reading
+from bandkeeper.api.snapshot import Distribution, Gap, GapReason, GPUs, Levels, Reading
 from bandkeeper.signals.answer import Answer
 from bandkeeper.signals.sources import Clock, Read, Source
 from bandkeeper.signals.want import LatencyWant, Want
@@ -61,34 +61,34 @@ class Told:
     gpus: GPUTable = field(default_factory=dict)
 
 
-class Aged(Mapping[str, Reading]):
+class Aged(Levels):
     """Values with the ages that they had `since_s` ago, each a reading of now when it is looked at.
 
     Plain numbers, because what is kept from tick to tick for thousands of pods must not weigh on the collector of
     garbage.
     """
 
-    __slots__ = ("_ages_s", "_since_s", "_values")
+    __slots__ = ("_ages_s", "_since_s")
 
     def __init__(self, values: Mapping[str, float], ages_s: Mapping[str, float], since_s: float = 0.0) -> None:
-        self._values, self._ages_s, self._since_s = values, ages_s, since_s
+        self.values_by_pod, self._ages_s, self._since_s = values, ages_s, since_s
 
     def __getitem__(self, pod: str) -> Reading:
-        return Reading(self._values[pod], self._ages_s[pod] + self._since_s)
+        return Reading(self.values_by_pod[pod], self._ages_s[pod] + self._since_s)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return iter(self.values_by_pod)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.values_by_pod)
 
     def items(self) -> ItemsView[str, Reading]:
         """All at once: twice as fast as one by one."""
         ages_s, since_s = self._ages_s, self._since_s
-        return {pod: Reading(value, ages_s[pod] + since_s) for pod, value in self._values.items()}.items()
+        return {pod: Reading(value, ages_s[pod] + since_s) for pod, value in self.values_by_pod.items()}.items()
 
     def older(self, since_s: float) -> Aged:
-        return Aged(self._values, self._ages_s, self._since_s + since_s)
+        return Aged(self.values_by_pod, self._ages_s, self._since_s + since_s)
 
 
 @dataclass(slots=True)
@@ -232,6 +232,7 @@ class Builder:
                         model=known.model or found.model,
                         mig=known.mig or found.mig,
                         shared=known.shared or found.shared,
+                        busy_by_gpu=known.busy_by_gpu or found.busy_by_gpu,
                     )
         if counts:
             self.by_pod[signal] = Aged(counts, ages_s)

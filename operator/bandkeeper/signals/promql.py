@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bandkeeper.signals.sources import Clock, Labels, Read, Series, Source
@@ -17,10 +17,12 @@ ROW = "bandkeeper_row"
 EXPORTER = "bandkeeper_exporter"
 SHARED = "shared"  # as the agent says it
 CROWDED = "bandkeeper_crowded"  # as we find it out
+BUSY = "bandkeeper_busy"  # a row of one GPU of a pod whose GPUs are not busy alike
 SUM_EDGE = "sum"
 MODELS = ("modelName", "model_name", "model")
 INSTANCES = ("GPU_I_ID", "mig")
 _KIND = ", ".join((*MODELS, SHARED))
+_UNEVEN = 0.02  # standard deviation of the busy time of a pod's GPUs: of eight, one that is 6 points apart
 _ONCE = "max without (job, service, endpoint)"
 # Where a GPU is, by every name that it goes under: two pods are on one GPU where all of these are the same.
 _PLACE = ", ".join(("instance", "Hostname", "hostname", "UUID", "uuid", "gpu_uuid", "gpu", "device", *INSTANCES))
@@ -82,16 +84,18 @@ def values(source: Source, scope: Scope, window_s: float) -> str:
 
 
 def devices(source: Source, scope: Scope) -> str:
-    """How many GPUs of each model and instance a pod has, and rows of pods whose GPU is `CROWDED`.
+    """How many GPUs of each model and instance a pod has, rows of pods whose GPU is `CROWDED`, and `BUSY` GPUs.
 
-    It is that where it is one of the replicas of a time-sliced GPU, and where another pod of the scope is on it.
+    It is crowded where it is one of the replicas of a time-sliced GPU, and where another pod of the scope is on it.
+    How busy each GPU is is told of those pods alone whose GPUs are not busy alike: nearly always of none.
     """
     ways = habits(source.clock, scope.labels)
     return " or ".join(
         _told_by(series.exporter, part)
         for labels in ways
         for series in source.any_of
-        for part in _devices(source, series, labels, _matchers(scope, ways, labels))
+        for matchers in (_matchers(scope, ways, labels),)
+        for part in (*_devices(source, series, labels, matchers), *_uneven(source, series, labels, matchers))
     )
 
 
@@ -220,6 +224,18 @@ def _devices(source: Source, series: Series, labels: Labels, matchers: tuple[str
         f"count by ({by_pod}, {', '.join(INSTANCES)}, {_KIND}) ({each})",
         f'label_replace({shared}, "{CROWDED}", "true", "", "")',
     )
+
+
+def _uneven(source: Source, series: Series, labels: Labels, matchers: tuple[str, ...]) -> Iterator[str]:
+    """The busy time of each GPU, by the first metric that its pod has; a pod is never told of by two of them."""
+    by_pod, before = f"({labels.namespace}, {labels.pod})", ""
+    for metric, scale in series.busy:
+        seen = f"{_select(metric, matchers)} < {series.blank:g}"
+        spread = f"stddev by {by_pod} ({seen}) > {_UNEVEN / scale:g}"
+        uneven = f"{seen} and on {by_pod} ({spread}){before}"  # first of all: what is left then costs nothing
+        each = f"{_once(source.clock, labels)} ({uneven}) * {scale:g}"
+        yield f'label_replace({each}, "{BUSY}", "true", "", "")'
+        before += f" unless on {by_pod} ({seen})"
 
 
 def _by_row(aggregation: str, expression: str, scope: Scope) -> str:

@@ -52,6 +52,8 @@ class Series:
         Who writes it, one of the clock's exporters; "" where there is but one.
     blank
         Raw values from here on, and NaN, are the exporter's way of saying that it has none.
+    busy
+        Of `DEVICES`: what tells how busy each GPU is, with the factor to a ratio; per pod the first one present counts.
     """
 
     metrics: tuple[str, ...]
@@ -59,6 +61,7 @@ class Series:
     per: str = ""
     exporter: str = ""
     blank: float = math.inf
+    busy: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

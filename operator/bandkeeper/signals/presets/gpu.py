@@ -31,6 +31,12 @@ _MARKS = {
     ),
     AGENT: ("bandkeeper_gpu_info",),
 }
+# How busy each GPU is: the graphics engine, else whether any kernel runs.
+_BUSY = {
+    NEW_DCGM: (("DCGM_FI_PROF_GR_ENGINE_UTIL_RATIO", 1.0), ("DCGM_FI_DEV_GPU_UTIL_RATIO", 1.0)),
+    DCGM: (("DCGM_FI_PROF_GR_ENGINE_ACTIVE", 1.0), ("DCGM_FI_DEV_GPU_UTIL", 0.01)),
+    AGENT: (("bandkeeper_gpu_graphics_engine_active_ratio", 1.0), ("bandkeeper_gpu_busy_ratio", 1.0)),
+}
 _CLOCK = Clock(
     exporter="dcgm-exporter",
     exporters=tuple(Exporter(name, metrics) for name, metrics in _MARKS.items()),
@@ -194,7 +200,10 @@ SOURCES = {
     Signal.NVLINK_RECEIVED: _flow("DCGM_FI_PROF_NVLINK_RX_BYTES", "nvlink_received_bytes_per_second"),
     Signal.GPU_COUNT: Source(
         read=Read.DEVICES,
-        any_of=tuple(Series(metrics[:4], exporter=name) for name, metrics in _MARKS.items()),
+        any_of=tuple(
+            Series(metrics[:4], exporter=name, blank=_NO_SUCH_NUMBER, busy=_BUSY[name])
+            for name, metrics in _MARKS.items()
+        ),
         clock=_CLOCK,
         optional=True,
         aside=True,
