@@ -128,6 +128,7 @@ def _decision(scene: Scene, wanted: Wanted) -> Decision:
         undone_by=wanted.undone_by,
         cap_undone_by=cap.undone_by,
         quality=scene.quality,
+        held=wanted.held,
     )
 
 

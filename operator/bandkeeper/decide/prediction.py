@@ -264,7 +264,8 @@ def _modelled(
         updated_s=now_s,
     )
     each = memory.steps.work_s(1.0, flow.outputs, batch)
-    margin, bound_by = _margin(policy, promises, each.error / each.value if each.value > 0 else 1.0, now_s)
+    bare = _bare_margin(policy, each.error / each.value if each.value > 0 else 1.0)
+    margin, bound_by = _margin(policy, promises, bare, now_s)
     return (
         replace(
             demand,
@@ -273,6 +274,7 @@ def _modelled(
             peak_work=max(work, held),
             utilization=work / load.ready,
             margin=margin,
+            bare_margin=bare,
             mean_work=mean_work,
             bound_by=bound_by,
             modelled=True,
@@ -355,14 +357,19 @@ def _judged(
     return replace(known, misses=misses, lost_s=now_s if lost else known.lost_s)
 
 
-def _margin(
-    policy: Policy, promises: Sequence[LearnedPromise], error: float, now_s: float
-) -> tuple[float, Signal | None]:
-    """Replicas per replica of held work, and the promise that asks for more than the fullest fleet's.
+def _bare_margin(policy: Policy, error: float) -> float:
+    """Replicas per replica of held work of the fullest fleet, whatever is promised; `error` is the model's, a ratio."""
+    return (1 + error) / max(FULLEST, policy.band.high)
 
-    The model's relative `error` counts for the latter only: what a promise needs was learned with the same error.
+
+def _margin(
+    policy: Policy, promises: Sequence[LearnedPromise], bare: float, now_s: float
+) -> tuple[float, Signal | None]:
+    """Replicas per replica of held work, and the promise that asks for more than the fullest fleet's, which is `bare`.
+
+    The model's error counts for the latter only: what a promise needs was learned with the same error.
     """
-    margin, bound_by = (1 + error) / max(FULLEST, policy.band.high), None
+    margin, bound_by = bare, None
     if policy.objective is Objective.THROUGHPUT_SENSITIVE:
         return margin, bound_by
     for one in promises:
