@@ -755,7 +755,7 @@ class CostStatus(_Model):
     currency: Word | None = Field(default=None, description="Currency of the prices, where spec.cost gives one.")
     cost: Length | None = Field(default=None, description="What the GPU-hours cost, at the price of their time.")
     wasted_cost: Length | None = Field(default=None, description="What the wasted GPU-hours cost.")
-    by_rule: Annotated[list[RuleCost], Distinct(("rule",)), Field(max_length=12)] = Field(
+    by_rule: Annotated[list[RuleCost], Distinct(("rule",)), Field(max_length=10)] = Field(
         default_factory=list, description="What the GPU-hours were held for."
     )
 
