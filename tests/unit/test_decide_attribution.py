@@ -23,7 +23,8 @@ BARE = 1.08
 
 
 def modelled(work: float, **more: Any) -> Any:
-    return a_demand(work, **{"modelled": True, "margin": BARE, "bare_margin": BARE, **more})
+    margin = more.get("margin", BARE)
+    return a_demand(work, **{"modelled": True, "margin": margin, "present_margin": margin, "bare_margin": BARE, **more})
 
 
 def held(
@@ -59,6 +60,12 @@ CASES: list[tuple[str, Held, dict[str, float]]] = [
     ("a promise alone", held(modelled(7.0, margin=2.0), current=14), {"slo": 4}),
     ("promise and band ask for the same", held(modelled(7.0, margin=10 / 7), current=10), {}),
     ("peaks alone", held(modelled(4.0, peak=10.0), current=11), {"peak": 5}),  # 10.8 against 4 / 0.7 = 5.7
+    (
+        "peaks that spare a margin",  # 10.8 against 4 x 2
+        held(modelled(4.0, peak=10.0, present_margin=2.0), current=11),
+        {"peak": 3},
+    ),
+    ("peaks that spare more than they cost", held(modelled(4.0, peak=5.0, present_margin=2.0), current=6), {}),
     ("peaks and promise together", held(modelled(4.0, peak=10.0, margin=1.5), current=15), {"slo": 4, "peak": 9}),
     ("a queue", held(modelled(2.0), current=6, queue=6), {"queue": 3}),
     ("a broken promise", held(modelled(2.0), current=6, promised=6), {"slo": 3}),
@@ -103,7 +110,12 @@ def demands(draw: st.DrawFn) -> Any:
         return a_demand(work)
     bare = draw(st.floats(1.0, 1.5))
     return a_demand(
-        work, peak=work * draw(factors), modelled=True, bare_margin=bare, margin=min(4.0, bare * draw(factors))
+        work,
+        peak=work * draw(factors),
+        modelled=True,
+        bare_margin=bare,
+        margin=min(4.0, bare * draw(factors)),
+        present_margin=min(4.0, bare * draw(factors)),
     )
 
 
@@ -128,7 +140,7 @@ def test_no_rule_costs_less_than_nothing_or_more_than_is_held(
 
 @given(st.lists(demands(), min_size=1, max_size=6), st.integers(1, 64))
 def test_without_promises_and_peaks_neither_costs_anything(looks: list[Any], current: int) -> None:
-    plain = [replace(one, margin=one.bare_margin, peak_work=one.work) for one in looks]
+    plain = [replace(one, margin=one.bare_margin, present_margin=one.bare_margin, peak_work=one.work) for one in looks]
     found = held(*plain, current=current)
     assert (found.slo, found.peak, found.queue) == (0, 0, 0)
 

@@ -31,7 +31,7 @@ def _claims(policy: Policy, demand: Demand) -> tuple[float, float, float, float]
     if not demand.modelled:  # peaks are those of the scale-down window then, and nothing has a margin
         return band, demand.work, demand.work, demand.work
     ready, unpromised = demand.peak_work * demand.margin, demand.peak_work * demand.bare_margin
-    return band, ready, unpromised, demand.work * demand.margin
+    return band, ready, unpromised, demand.work * demand.present_margin
 
 
 def attribute(
@@ -62,7 +62,7 @@ def attribute(
         work=min(float(current), demand.work),
         band=max(whole, inside) - count(ready, needs, queues),
         slo=max(0, current - max(inside, without_promises)) if bound else whole - without_promises,
-        peak=whole - count(band, unremembered, needs, queues),
+        peak=max(0, whole - count(band, unremembered, needs, queues)),
         queue=whole - count(band, ready, needs),
         least=max(0, min(current, policy.min_replicas) - max(1, inside, math.ceil(max(band, ready, needs, queues)))),
         hold=0 if bound else current - now,

@@ -265,7 +265,7 @@ def _modelled(
     )
     each = memory.steps.work_s(1.0, flow.outputs, batch)
     bare = _bare_margin(policy, each.error / each.value if each.value > 0 else 1.0)
-    margin, bound_by = _margin(policy, promises, bare, now_s)
+    margin, present_margin, bound_by = _margin(policy, promises, bare, now_s)
     return (
         replace(
             demand,
@@ -275,6 +275,7 @@ def _modelled(
             utilization=work / load.ready,
             margin=margin,
             bare_margin=bare,
+            present_margin=present_margin,
             mean_work=mean_work,
             bound_by=bound_by,
             modelled=True,
@@ -364,18 +365,22 @@ def _bare_margin(policy: Policy, error: float) -> float:
 
 def _margin(
     policy: Policy, promises: Sequence[LearnedPromise], bare: float, now_s: float
-) -> tuple[float, Signal | None]:
-    """Replicas per replica of held work, and the promise that asks for more than the fullest fleet's, which is `bare`.
+) -> tuple[float, float, Signal | None]:
+    """Replicas per replica of held work, the same where only the present work is held, and the promise that asks for
+    more than the fullest fleet's, which is `bare`.
 
     The model's error counts for the latter only: what a promise needs was learned with the same error.
     """
-    margin, bound_by = bare, None
+    margin, present, bound_by = bare, bare, None
     if policy.objective is Objective.THROUGHPUT_SENSITIVE:
-        return margin, bound_by
+        return margin, present, bound_by
     for one in promises:
         if _is_lost(one, now_s):
             continue
-        asked = min(MOST_MARGIN, one.misses.margin(one.shape.value))
+        asked = one.misses.margin(one.shape.value)
+        spared = max(1e-9, one.shape.value ** (1 / one.misses.power))  # by what is held beyond the work
+        present = max(present, min(MOST_MARGIN, asked / spared))
+        asked = min(MOST_MARGIN, asked)
         if asked > margin:
             margin, bound_by = asked, one.signal
-    return margin, bound_by
+    return margin, present, bound_by

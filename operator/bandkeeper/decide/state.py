@@ -219,7 +219,7 @@ class AskedMemory:
     ready
         Work to be ready for, with the margin of the promises.
     unpromised, unremembered
-        The same without the promises, and without the memory of peaks and rises.
+        The same without the promises, and without the memory of peaks and rises, which spares a part of the margin.
     """
 
     band: Peaks = NO_PEAKS
