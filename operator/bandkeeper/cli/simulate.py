@@ -130,8 +130,10 @@ def _held_for(result: Result) -> list[tuple[str, str]]:
     hours = result.gpu_hours_by_rule
     if hours is None:
         return []
-    rules = [f"{rule} {value:.2f}" for rule, value in hours.items() if rule != "work" and value >= 0.005]
-    return [("Held for", f"work {hours['work']:.2f}; each rule alone: {', '.join(rules) or 'nothing'}")]
+    told = {rule: f"{rule} {value:.2f}" for rule, value in hours.items() if value >= 0.005}
+    work, unknown = told.pop("work", "work 0.00"), told.pop("unknown", "")
+    parts = (work, f"each rule alone: {', '.join(told.values()) or 'nothing'}", unknown)
+    return [("Held for", "; ".join(filter(None, parts)))]
 
 
 def _promises(result: Result) -> list[str]:
