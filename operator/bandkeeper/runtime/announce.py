@@ -10,6 +10,7 @@ from prometheus_client import Gauge
 
 from bandkeeper.api.conditions import ConditionType, Finding
 from bandkeeper.api.v1alpha1 import Condition, Status
+from bandkeeper.decide.decision import RULES, UNKNOWN_RULE
 from bandkeeper.kube.events import EventRecorder, EventType
 from bandkeeper.quality.types import Assessment, Quality
 from bandkeeper.runtime.cost import account_of
@@ -98,12 +99,16 @@ class Announcer:
         """Count the GPU time since the last look, what it was held for, and what of it was wasted."""
         found, metrics, key = spent(tracked, now_s), self._metrics, tracked.managed.key
         tracked.account = account_of(tracked, wall_s=wall_s)
+        if not tracked.told:
+            for rule in (*RULES, UNKNOWN_RULE):
+                metrics.gpu_seconds_by_rule.labels(*key, rule)  # at 0, or the first increase would be lost
         if found is None:
             return
         if tracked.account is not None:
             tracked.account.add(found)
         for rule, gpu_s in found.by_rule:
-            metrics.gpu_seconds_by_rule.labels(*key, rule).inc(gpu_s)
+            if gpu_s:
+                metrics.gpu_seconds_by_rule.labels(*key, rule).inc(gpu_s)
         metrics.gpu_seconds.labels(*key, str(found.judged).lower()).inc(found.gpu_s)
         for cause, wasted_s in found.wasted_s:
             metrics.wasted_gpu_seconds.labels(*key, cause).inc(wasted_s)
