@@ -444,6 +444,18 @@ def a_full_status(letter: str = "m") -> v1alpha1.Status:
             ),
             advice=[v1alpha1.AdviceStatus(remedy=message, evidence=message)] * v1alpha1.ADVICE_LIMIT,
         ),
+        cost=v1alpha1.CostStatus(
+            since=time,
+            until=time,
+            objective="ThroughputSensitive",
+            gpu_hours=length,
+            judged_gpu_hours=length,
+            wasted_gpu_hours=length,
+            currency="USD",
+            cost=length,
+            wasted_cost=length,
+            by_rule=[v1alpha1.RuleCost(rule=f"rule{number}", gpu_hours=length) for number in range(10)],
+        ),
         model=v1alpha1.ModelStatus(
             version=1,
             target_uid=reason,

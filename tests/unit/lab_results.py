@@ -85,6 +85,7 @@ def a_result(hours: float = 1.0, *, step_s: float = 15.0, seed: int = 1, **chang
         "attainment_both": 0.942,
         "gpu_hours": 41.3,
         "gpu_hours_wasted": 9.13,
+        "gpu_hours_by_rule": {"work": 27.1, "band": 2.5, "slo": 0.0, "peak": 6.65, "hold": 1.4, "unknown": 0.0},
         "time_in_band": 0.614,
         "requests": Counts(arrived=72_311, finished=72_020, errors=240, rejected=220, unserved=51),
         "errors": 240,

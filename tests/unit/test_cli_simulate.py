@@ -67,6 +67,7 @@ def test_a_run_ends_in_a_table_and_a_report(desk: Path, capsys: pytest.CaptureFi
     assert lines[0].split() == ["Policy", "chat,", "LatencySensitive,", "1", "to", "16", "replicas"]
     assert any("TimeToFirstToken p95 <= 500ms" in line and line.endswith("kept") for line in lines)
     assert any(line.startswith("GPU-hours") for line in lines)
+    assert any(line.startswith("Held for     work ") and "each rule alone: " in line for line in lines)
     assert lines[-1] == "Report: bandkeeper-report.html"
     assert (desk / "bandkeeper-report.html").read_text().lstrip().lower().startswith("<!doctype html")
     assert err == ""

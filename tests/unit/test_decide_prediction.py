@@ -270,6 +270,15 @@ class TestPromises:
         assert missed.bound_by is Signal.INTER_TOKEN_LATENCY
         assert missed.judged == {(Signal.INTER_TOKEN_LATENCY, 95)}
 
+    def test_what_is_held_beyond_the_work_spares_a_margin(self) -> None:
+        """A promise that asks for m times the held work asks for more than m times the work, where less is offered."""
+        fleet = Fleet(self.POLICY).learned(60, full=[0.2])
+        demand = fleet.look(a_load(10.0), [0.05])
+        assert demand.margin > demand.bare_margin
+        spared = fleet.memory.promises[0].shape.value ** (1 / fleet.memory.promises[0].misses.power)
+        assert spared < 1
+        assert demand.present_margin == pytest.approx(min(4.0, demand.margin / spared))
+
     def test_is_judged_after_two_minutes(self) -> None:
         fleet = Fleet(self.POLICY)
         judged = [bool(fleet.look(a_load(10.0), [0.01]).judged) for _ in range(20)]
@@ -448,7 +457,7 @@ def test_whatever_is_told_it_stays_finite(
         assert all(0 <= figure < math.inf for figure in figures)
         assert demand.peak_work >= demand.work
         if demand.modelled:
-            assert demand.margin >= 1
+            assert math.inf > demand.present_margin >= demand.margin >= demand.bare_margin >= 1
             assert not demand.unreachable - demand.judged
             assert demand.bound_by not in {signal for signal, _ in demand.unreachable}
 

@@ -172,6 +172,13 @@ async def test_drift_waits_until_it_is_large_and_old_enough(desk: Desk) -> None:
     assert [status["utilization"]["percent"] for _, status in desk.written] == [65, 70]
 
 
+async def test_what_is_counted_is_written_however_little_it_grew_but_in_the_line_of_what_drifts(desk: Desk) -> None:
+    for hours, on_s in (("1000.000", 1), ("1000.001", 60), ("1000.002", 0)):
+        desk.writer.submit(ref(), a_status(cost={"gpuHours": hours}))
+        await desk.time.advance(on_s)
+    assert [status["cost"]["gpuHours"] for _, status in desk.written] == ["1000.000", "1000.002"]
+
+
 async def test_a_condition_that_only_words_its_figures_anew_is_drift(desk: Desk) -> None:
     def violated(milliseconds: int) -> dict[str, Any]:
         return a_status(ready="False", message=f"p95 is {milliseconds} ms, over the 500 ms objective")

@@ -63,6 +63,7 @@ def test_every_rule_runs_at_every_setting() -> None:
     assert ran == {(rule.title, choice.label) for rule in comparison.rules for choice in rule.choices(setting)}
     assert all(point.gpu_hours > 0 for point in result.points)
     assert {point.rule for point in result.points if point.is_ours} == {"Bandkeeper"}
+    assert {point.rule for point in result.points if point.gpu_hours_by_rule} == {"Bandkeeper"}
 
 
 def test_the_result_is_the_same_for_any_number_of_processes() -> None:

@@ -131,6 +131,25 @@ def test_spans_are_in_the_units_of_people(seconds: float, text: str) -> None:
     assert words.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [
+        (
+            {"work": 20.0, "band": 2.5, "slo": 0.001, "peak": 6.651, "hold": 1.4},
+            ("peak: 6.65 GPU-h", "band 2.5, hold 1.4"),
+        ),
+        ({"work": 20.0, "band": 0.0}, ("nothing", "")),
+    ],
+)
+def test_the_dearest_rule_comes_first(hours: dict[str, float], told: tuple[str, str]) -> None:
+    assert words.held_for(hours) == told
+
+
+def test_a_rule_that_tells_nothing_of_itself_has_no_tile() -> None:
+    assert "Held for one rule alone" in html.render(html.page(a_result()))
+    assert "Held for one rule alone" not in html.render(html.page(a_result(gpu_hours_by_rule=None)))
+
+
 def test_the_page_is_whole_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
     html.write(a_result(), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

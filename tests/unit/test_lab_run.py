@@ -13,6 +13,7 @@ import pytest
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.decide import engine
+from bandkeeper.decide.decision import RULES
 from bandkeeper.decide.policy import Batching, CostClass, LatencySLO, Policy, ThroughputSLO
 from bandkeeper.lab.requests import Requests
 from bandkeeper.lab.result import Counts, Move, Result, Series, SLOResult, to_json
@@ -118,6 +119,16 @@ def test_numbers_are_written_with_nine_digits_and_keys_in_order() -> None:
     assert '"gpu_hours": 0.333333333,' in text
     keys = list(json.loads(text))
     assert keys == sorted(keys)
+
+
+def test_a_run_tells_what_single_rules_cost_and_another_rule_tells_nothing() -> None:
+    result = ours(a_policy(slos=SLOS, replicas=(6, 16)), a_load((600, 4.0)))
+    hours = result.gpu_hours_by_rule
+    assert hours is not None
+    assert set(hours) == {*RULES, "unknown"}
+    assert 0 < hours["work"] < hours["min"] < result.gpu_hours == pytest.approx(6 * 540 / 3600)
+    assert hours["band"] == hours["slo"] == hours["unknown"] == 0.0
+    assert play(Script(Want(2)), a_load((120, 4.0)), start=2).gpu_hours_by_rule is None
 
 
 def test_our_rule_orders_replicas_for_a_load_that_rises() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bandkeeper.api.signals import Signal
+from bandkeeper.decide.decision import Held
 from bandkeeper.decide.policy import LatencySLO, ThroughputSLO
 from bandkeeper.lab import score
 from bandkeeper.lab.fleet import Ledger, Outcome, Status
@@ -146,6 +147,25 @@ def test_a_rate_is_judged_where_work_waited() -> None:
     found = score.throughput(slo, rates, waited)
     assert (found.attainment, found.value, found.percentile) == (0.5, 9.0, None)
     assert score.throughput(slo, rates, np.zeros(4, dtype=bool)).attainment is None
+
+
+def test_gpu_hours_by_rule_are_what_was_told_of_the_time_before_each_look() -> None:
+    held = Held(replicas=4, work=1.5, band=1, slo=0, peak=2, queue=0, least=0, hold=1)
+    told = score.HeldFor(gpus=2, warmup_s=900.0)
+    for now_s, one in ((600.0, held), (1200.0, held), (1500.0, None), (3600.0, held)):
+        told.count(4, one, now_s)
+    hours = told.hours()
+    assert hours is not None
+    assert hours["band"] == pytest.approx(2 * (300 + 2100) / 3600)
+    assert hours["work"] == pytest.approx(1.5 * 2 * (300 + 2100) / 3600)
+    assert hours["unknown"] == pytest.approx(4 * 2 * 300 / 3600)
+    assert hours["slo"] == 0.0
+
+
+def test_a_rule_that_never_tells_has_none_of_them() -> None:
+    told = score.HeldFor(gpus=1, warmup_s=0.0)
+    told.count(4, None, 15.0)
+    assert told.hours() is None
 
 
 def test_gpu_hours_run_from_a_pods_gpus_to_its_end_after_the_warm_up() -> None:

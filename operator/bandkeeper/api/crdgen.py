@@ -115,6 +115,7 @@ PRINTER_COLUMNS = (
     _column("Mode", ".spec.mode", "string", "Enforce or Recommend.", wide=True),
     _column("Score", ".status.quality.score", "integer", "How good the use of the GPUs is, to 100.", wide=True),
     _column("Bottleneck", ".status.quality.bottleneck", "string", "What of the GPUs is fullest.", wide=True),
+    _column("GPUHours", ".status.cost.gpuHours", "string", "GPU-hours held since .status.cost.since.", wide=True),
     _column("Message", ".status.lastDecision.message", "string", "The last decision in a sentence.", wide=True),
 )
 

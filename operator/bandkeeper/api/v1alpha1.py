@@ -725,6 +725,41 @@ class QualityStatus(_Model):
     )
 
 
+class RuleCost(_Model):
+    """What one rule alone costs."""
+
+    rule: Word = Field(
+        description="band, slo, peak, queue, min or hold; work for what the work itself takes, unknown for time in "
+        "which nobody knew."
+    )
+    gpu_hours: Length = Field(
+        description="GPU-hours that would not have been held, had this rule alone been left out. They do not add up."
+    )
+
+
+class CostStatus(_Model):
+    """GPU time of the ready pods and its price. Begins anew with another objective or currency."""
+
+    since: Time = Field(description="When the counting began.")
+    until: Time = Field(description="Until when it was counted; it is brought up to date every ten minutes.")
+    objective: Word = Field(description="The objective that was followed.")
+    gpu_hours: Length = Field(description="GPU-hours that the ready pods held, a MIG instance as its share of one.")
+    judged_gpu_hours: Length = Field(
+        alias="judgedGPUHours", description="The part of them of which the counters told what it was worth."
+    )
+    wasted_gpu_hours: Length | None = Field(
+        default=None,
+        alias="wastedGPUHours",
+        description="The part of those that was wasted: held while nothing ran, or busy below what was possible.",
+    )
+    currency: Word | None = Field(default=None, description="Currency of the prices, where spec.cost gives one.")
+    cost: Length | None = Field(default=None, description="What the GPU-hours cost, at the price of their time.")
+    wasted_cost: Length | None = Field(default=None, description="What the wasted GPU-hours cost.")
+    by_rule: Annotated[list[RuleCost], Distinct(("rule",)), Field(max_length=10)] = Field(
+        default_factory=list, description="What the GPU-hours were held for."
+    )
+
+
 class EffectiveScalingRules(_Model):
     """One direction of the behavior in force."""
 
@@ -792,6 +827,7 @@ class Status(_Model):
         default_factory=list, description="How far each promise is kept."
     )
     quality: QualityStatus | None = Field(default=None, description="What the GPUs' busy time is worth.")
+    cost: CostStatus | None = Field(default=None, description="What the GPU time cost, and what it was held for.")
     model: ModelStatus | None = Field(default=None, description="What was learned of the servers and their load.")
     effective: Effective | None = Field(
         default=None, description="What is in force, the objective's defaults included."

@@ -116,12 +116,24 @@ def summary(result: Result) -> str:
     back = f"{result.oscillations} of them back within 10 minutes"
     figures = [
         ("GPU-hours", f"{result.gpu_hours:.2f}, of which {result.gpu_hours_wasted:.2f} beyond the work done"),
+        *_held_for(result),
         ("Utilisation", f"{_share(result.time_in_band)} of the time inside the band {utilization}"),
         ("Requests", f"{counts.arrived:,}: {ends}"),
         ("Moves", f"{result.scale_actions} of replicas ({back}), {result.batch_actions} of the batch cap"),
     ]
     lines = [*_aligned(head), "", *_promises(result), "", *_aligned(figures)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _held_for(result: Result) -> list[tuple[str, str]]:
+    """What single rules cost; those that cost nothing are left out."""
+    hours = result.gpu_hours_by_rule
+    if hours is None:
+        return []
+    told = {rule: f"{rule} {value:.2f}" for rule, value in hours.items() if value >= 0.005}
+    work, unknown = told.pop("work", "work 0.00"), told.pop("unknown", "")
+    parts = (work, f"each rule alone: {', '.join(told.values()) or 'nothing'}", unknown)
+    return [("Held for", "; ".join(filter(None, parts)))]
 
 
 def _promises(result: Result) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -130,6 +131,52 @@ class Inputs:
     replicas_for_slo: int | None = None
 
 
+RULES = ("work", "band", "slo", "peak", "queue", "min", "hold")
+UNKNOWN_RULE = "unknown"
+"""For time in which nobody knew what the replicas were held for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What the replicas are held for: how many would not be held now, had one rule alone been left out.
+
+    The figures of the rules do not add up: what two of them ask for alike, neither saves alone.
+
+    Attributes
+    ----------
+    replicas
+        All that are held.
+    work
+        What the work offered now needs at full utilisation, with its fraction.
+    band
+        The band: its high edge, and its low edge below which alone something is let go.
+    slo
+        Promises: their margin beyond what any fleet is given, and what a broken one asks for or keeps.
+    peak
+        Memory of peaks and rises.
+    queue
+        Work that waits or waited a moment ago.
+    least
+        `replicas.min`.
+    hold
+        What nothing asks for now and is not let go yet: the scale-down window, arguments against it, whole replicas.
+    """
+
+    replicas: int
+    work: float
+    band: int
+    slo: int
+    peak: int
+    queue: int
+    least: int
+    hold: int
+
+    def by_rule(self) -> Iterable[tuple[str, float]]:
+        """The figures by the names of `RULES`."""
+        figures = self.work, self.band, self.slo, self.peak, self.queue, self.least, self.hold
+        return zip(RULES, figures, strict=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
     """What a process that begins anew should know: step times in seconds, and work in replicas at `best_cap`.
@@ -172,6 +219,8 @@ class Decision:
         Manager that undid our writes of replicas, or of the cap, three times in 30 minutes, else "".
     quality
         What the GPUs' busy time is worth; None where there was nothing to judge.
+    held
+        What `current_replicas` are held for; None where the work is not known, or nothing was weighed.
     """
 
     replicas: int | None
@@ -194,3 +243,4 @@ class Decision:
     undone_by: str = ""
     cap_undone_by: str = ""
     quality: Assessment | None = None
+    held: Held | None = None

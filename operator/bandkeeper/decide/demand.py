@@ -61,6 +61,8 @@ class Demand:
         Seconds since work waited last: latencies show it for their window.
     margin, bound_by
         With a model, replicas per replica of `peak_work` that the promises need, and the promise that needs most.
+    bare_margin, present_margin
+        The same without any promise; and had nothing been remembered, so that the present work is all that is held.
     mean_work
         With a model, the mean of some minutes.
     tokens_missing
@@ -84,6 +86,8 @@ class Demand:
     modelled: bool = False
     tokens_missing: bool = False
     margin: float = 1.0
+    bare_margin: float = 1.0
+    present_margin: float = 1.0
     mean_work: float | None = None
     bound_by: Signal | None = None
     judged: frozenset[tuple[Signal, int | None]] = frozenset()

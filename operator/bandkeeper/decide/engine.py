@@ -130,6 +130,7 @@ def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
         cap_undone_by=cap.undone_by,
         quality=scene.quality,
         learned=known,
+        held=wanted.held,
     )
 
 

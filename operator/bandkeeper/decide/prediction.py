@@ -292,7 +292,8 @@ def _modelled(
         updated_s=now_s,
     )
     each = memory.steps.work_s(1.0, flow.outputs, batch)
-    margin, bound_by = _margin(policy, promises, each.error / each.value if each.value > 0 else 1.0, now_s)
+    bare = _bare_margin(policy, each.error / each.value if each.value > 0 else 1.0)
+    margin, present_margin, bound_by = _margin(policy, promises, bare, now_s)
     return (
         replace(
             demand,
@@ -301,6 +302,8 @@ def _modelled(
             peak_work=max(work, held),
             utilization=work / load.ready,
             margin=margin,
+            bare_margin=bare,
+            present_margin=present_margin,
             mean_work=mean_work,
             bound_by=bound_by,
             modelled=True,
@@ -383,21 +386,31 @@ def _judged(
     return replace(known, misses=misses, lost_s=now_s if lost else known.lost_s)
 
 
-def _margin(
-    policy: Policy, promises: Sequence[LearnedPromise], error: float, now_s: float
-) -> tuple[float, Signal | None]:
-    """Replicas per replica of held work, and the promise that asks for more than the fullest fleet's.
+def _bare_margin(policy: Policy, error: float) -> float:
+    """Replicas per replica of held work of the fullest fleet, whatever is promised; `error` is the model's, a ratio,
+    and no matter where work may wait."""
+    spare = 0.0 if policy.objective is Objective.THROUGHPUT_SENSITIVE else error
+    return (1 + spare) / max(FULLEST, policy.band.high)
 
-    The model's relative `error` counts for the latter only: what a promise needs was learned with the same error.
+
+def _margin(
+    policy: Policy, promises: Sequence[LearnedPromise], bare: float, now_s: float
+) -> tuple[float, float, Signal | None]:
+    """Replicas per replica of held work, the same where only the present work is held, and the promise that asks for
+    more than the fullest fleet's, which is `bare`.
+
+    The model's error counts for the latter only: what a promise needs was learned with the same error.
     """
-    fullest = max(FULLEST, policy.band.high)
+    margin, present, bound_by = bare, bare, None
     if policy.objective is Objective.THROUGHPUT_SENSITIVE:
-        return 1 / fullest, None
-    margin, bound_by = (1 + error) / fullest, None
+        return margin, present, bound_by
     for one in promises:
         if _is_lost(one, now_s):
             continue
-        asked = min(MOST_MARGIN, one.misses.margin(one.shape.value))
+        asked = one.misses.margin(one.shape.value)
+        spared = max(1e-9, one.shape.value ** (1 / one.misses.power))  # by what is held beyond the work
+        present = max(present, min(MOST_MARGIN, asked / spared))
+        asked = min(MOST_MARGIN, asked)
         if asked > margin:
             margin, bound_by = asked, one.signal
-    return margin, bound_by
+    return margin, present, bound_by

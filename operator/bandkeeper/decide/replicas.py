@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from bandkeeper.api.reasons import BandReason, LimitReason, Reason
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
-from bandkeeper.decide import behavior, explain, size
-from bandkeeper.decide.decision import Limitation, MetricsState, SLOVerdict
+from bandkeeper.decide import attribution, behavior, explain, size
+from bandkeeper.decide.decision import Held, Limitation, MetricsState, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.ownership import undone_by
 from bandkeeper.decide.promises import breached
@@ -29,6 +29,8 @@ class Wanted:
         What keeps replicas that utilisation alone would let go.
     band, queue, slo
         What each rule asked for.
+    held
+        What the replicas that are there are held for.
     """
 
     replicas: int | None
@@ -41,6 +43,7 @@ class Wanted:
     slo: int | None = None
     unreachable: SLOVerdict | None = None
     undone_by: str = ""
+    held: Held | None = None
 
 
 def choose(scene: Scene, state: State) -> tuple[Wanted, State]:
@@ -118,6 +121,7 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
         holds=scale.holds.push(float(size.for_rest(policy, demand)) if held and demand else 0.0, now_s, window_s),
         queues=scale.queues.push(float(queue or 0), now_s, min(window_s, max(size.DRAIN_S, load.cold_start_s))),
         ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s) if known else scale.ups,
+        asked=attribution.remember(policy, demand, scale.asked, now_s) if demand else scale.asked,
     )
     state = replace(state, promises=promises, scale=scale)
     if need > current:
@@ -127,7 +131,19 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     if promised.unreachable is not None and wanted.replicas == current:
         message = explain.unreachable(scene, promised.unreachable)
         wanted = replace(wanted, reason=Reason.SLO_UNREACHABLE, message=message)
-    return replace(wanted, band=band, queue=queue, slo=promised.replicas, unreachable=promised.unreachable), state
+    why = None
+    if demand is not None:
+        why = attribution.attribute(
+            policy,
+            demand,
+            scale,
+            current=current,
+            promised=promised.replicas or 0,
+            queue=queue or 0,
+            bound=wanted.kept_by is BandReason.SLO_BOUND,
+        )
+    asked = replace(wanted, band=band, queue=queue, slo=promised.replicas, unreachable=promised.unreachable)
+    return replace(asked, held=why), state
 
 
 def _more(

@@ -37,13 +37,13 @@ CLEARLY = 1.1  # work this much larger would still do with one fewer: only then 
 
 def for_band(policy: Policy, demand: Demand) -> int:
     """The fewest replicas whose utilisation stays below the band's high edge."""
-    aim = _inside(policy) if demand.modelled else policy.band.high
-    return max(1, math.ceil(demand.band_work / demand.load(aim) - 1e-9))
+    return max(1, math.ceil(demand.band_work / aim(policy, demand) - 1e-9))
 
 
-def _inside(policy: Policy) -> float:
-    """The utilisation that is aimed at: below the band's high edge by about the model's error."""
-    return policy.band.high - BAND_SPARE * (policy.band.high - policy.band.low)
+def aim(policy: Policy, demand: Demand) -> float:
+    """Work per replica that the band aims at: with a model below its high edge by about the model's error."""
+    spare = BAND_SPARE * (policy.band.high - policy.band.low) if demand.modelled else 0.0
+    return demand.load(policy.band.high - spare)
 
 
 def for_held(demand: Demand) -> int | None:
@@ -54,7 +54,7 @@ def for_held(demand: Demand) -> int | None:
 def for_rest(policy: Policy, demand: Demand) -> int:
     """What the model asks for with a little to spare: so many are kept, so that noise does not bring back what went."""
     spare = 1.0 if policy.objective is Objective.THROUGHPUT_SENSITIVE else KEPT_SPARE
-    asked = max(demand.peak_work * demand.margin * spare, demand.band_work / _inside(policy))
+    asked = max(demand.peak_work * demand.margin * spare, demand.band_work / aim(policy, demand))
     return math.ceil(asked - 1e-9)
 
 

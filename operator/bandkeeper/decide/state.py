@@ -212,6 +212,29 @@ class Regret:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskedMemory:
+    """What rules asked for over the scale-down window, in replicas and fractions of them.
+
+    Attributes
+    ----------
+    band
+        Work over the band's high edge.
+    ready
+        Work to be ready for, with the margin of the promises.
+    unpromised, unremembered
+        The same without the promises, and without the memory of peaks and rises, which spares a part of the margin.
+    """
+
+    band: Peaks = NO_PEAKS
+    ready: Peaks = NO_PEAKS
+    unpromised: Peaks = NO_PEAKS
+    unremembered: Peaks = NO_PEAKS
+
+
+NOTHING_ASKED = AskedMemory()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleMemory:
     """Past recommendations and changes of the replica count.
 
@@ -225,12 +248,15 @@ class ScaleMemory:
         Replicas that the model asked for, over the scale-down window.
     ups
         Negated recommendations over the scale-up window: its maximum is the least of them.
+    asked
+        What each rule asked for, over the scale-down window.
     """
 
     needs: Peaks = NO_PEAKS
     queues: Peaks = NO_PEAKS
     ups: Peaks = NO_PEAKS
     holds: Peaks = NO_PEAKS
+    asked: AskedMemory = NOTHING_ASKED
     events: tuple[ScaleEvent, ...] = ()
     shrink: Shrink | None = None
     regrets: tuple[Regret, ...] = ()

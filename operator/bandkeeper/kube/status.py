@@ -37,6 +37,7 @@ DRIFT_RATIO = 0.1  # for numbers within texts, which are anything
 DRIFTING: Mapping[str, frozenset[str] | None] = {
     "conditions": frozenset({"message", "lastTransitionTime"}),
     "coldStart": None,
+    "cost": None,
     "lastDecision": frozenset({"message", "time"}),
     "model": None,
     "quality": frozenset(
@@ -48,6 +49,7 @@ DRIFTING: Mapping[str, frozenset[str] | None] = {
     "slos": frozenset({"measured", "lowerBound", "upperBound", "attainmentLowPercent", "attainmentHighPercent"}),
     "utilization": None,
 }
+COUNTED = ("cost",)  # it only grows, and is brought up to date seldom: then any difference is worth a write
 TIMES = frozenset({"lastTransitionTime", "time", "age", "peakTime"})  # that time passes is no news
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -123,7 +125,7 @@ class StatusWriter:
             obj = self._objects[ref.uid] = _Object(ref, observed)
         if obj.base is None or _important_moved(obj.base, status):
             self._line_up(self._important, obj, status)
-        elif self._clock() - obj.base_at >= DRIFT_EVERY_S and moved(obj.base, status):
+        elif self._clock() - obj.base_at >= DRIFT_EVERY_S and (moved(obj.base, status) or _counted(obj.base, status)):
             self._line_up(self._drifted, obj, status)
         else:
             self._leave_line(obj)
@@ -253,6 +255,10 @@ class StatusWriter:
         if self._objects.get(obj.ref.uid) is not obj or status is None:
             return
         self._line_up(self._important, obj, obj.wanted if obj.wanted is not None else status)
+
+
+def _counted(old: Status, new: Status) -> bool:
+    return any(old.get(field) != new.get(field) for field in COUNTED)
 
 
 def moved(old: Any, new: Any) -> bool:

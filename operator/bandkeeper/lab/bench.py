@@ -64,6 +64,8 @@ class BenchPoint(_Part):
         Name of the load, one of `workloads`.
     gpu_hours
         From the order of each pod to its end, after the warm-up.
+    gpu_hours_by_rule
+        What one rule alone costs, as in the result of a run; None of a rule that does not tell.
     relative
         GPU-hours over those of the bound of this load (means over the seeds); None without a bound.
     attainment
@@ -90,6 +92,7 @@ class BenchPoint(_Part):
     seed: int
     gpu_hours: float
     gpu_hours_wasted: float
+    gpu_hours_by_rule: dict[str, float] | None = None
     relative: float | None
     attainment: list[float | None]
     attainment_both: float | None
@@ -290,6 +293,7 @@ def _point(comparison: Comparison, run: _Run, result: Result) -> BenchPoint:
         seed=run.seed,
         gpu_hours=result.gpu_hours,
         gpu_hours_wasted=result.gpu_hours_wasted,
+        gpu_hours_by_rule=result.gpu_hours_by_rule,
         relative=None,
         attainment=[slo.attainment for slo in result.slos],
         attainment_both=result.attainment_both,

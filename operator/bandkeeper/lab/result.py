@@ -97,6 +97,10 @@ class Result(_Part):
         From the order of each pod to its end, after the warm-up, times the GPUs of a replica.
     gpu_hours_wasted
         The part of them beyond the work done: GPU-hours less finished work at the best batch; cold starts included.
+    gpu_hours_by_rule
+        GPU-hours of ordered replicas after the warm-up that would not have been held, had one rule alone been left out
+        at each look; `work` is what the work takes, `unknown` those of which nobody knew. They do not add up. None of
+        a rule that does not tell.
     time_in_band
         Share of judged intervals with utilisation inside the policy's band; None without a value.
     attainment_both
@@ -130,6 +134,7 @@ class Result(_Part):
     attainment_both: float | None
     gpu_hours: float
     gpu_hours_wasted: float
+    gpu_hours_by_rule: dict[str, float] | None = None
     time_in_band: float | None
     requests: Counts
     errors: int

@@ -126,6 +126,7 @@ class _Run:
         self.recorder = Recorder(setting, self.scraper)
         self.moves: list[Move] = []
         self.caps_written: dict[str, int] = {}
+        self.held_for = score.HeldFor(server.gpus, warmup_s)
 
     def play(self, progress: Progress | None) -> None:
         """Everything up to the end of the load."""
@@ -164,7 +165,9 @@ class _Run:
             metrics=self.scraper,
             snapshot=self.observer.snapshot(now_s, pods, replicas=fleet.replicas, caps_written=self.caps_written),
         )
-        self._carry_out(now_s, pods, self.rule.decide(view))
+        want = self.rule.decide(view)
+        self.held_for.count(view.replicas, want.held, now_s)
+        self._carry_out(now_s, pods, want)
 
     def _floor(self, now_s: float) -> int:
         least = self.setting.policy.min_replicas
@@ -231,6 +234,7 @@ class _Run:
             attainment_both=judge.both([slo for slo in policy.slos if isinstance(slo, LatencySLO)]),
             gpu_hours=hours,
             gpu_hours_wasted=max(0.0, hours - work_hours),
+            gpu_hours_by_rule=self.held_for.hours(),
             time_in_band=self._time_in_band(series),
             requests=counts,
             errors=counts.errors,

@@ -10,8 +10,10 @@ from prometheus_client import Gauge
 
 from bandkeeper.api.conditions import ConditionType, Finding
 from bandkeeper.api.v1alpha1 import Condition, Status
+from bandkeeper.decide.decision import RULES, UNKNOWN_RULE
 from bandkeeper.kube.events import EventRecorder, EventType
-from bandkeeper.quality.types import Quality
+from bandkeeper.quality.types import Assessment, Quality
+from bandkeeper.runtime.cost import account_of
 from bandkeeper.runtime.metrics import Metrics
 from bandkeeper.runtime.quality import described, gpus_held, spent
 from bandkeeper.runtime.report import batch_of, replicas_of
@@ -93,11 +95,20 @@ class Announcer:
             },
         )
 
-    def meter(self, tracked: Tracked, now_s: float) -> None:
-        """Count the GPU time since the last look, and what of it was wasted."""
+    def meter(self, tracked: Tracked, now_s: float, *, wall_s: float) -> None:
+        """Count the GPU time since the last look, what it was held for, and what of it was wasted."""
         found, metrics, key = spent(tracked, now_s), self._metrics, tracked.managed.key
+        tracked.account = account_of(tracked, wall_s=wall_s)
+        if not tracked.told:
+            for rule in (*RULES, UNKNOWN_RULE):
+                metrics.gpu_seconds_by_rule.labels(*key, rule)  # at 0, or the first increase would be lost
         if found is None:
             return
+        if tracked.account is not None:
+            tracked.account.add(found)
+        for rule, gpu_s in found.by_rule:
+            if gpu_s:
+                metrics.gpu_seconds_by_rule.labels(*key, rule).inc(gpu_s)
         metrics.gpu_seconds.labels(*key, str(found.judged).lower()).inc(found.gpu_s)
         for cause, wasted_s in found.wasted_s:
             metrics.wasted_gpu_seconds.labels(*key, cause).inc(wasted_s)
@@ -159,23 +170,16 @@ class Announcer:
         if batch := batch_of(tracked):
             yield metrics.desired_batch_cap, (), batch.desired
             yield metrics.current_batch_cap, (), batch.current
+        if spec := tracked.managed.spec:
+            yield metrics.policy_info, (spec.objective.value, spec.mode.value, spec.runtime), 1.0
         if policy:
             yield metrics.band_low, (), policy.band.low
             yield metrics.band_high, (), policy.band.high
         if decision:
             yield metrics.utilization, (), decision.utilization
             yield metrics.gpus, (), gpus_held(tracked)
-        if decision and (quality := decision.quality):
-            yield metrics.quality_class, (quality.quality.value,), 1.0
-            yield metrics.quality_score, (), quality.score
-            yield metrics.quality_confidence, (), quality.confidence
-            for measure in quality.measures:
-                yield metrics.quality_measure, (measure.name, measure.unit), measure.value
-            if quality.bottleneck:
-                yield metrics.quality_bottleneck, (quality.bottleneck.component.value,), 1.0
-            if quality.waste:
-                yield metrics.wasted_share, ("idle_held",), quality.waste.idle
-                yield metrics.wasted_share, ("below_possible",), quality.waste.below
+        if decision and decision.quality:
+            yield from self._quality(decision.quality)
         for verdict in decision.slos if decision else ():
             if verdict.percentile is not None:
                 labels = verdict.signal.value, str(verdict.percentile)
@@ -184,3 +188,16 @@ class Announcer:
                 yield metrics.slo_attainment, labels, verdict.attainment_low
         for finding in seen:
             yield metrics.condition, (finding.type.value,), _VALUES[finding.status]
+
+    def _quality(self, quality: Assessment) -> Iterator[tuple[Gauge, tuple[str, ...], float | None]]:
+        metrics = self._metrics
+        yield metrics.quality_class, (quality.quality.value,), 1.0
+        yield metrics.quality_score, (), quality.score
+        yield metrics.quality_confidence, (), quality.confidence
+        for measure in quality.measures:
+            yield metrics.quality_measure, (measure.name, measure.unit), measure.value
+        if quality.bottleneck:
+            yield metrics.quality_bottleneck, (quality.bottleneck.component.value,), 1.0
+        if quality.waste:
+            yield metrics.wasted_share, ("idle_held",), quality.waste.idle
+            yield metrics.wasted_share, ("below_possible",), quality.waste.below

@@ -497,7 +497,7 @@ class ControlLoop:
         self._announcer.measure(tracked, seen)
         if held:
             self._announcer.judged(tracked, self._clock())
-            self._announcer.meter(tracked, self._clock())
+            self._announcer.meter(tracked, self._clock(), wall_s=self._wall())
             self._tell(tracked, seen)
         else:
             tracked.metered_s = None

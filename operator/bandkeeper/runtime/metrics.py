@@ -56,6 +56,13 @@ class Metrics:
             (*_POLICY, "judged"),
             registry=self.registry,
         )
+        self.gpu_seconds_by_rule = Counter(
+            "bandkeeper_gpu_seconds_by_rule_total",
+            "GPU time of ready pods that would not have been held, had this rule alone been left out (work: what the "
+            "work takes; unknown: nobody knew). The rules do not add up. Counted by the leader.",
+            (*_POLICY, "rule"),
+            registry=self.registry,
+        )
         self.wasted_gpu_seconds = Counter(
             "bandkeeper_wasted_gpu_seconds_total",
             "GPU time held while nothing ran (idle_held), or busy below what was possible. Counted by the leader.",
@@ -73,6 +80,9 @@ class Metrics:
             "What the wasted GPU time cost, where spec.cost gives a price. Counted by the leader.",
             (*_POLICY, "cause", "currency"),
             registry=self.registry,
+        )
+        self.policy_info = self._gauge(
+            "policy_info", "1, with what the policy says, to join others on.", "objective", "mode", "runtime"
         )
         self.condition = self._gauge("policy_condition", "1 True, 0 False, -1 Unknown.", "type")
         self.scalings = Counter(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bandkeeper.api import v1alpha1
 from bandkeeper.api.snapshot import PodState
+from bandkeeper.decide.decision import UNKNOWN_RULE
 from bandkeeper.quality.types import Assessment, Measure, Waste
 from bandkeeper.runtime.tracked import Tracked
 
@@ -106,10 +107,13 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """GPU time since the last look. `judged` where the counters told what it was worth; `wasted` by cause."""
+    """GPU time since the last look, by what it was held for. `judged` where the counters told what it was worth;
+    `wasted` by cause.
+    """
 
     gpu_s: float
     judged: bool
+    by_rule: tuple[tuple[str, float], ...]
     wasted_s: tuple[tuple[str, float], ...] = ()
     price: Price | None = None
 
@@ -128,10 +132,19 @@ def spent(tracked: Tracked, now_s: float) -> Spent | None:
         return None
     gpu_s = gpus * (now_s - since_s)
     waste = tracked.decision.quality.waste if tracked.decision and tracked.decision.quality else None
+    by_rule = _held_for(tracked, gpu_s)
     if waste is None:
-        return Spent(gpu_s, judged=False, price=Price.of(tracked))
+        return Spent(gpu_s, judged=False, by_rule=by_rule, price=Price.of(tracked))
     causes = ((IDLE_HELD, gpu_s * waste.idle), (BELOW_POSSIBLE, gpu_s * waste.below))
-    return Spent(gpu_s, judged=True, wasted_s=causes, price=Price.of(tracked))
+    return Spent(gpu_s, judged=True, by_rule=by_rule, wasted_s=causes, price=Price.of(tracked))
+
+
+def _held_for(tracked: Tracked, gpu_s: float) -> tuple[tuple[str, float], ...]:
+    """The same shares of the GPU time as of the replicas that the decision looked at."""
+    held = tracked.decision.held if tracked.decision else None
+    if held is None:
+        return ((UNKNOWN_RULE, gpu_s),)
+    return tuple((rule, gpu_s * replicas / held.replicas) for rule, replicas in held.by_rule())
 
 
 def described(found: Assessment) -> Iterator[str]:

@@ -15,6 +15,7 @@ from bandkeeper.api.reasons import BandReason, LimitReason, SLOState
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.decide.decision import Decision, MetricsState, SLOVerdict
 from bandkeeper.kube.discovery import TargetProblem
+from bandkeeper.runtime.cost import cost_of
 from bandkeeper.runtime.quality import quality_of
 from bandkeeper.runtime.resume import model_of
 from bandkeeper.runtime.tracked import Change, Tracked
@@ -78,6 +79,7 @@ def status_of(tracked: Tracked, seen: Iterable[Finding], *, wall_s: float) -> v1
         utilization=_utilization(decision),
         slos=[_slo(verdict) for verdict in decision.slos] if decision else [],
         quality=quality_of(tracked),
+        cost=cost_of(tracked, wall_s=wall_s),
         model=_model(tracked, wall_s),
         effective=managed.effective,
         last_decision=_last(decision, old.last_decision, wall_s) if decision else old.last_decision,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Scale
@@ -16,6 +17,9 @@ from bandkeeper.kube.discovery import TargetError, TargetProblem
 from bandkeeper.runtime.conflicts import Conflict
 from bandkeeper.runtime.policies import Managed
 from bandkeeper.signals.want import Want
+
+if TYPE_CHECKING:
+    from bandkeeper.runtime.cost import Account
 
 PodsMark = frozenset[tuple[str, bool]]
 """Each pod's uid, and whether it ends."""
@@ -106,6 +110,8 @@ class Tracked:
         The quality class that was told last, so that a change of it is said once; "" before any was known.
     metered_s
         Until when the GPU time is accounted for; None where another process does it.
+    account
+        What was counted, as long as this process leads.
     """
 
     managed: Managed
@@ -142,6 +148,7 @@ class Tracked:
     changes: list[Change] = field(default_factory=list)
     quality_told: str = ""
     metered_s: float | None = None
+    account: Account | None = None
 
     @classmethod
     def begin(cls, managed: Managed, now_s: float) -> Tracked:

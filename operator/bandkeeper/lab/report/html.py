@@ -141,11 +141,20 @@ def protocol(result: Result) -> list[str]:
         else f"The whole run counts; it began with {start}.",
         "GPU-hours run from the order of a pod to its end. Those beyond the work done are GPU-hours less what the "
         "finished work takes at the best batch; cold starts are in them.",
+        *_protocol_of_rules(result),
         "Refused, failed and unserved requests are misses. First tokens are counted by requests, token gaps by tokens.",
         "Utilisation is offered work over what the ready replicas sustain at the best batch; above 100 % is overload.",
         f"A cold start takes {words.duration(result.cold_start_s)} (median). Server {result.server}; "
         f"seed {result.seed}; format {result.version} of the JSON.",
     ]
+
+
+def _protocol_of_rules(result: Result) -> Iterator[str]:
+    if result.gpu_hours_by_rule is not None:
+        yield (
+            "What one rule alone cost are GPU-hours that would not have been held without it, all others kept. What "
+            "two rules asked for alike, neither cost alone: they do not add up."
+        )
 
 
 def style() -> str:
@@ -305,6 +314,8 @@ def _by_load(bench: BenchResult) -> Iterator[Table]:
 def _tiles(result: Result) -> Iterator[Tile]:
     wasted = result.gpu_hours_wasted / result.gpu_hours if result.gpu_hours else None
     yield Tile("Cost", f"{words.number(result.gpu_hours)} GPU-h", f"{words.share(wasted)} of it beyond the work done")
+    if result.gpu_hours_by_rule is not None:
+        yield Tile("Held for one rule alone", *words.held_for(result.gpu_hours_by_rule))
     band = f"{words.number(100 * result.band_low)} to {words.number(100 * result.band_high)} % utilisation"
     yield Tile("Time in band", words.share(result.time_in_band), band)
     if result.attainment_both is not None and len(result.slos) > 1:

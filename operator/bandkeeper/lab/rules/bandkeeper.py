@@ -42,4 +42,6 @@ class Rule:
         if decision.cap is not None and any(pod.cap != decision.cap for pod in snapshot.pods_in(*LIVE)):
             state = written(state, cap=decision.cap, now_s=now_s)
         self.decision, self._state = decision, state
-        return Want(replicas=replicas, cap=decision.cap, reason=decision.reason, message=decision.message)
+        return Want(
+            replicas=replicas, cap=decision.cap, reason=decision.reason, message=decision.message, held=decision.held
+        )

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Snapshot
+from bandkeeper.decide.decision import Held
 from bandkeeper.decide.policy import Policy
 from bandkeeper.lab.requests import Requests
 from bandkeeper.lab.server import Server
@@ -72,12 +73,16 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What a rule wants: replicas, and a batch cap (None: leave it). Bounds are kept by the lab."""
+    """What a rule wants: replicas, and a batch cap (None: leave it). Bounds are kept by the lab.
+
+    `held` is what the replicas that are there are held for, where the rule tells.
+    """
 
     replicas: int
     cap: int | None = None
     reason: str = ""
     message: str = ""
+    held: Held | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
