@@ -32,6 +32,7 @@ class Reason(_Documented):
     CAP_RAISED = "BatchCapRaised", "A larger batch cap carries more work per replica within memory and SLO."
     CAP_LOWERED = "BatchCapLowered", "A smaller batch cap shortens each step and keeps the latency SLO."
     CAP_FOLLOWS_LOAD = "BatchCapFollowsLoad", "The load is low, and a smaller batch cap still carries it with margin."
+    POWER_LIMIT = "PowerLimit", "A smaller batch cap keeps the GPUs' power within constraints.powerWattsPerGPU."
     PREEMPTIONS = "Preemptions", "Requests are preempted for want of KV memory, so the batch cap follows what fits."
     ROLLED_BACK = "RolloutRolledBack", "The rollout of a batch cap missed its progress deadline and is taken back."
     MORE_WOULD_NOT_HELP = (
@@ -89,3 +90,12 @@ class SLOState(_Documented):
     BETWEEN_BUCKETS = "BetweenBuckets", "The threshold lies inside the bucket that decides; choose one of its edges."
     NO_DATA = "NoData", "The signal has no usable data."
     UNREACHABLE = "Unreachable", "The promise is broken, and replicas or batch were seen not to help."
+
+
+class PowerState(_Documented):
+    """How the GPUs' power stands to constraints.powerWattsPerGPU."""
+
+    WITHIN = "Within", "No GPU draws more than constraints.powerWattsPerGPU allows."
+    ABOVE = "Above", "A GPU draws more than constraints.powerWattsPerGPU allows; the batch cap is being lowered."
+    UNREACHABLE = "Unreachable", "Power is above its limit at the smallest batch cap; the message says what helps."
+    NO_DATA = "NoData", "The power of the GPUs is not known, so it moves no batch cap."

@@ -504,10 +504,35 @@ class SharedLimits(_Model):
     )
 
 
+Watts = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class Constraints(_Model):
+    """Limits that hold whatever the objective."""
+
+    power_watts_per_gpu: Watts | None = Field(
+        default=None,
+        alias="powerWattsPerGPU",
+        examples=[60],
+        description="The most power that each GPU may draw, in watts, as a mean of a minute. The batch cap is kept as "
+        "large as this allows, also while work waits, and replicas take over the rest. Needs batch.",
+    )
+
+
 class Spec(_Model):
     """What is wanted for one workload."""
 
     rules: ClassVar = (
+        Rule(
+            cel="!has(self.constraints) || !has(self.constraints.powerWattsPerGPU) || has(self.batch)",
+            holds=lambda spec: (
+                spec.constraints is None or spec.constraints.power_watts_per_gpu is None or spec.batch is not None
+            ),
+            message="must be set when constraints.powerWattsPerGPU is: the batch cap is what lowers power; "
+            "without it set the limit of the GPU itself (nvidia-smi --power-limit)",
+            path=".batch",
+            reason="FieldValueRequired",
+        ),
         Rule(
             cel="self.objective == 'ThroughputSensitive' || (has(self.slos) && size(self.slos) > 0)",
             holds=lambda spec: spec.objective is Objective.THROUGHPUT_SENSITIVE or bool(spec.slos),
@@ -573,6 +598,9 @@ class Spec(_Model):
     )
     shared_limits: SharedLimits | None = Field(
         default=None, description="What all replicas share. Left out: nothing shared is ever said to be full."
+    )
+    constraints: Constraints | None = Field(
+        default=None, description="Limits that hold whatever the objective. Left out: none."
     )
 
 
@@ -725,6 +753,18 @@ class QualityStatus(_Model):
     )
 
 
+class PowerStatus(_Model):
+    """Power of the GPUs against constraints.powerWattsPerGPU; the condition WithinPower says what it means."""
+
+    limit_watts: Watts = Field(description="The most that each GPU may draw.")
+    measured_watts: Count | None = Field(
+        default=None, description="What the GPU that draws most does, as a mean of the last minute; absent if unknown."
+    )
+    batch_cap: Count | None = Field(
+        default=None, description="The largest batch cap that the limit allows, as far as was seen."
+    )
+
+
 class EffectiveScalingRules(_Model):
     """One direction of the behavior in force."""
 
@@ -739,6 +779,9 @@ class Effective(_Model):
 
     band: Band = Field(description="The utilisation band.")
     batch_rule: Word = Field(description="How the batch cap is chosen.")
+    power_watts_per_gpu: Watts | None = Field(
+        default=None, alias="powerWattsPerGPU", description="The most power that each GPU may draw; absent: no limit."
+    )
     scale_up: EffectiveScalingRules = Field(description="How replicas are added.")
     scale_down: EffectiveScalingRules = Field(description="How replicas are removed.")
     fallback: Fallback = Field(description="What holds without metrics.")
@@ -792,6 +835,9 @@ class Status(_Model):
         default_factory=list, description="How far each promise is kept."
     )
     quality: QualityStatus | None = Field(default=None, description="What the GPUs' busy time is worth.")
+    power: PowerStatus | None = Field(
+        default=None, description="Power of the GPUs, where constraints.powerWattsPerGPU limits it."
+    )
     model: ModelStatus | None = Field(default=None, description="What was learned of the servers and their load.")
     effective: Effective | None = Field(
         default=None, description="What is in force, the objective's defaults included."

@@ -67,13 +67,16 @@ class CapChoice:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What a rule wants; one for a queue (`urgent`) or into the bounds does not rest."""
+    """What a rule wants; one for a queue (`urgent`) or into the bounds does not rest. `power` is such a bound, and one
+    that a backlog does not put off.
+    """
 
     cap: int
     reason: Reason
     message: str
     urgent: bool = False
     bounds: bool = False
+    power: bool = False
 
 
 def into_bounds(cap: int, permitted: tuple[int, ...]) -> Move | None:
@@ -336,6 +339,8 @@ class CapRules:
         if self.control.cost_class is not CostClass.ROLLOUT:
             in_force = self.memory.confirmed or not self.load.caps
             return move.urgent or move.bounds or (rested and in_force)
+        if move.power:
+            return rollout is None and self.now_s - self.memory.moved_s >= self.rest_s()
         load, memory = self.load, self.memory
         waits = any(is_wait(verdict, load) for verdict in breached(self.verdicts))
         emergency = (self.demand.saturated or waits) and not self.demand.batch_first

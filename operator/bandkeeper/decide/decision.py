@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
+from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, Reason, SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.quality.types import Assessment
 
@@ -84,6 +84,25 @@ class BandVerdict:
     within: bool | None
     reason: BandReason
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PowerVerdict:
+    """How the power of the GPUs stands to its limit.
+
+    Attributes
+    ----------
+    limit, watts
+        The most that each GPU may draw, and what the one that draws most does; None where that is not known.
+    ceiling
+        The largest batch cap that is allowed.
+    """
+
+    limit: float
+    state: PowerState
+    message: str
+    watts: float | None = None
+    ceiling: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +191,8 @@ class Decision:
         Manager that undid our writes of replicas, or of the cap, three times in 30 minutes, else "".
     quality
         What the GPUs' busy time is worth; None where there was nothing to judge.
+    power
+        None where the policy limits no power.
     """
 
     replicas: int | None
@@ -194,3 +215,4 @@ class Decision:
     undone_by: str = ""
     cap_undone_by: str = ""
     quality: Assessment | None = None
+    power: PowerVerdict | None = None

@@ -162,7 +162,7 @@ def _counters(snapshot: Snapshot, ready: Sequence[Pod], policy: Policy) -> dict[
     ages = [found for signal in _CORE if (found := snapshot.by_pod.get(signal))]
     counters = {}
     for pod in ready:
-        values, held, gpus = rows[pod.name], snapshot.gpus.get(pod.name), _gpus(snapshot, pod)
+        values, held, gpus = rows[pod.name], snapshot.gpus.get(pod.name), gpus_of(snapshot, pod)
         if not values and held is None:
             continue
         for name in _PER_GPU:
@@ -188,7 +188,7 @@ def _part(whole: float | None, replicas: int) -> float | None:
     return None if whole is None else whole / replicas
 
 
-def _gpus(snapshot: Snapshot, pod: Pod) -> int:
+def gpus_of(snapshot: Snapshot, pod: Pod) -> int:
     """How many GPUs, or MIG instances, a pod has: as an exporter shows it, else as the pod asks for."""
     if (held := snapshot.gpus.get(pod.name)) is not None and held.count:
         return held.count

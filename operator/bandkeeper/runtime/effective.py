@@ -11,6 +11,7 @@ def effective_of(policy: Policy, spec: v1alpha1.Spec, *, period_s: float) -> v1a
     return v1alpha1.Effective(
         band=v1alpha1.Band(low_percent=round(policy.band.low * 100), high_percent=round(policy.band.high * 100)),
         batch_rule=policy.batching if policy.batch else "ReplicasOnly",
+        power_watts_per_gpu=None if policy.power_watts is None else round(policy.power_watts),
         scale_up=_rules(policy.scale_up),
         scale_down=_rules(policy.scale_down),
         fallback=spec.fallback,
