@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import Decision, PowerVerdict
 from bandkeeper.decide.engine import decide, written
 from bandkeeper.decide.policy import BatchControl, CostClass, Policy
-from bandkeeper.decide.power import BROKEN_MEMORY_S, MARGIN
+from bandkeeper.decide.power import BROKEN_MEMORY_S, LEAST_SPARE
 from bandkeeper.decide.state import State
 from tests.unit.builders import a_batch, a_pod, a_policy, a_snapshot, a_target
 
@@ -91,7 +92,7 @@ class TestLowers:
         sim = Box(a_box_policy())
         caps = [decision.cap for decision in sim.run(100, 60)]
         assert caps[-1] == 8  # 12 would draw the whole limit, and a margin is kept
-        assert box(8) <= MARGIN * LIMIT < box(12)
+        assert box(8) <= (1 - LEAST_SPARE) * LIMIT < box(12)
         assert len(set(caps[40:])) == 1
 
     def test_at_once_after_one_window_and_by_several_sizes(self) -> None:
@@ -100,9 +101,8 @@ class TestLowers:
         assert sim.now_s <= 60
         assert first.cap is not None
         assert first.cap <= 24
-        assert first.message.startswith(
-            f"Batch cap 64 -> {first.cap}: a GPU draws 81 W, constraints.powerWattsPerGPU allows 60 W. Replicas 2 -> "
-        )
+        why = "a GPU draws 80.53 W, constraints.powerWattsPerGPU allows 60 W"
+        assert first.message.startswith(f"Batch cap 64 -> {first.cap}: {why}. Replicas 2 -> ")
 
     def test_it_is_the_reason_where_no_replica_comes(self) -> None:
         sim = Box(a_box_policy(replicas=(1, 2)))
@@ -163,14 +163,14 @@ class TestUnreachable:
         sim.watts = lambda batch: 0.5 * box(batch)
         decision = sim.after(100, BROKEN_MEMORY_S / 60 + 30)
         assert verdict(decision).state is PowerState.WITHIN
-        assert (decision.cap or 0) >= 48  # draws 39 W; 64 would draw 40.3
+        assert (decision.cap or 0) >= 32  # draws 36.8 W; 64 would draw 40.3
 
 
 class TestRaises:
     def test_as_far_as_is_predicted_and_no_farther(self) -> None:
         sim = Box(a_box_policy(75.0), cap=4)
         above = [decision for decision in sim.run(100, 90) if verdict(decision).state is PowerState.ABOVE]
-        assert sim.cap == 24  # 32 would draw 73.6 W, more than the margin leaves
+        assert sim.cap == 32  # 48 would draw 78 W
         assert not above
 
     def test_not_beyond_the_reach_of_what_is_seen(self) -> None:
@@ -191,12 +191,32 @@ class TestRaises:
         """It was seen what batches draw; in the morning they are small, and the cap is lowered before they are not."""
         sim = Box(a_box_policy(75.0), cap=4)
         sim.after(100, 60)
-        assert sim.cap == 24
+        assert sim.cap == 32
         sim.watts = lambda batch: 1.15 * box(batch)
-        decisions = list(sim.run(14, 30))
+        decisions = list(sim.run(16, 30))
         assert all(verdict(one).state is PowerState.WITHIN for one in decisions)
-        assert decisions[-1].cap == 16
-        assert "at full batches" in next(one.message for one in decisions if one.cap == 16)
+        assert (decisions[-1].cap or 64) <= 24
+        assert "at full batches" in next(one.message for one in decisions if one.cap != 32)
+
+
+class TestNoise:
+    @pytest.mark.parametrize("limit", [52, 60, 67, 75])
+    def test_noisy_meters_do_not_make_it_swing(self, limit: int) -> None:
+        """Readings that vary by 3 percent, as board power does from one second to the next."""
+        noise = np.random.default_rng(limit)
+        sim = Box(a_box_policy(float(limit)))
+        sim.watts = lambda batch: box(batch) * (1 + 0.03 * float(noise.standard_normal()))
+        sim.after(100, 20)
+        before, moves, above, looks = sim.cap, 0, 0, 0
+        for _ in sim.run(100, 120):
+            moves += sim.cap != before
+            before = sim.cap
+            above += box(sim.cap) > limit
+            looks += 1
+        assert moves <= 4 * 2  # an hour
+        assert above < 0.05 * looks
+        best = max(size for size in SIZES if box(size) <= limit)
+        assert sim.cap >= SIZES[max(0, SIZES.index(best) - 1)]
 
 
 class TestMissing:
@@ -273,9 +293,7 @@ class TestRollouts:
 
 
 @given(
-    st.lists(
-        st.tuples(st.floats(0, 200), st.sampled_from([None, 0, 1]), st.floats(0.5, 1.5)), min_size=1, max_size=40
-    ),
+    st.lists(st.tuples(st.floats(0, 200), st.sampled_from([None, 0, 1]), st.floats(0.5, 1.5)), min_size=1, max_size=40),
     st.integers(31, 95),
     st.sampled_from(SIZES),
 )

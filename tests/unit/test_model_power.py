@@ -15,7 +15,7 @@ WATTS = st.floats(1, 1400)
 def fitted(*points: tuple[float, float]) -> PowerFit:
     fit = NO_POWER
     for batch, watts in points:
-        fit = fit.seen(batch, watts, 0.0)
+        fit = fit.seen(batch, watts, fit.curve(), 0.0)
     return fit
 
 
@@ -53,14 +53,14 @@ def test_the_present_level_counts_and_the_past_gives_the_shape() -> None:
 def test_another_level_is_no_other_shape() -> None:
     fit = fitted(*[(batch, saturating(batch)) for batch in (4, 8, 16, 32, 64)])
     for _ in range(20):
-        fit = fit.seen(16, 1.3 * saturating(16), 60.0)
+        fit = fit.seen(16, 1.3 * saturating(16), fit.curve(), 60.0)
     assert fit.curve().watts(64) == pytest.approx(1.3 * saturating(64), rel=0.05)
 
 
 def test_an_hour_later_it_is_forgotten() -> None:
     fit = fitted((4, 30), (64, 90))
     assert fit.spread == 16
-    assert [point.batch for point in fit.seen(32, 50, MEMORY_S + 1).points] == [32]
+    assert [point.batch for point in fit.seen(32, 50, fit.curve(), MEMORY_S + 1).points] == [32]
 
 
 def test_it_stays_small() -> None:

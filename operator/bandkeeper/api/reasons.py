@@ -96,6 +96,9 @@ class PowerState(_Documented):
     """How the GPUs' power stands to constraints.powerWattsPerGPU."""
 
     WITHIN = "Within", "No GPU draws more than constraints.powerWattsPerGPU allows."
-    ABOVE = "Above", "A GPU draws more than constraints.powerWattsPerGPU allows; the batch cap is being lowered."
-    UNREACHABLE = "Unreachable", "Power is above its limit at the smallest batch cap; the message says what helps."
+    ABOVE = (
+        "PowerAboveLimit",
+        "A GPU draws more than constraints.powerWattsPerGPU allows; the batch cap goes down.",
+    )
+    UNREACHABLE = "PowerUnreachable", "Power is above its limit at the smallest batch cap; the message says what helps."
     NO_DATA = "NoData", "The power of the GPUs is not known, so it moves no batch cap."

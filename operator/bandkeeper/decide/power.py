@@ -15,7 +15,7 @@ from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import PodState, Snapshot
 from bandkeeper.decide.decision import PowerVerdict
 from bandkeeper.decide.load import STALE_S, Load
-from bandkeeper.decide.policy import BatchControl, Policy
+from bandkeeper.decide.policy import BatchControl, Batching, Policy
 from bandkeeper.decide.quality import NEWS_S, gpus_of
 from bandkeeper.decide.state import PowerMemory, PowerSample
 
@@ -23,8 +23,9 @@ WINDOW_S = 60.0
 FEWEST_SAMPLES, SHORTEST_S = 2, 25.0  # for a window to tell: an exporter that is scraped every 30 s
 EXPORTER_S = 30.0  # the age that a figure has already when it is scraped: exporters collect so often
 WARMUP_S = 90.0  # a pod ready for less than this may have no figure yet
-MARGIN = 0.97  # of the limit: what a cap may be predicted to draw
+LEAST_SPARE, MOST_SPARE = 0.005, 0.03  # of the limit, which a cap is predicted to leave free: as power varies
 FORESEEN = 1.05  # of the limit: what full batches must be predicted to draw for the cap to be lowered beforehand
+GROWTH = 1.3  # times what a larger cap is predicted to draw more, that there must be room for
 REACH = 2.0  # times the present batch: farther is not predicted
 FARTHEST = 4.0  # a cap is lowered to a fourth at most before power is measured again
 SURE_SPREAD = 2.0  # of batches that were seen, for a shape to be more than a guess
@@ -48,10 +49,14 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Means of a minute in which one cap was in force; `batch` is None where requests are not told."""
+    """Means of the last minute; `batch` is None where requests are not told.
+
+    `margin` is the share of the limit that a cap may be predicted to draw: what power varies by stays free.
+    """
 
     watts: float
     batch: float | None
+    margin: float
 
 
 def judge_power(
@@ -62,13 +67,13 @@ def judge_power(
     if limit is None:
         return None, memory
     reading = _read(snapshot, load)
-    memory, news = _noted(_followed(memory, control, load, now_s), reading, load, now_s)
+    memory, news = _noted(_followed(memory, control, load, now_s), reading, _batch(policy, load), now_s)
     window = _window(memory, control, now_s)
     if reading is None or window is None:
         return _unknown(limit, load, reading, memory), memory
-    if news and window.batch:
-        fit = memory.fit.seen(window.batch, window.watts, now_s)
-        memory = replace(memory, fit=fit, curve=fit.curve())
+    if news and window.batch and now_s - memory.fitted_s >= EXPORTER_S:
+        fit = memory.fit.seen(window.batch, window.watts, memory.curve, now_s)
+        memory = replace(memory, fit=fit, curve=fit.curve(), fitted_s=now_s)
     if control is None:
         state = PowerState.ABOVE if window.watts > limit else PowerState.WITHIN
         text = _drawn(window.watts, limit)
@@ -107,20 +112,33 @@ def _read(snapshot: Snapshot, load: Load) -> _Reading | None:
 
 
 def _followed(memory: PowerMemory, control: BatchControl | None, load: Load, now_s: float) -> PowerMemory:
-    """The caps in force. What is found at first is not gone beyond until power was seen to allow it."""
+    """The caps in force. What is found at first is not gone beyond until power was seen to allow it.
+
+    Once a lower bound is in force, what was drawn before says nothing any more; other moves of the cap are no reason to
+    look away.
+    """
     if control is None or not load.caps:
         return memory
     if memory.ceiling is None:
         first = max(load.caps)
         ceiling = next((cap for cap in control.candidates if cap >= first), control.candidates[-1])
         return replace(memory, ceiling=ceiling, caps=load.caps)
-    return memory if load.caps == memory.caps else replace(memory, caps=load.caps, since_s=now_s)
+    obeys = max(memory.caps, default=0) > memory.ceiling >= max(load.caps)
+    return replace(memory, caps=load.caps, since_s=now_s if obeys else memory.since_s)
 
 
-def _noted(memory: PowerMemory, reading: _Reading | None, load: Load, now_s: float) -> tuple[PowerMemory, bool]:
+def _batch(policy: Policy, load: Load) -> float | None:
+    """Requests in process per replica; where a dynamic batcher has more than it takes, batches are full."""
+    full = policy.batching is Batching.DYNAMIC and load.queueing and load.caps
+    return max(load.batch or 0.0, float(min(load.caps))) if full else load.batch
+
+
+def _noted(
+    memory: PowerMemory, reading: _Reading | None, batch: float | None, now_s: float
+) -> tuple[PowerMemory, bool]:
     if reading is None:
         return memory, False
-    sample, samples = PowerSample(now_s - reading.age_s, reading.watts, load.batch), memory.samples
+    sample, samples = PowerSample(now_s - reading.age_s, reading.watts, batch), memory.samples
     if samples and sample.at_s - samples[-1].at_s < NEWS_S:
         return memory, False
     return replace(memory, samples=(*samples, sample)[-SAMPLES_LIMIT:]), True
@@ -135,7 +153,9 @@ def _window(memory: PowerMemory, control: BatchControl | None, now_s: float) -> 
         return None
     batches = [sample.batch for sample in samples if sample.batch is not None]
     watts = sum(sample.watts for sample in samples) / len(samples)
-    return _Window(watts, sum(batches) / len(batches) if batches else None)
+    varies = math.sqrt(sum((sample.watts - watts) ** 2 for sample in samples) / len(samples)) / watts
+    margin = 1 - min(max(varies, LEAST_SPARE), MOST_SPARE)
+    return _Window(watts, sum(batches) / len(batches) if batches else None, margin)
 
 
 def _bounded(
@@ -171,14 +191,15 @@ def _bounded(
 
     broke_at = memory.broke_at if now_s - memory.broke_s <= BROKEN_MEMORY_S else None
     larger = [cap for cap in candidates if ceiling < cap <= REACH * batch and (broke_at is None or cap < broke_at)]
-    fitting = [cap for cap in larger if at_full(cap) <= MARGIN * limit]
+    room = (window.margin * limit - window.watts) / GROWTH
+    fitting = [cap for cap in larger if at_full(cap) - window.watts <= room]
     if fitting:
         return replace(memory, ceiling=fitting[-1], moved_s=now_s)
     sure = memory.fit.spread >= SURE_SPREAD and ceiling <= REACH * batch and now_s - memory.moved_s >= LONG_REST_S
     least = [cap for cap in candidates if batch <= cap < ceiling]
     if sure and least and at_full(ceiling) > FORESEEN * limit:
-        fitting = [cap for cap in least if at_full(cap) <= MARGIN * limit]
-        why = f"a GPU would draw {at_full(ceiling):.0f} W at full batches, {_allowed(limit)}"
+        fitting = [cap for cap in least if at_full(cap) <= window.margin * limit]
+        why = f"a GPU would draw {at_full(ceiling):.4g} W at full batches, {_allowed(limit)}"
         return replace(memory, ceiling=fitting[-1] if fitting else least[0], moved_s=now_s, why=why)
     return memory
 
@@ -191,7 +212,7 @@ def _lowered(
     if (batch := window.batch) is not None and batch > 0:
         batch = min(batch, in_force)
         near = [one for one in smaller if one >= batch / FARTHEST] or smaller[-1:]
-        fitting = [one for one in near if memory.curve.moved(one, batch, window.watts) <= MARGIN * limit]
+        fitting = [one for one in near if memory.curve.moved(one, batch, window.watts) <= window.margin * limit]
         cap = fitting[-1] if fitting else near[0]
         broke_at = next((one for one in smaller if one >= batch and one > cap), in_force)
     why = _drawn(window.watts, limit)
@@ -199,28 +220,28 @@ def _lowered(
 
 
 def _allowed(watts: float) -> str:
-    return f"constraints.powerWattsPerGPU allows {watts:.0f} W"
+    return f"constraints.powerWattsPerGPU allows {watts:.4g} W"
 
 
 def _drawn(watts: float, limit: float) -> str:
-    return f"a GPU draws {watts:.0f} W, {_allowed(limit)}"
+    return f"a GPU draws {watts:.4g} W, {_allowed(limit)}"
 
 
 def _verdict(limit: float, control: BatchControl, memory: PowerMemory, watts: float) -> PowerVerdict:
     state, allowed = memory.state or PowerState.NO_DATA, _allowed(limit)
     if state is PowerState.UNREACHABLE:
-        text = f"A GPU draws {watts:.0f} W at the smallest batch cap, {control.candidates[0]}: {allowed}; {_ADVICE}"
+        text = f"A GPU draws {watts:.4g} W at the smallest batch cap, {control.candidates[0]}: {allowed}; {_ADVICE}"
     elif state is PowerState.ABOVE:
-        text = f"A GPU draws {watts:.0f} W, {allowed}; the batch cap goes down to {memory.ceiling}"
+        text = f"A GPU draws {watts:.4g} W, {allowed}; the batch cap goes down to {memory.ceiling}"
     else:
-        text = f"The GPU that draws most draws {watts:.0f} W, {allowed}; the batch cap may be up to {memory.ceiling}"
+        text = f"The GPU that draws most draws {watts:.4g} W, {allowed}; the batch cap may be up to {memory.ceiling}"
     return PowerVerdict(limit, state, text + ".", watts, memory.ceiling)
 
 
 def _unknown(limit: float, load: Load, reading: _Reading | None, memory: PowerMemory) -> PowerVerdict:
     """Without a whole window; while one is awaited after a change, what was known before is still said."""
     if reading is not None and memory.state is not None:
-        text = f"The GPU that draws most draws {reading.watts:.0f} W, {_allowed(limit)}; a minute at the present batch "
+        text = f"The GPU that draws most draws {reading.watts:.4g} W, {_allowed(limit)}; a minute at the present batch "
         return PowerVerdict(limit, memory.state, text + "cap is awaited.", reading.watts, memory.ceiling)
     if not load.ready:
         text = "No pod is ready, so there is no power to measure."

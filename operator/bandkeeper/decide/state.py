@@ -316,6 +316,7 @@ class PowerMemory:
     samples: tuple[PowerSample, ...] = ()
     fit: PowerFit = NO_POWER
     curve: PowerCurve = PRIOR_POWER
+    fitted_s: float = float("-inf")
     broke_at: int | None = None
     broke_s: float = float("-inf")
     state: PowerState | None = None

@@ -16,7 +16,8 @@ BUSY, MEMORY, COMPUTE = 0.3, 0.3, 0.4
 def watts(server: Server, busy: float, tensor: float, dram: float) -> float | None:
     """Watts of one GPU at these shares of time and of its peaks; None where the GPU is not known."""
     peaks = DEFAULT.of(server.gpu)
-    if peaks is None:
+    most = peaks.power if server.watts is None and peaks is not None else server.watts
+    if most is None:
         return None
     memory, compute = min(1.0, of_peak(dram, DRAM_PEAK)), min(1.0, of_peak(tensor, TENSOR_PEAK))
-    return peaks.power * (IDLE + (1 - IDLE) * (BUSY * min(1.0, busy) + MEMORY * memory + COMPUTE * compute))
+    return most * (IDLE + (1 - IDLE) * (BUSY * min(1.0, busy) + MEMORY * memory + COMPUTE * compute))

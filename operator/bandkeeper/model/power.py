@@ -14,7 +14,7 @@ PRIOR_IDLE = 0.3  # of the most that was seen: about what data sheets and measur
 _PRIOR_WEIGHT = 0.3  # of one point
 _KEPT = 0.7  # of what a point had before
 _LEAST_WATTS = 1.0
-_HALVES = tuple(2.0**exponent for exponent in range(-1, 12))
+_HALVES = tuple(2.0**exponent for exponent in range(11))
 _PLAIN = 1e-5  # per octave: where several shapes fit, the one that is half saturated at the largest batch that was seen
 
 
@@ -51,8 +51,8 @@ class PowerFit:
 
     points: tuple[PowerPoint, ...] = ()
 
-    def seen(self, batch: float, watts: float, now_s: float) -> PowerFit:
-        """With one look more, and without what is older than an hour.
+    def seen(self, batch: float, watts: float, curve: PowerCurve, now_s: float) -> PowerFit:
+        """With one look more, and without what is older than an hour; `curve` is the present fit's.
 
         At a batch that was seen before, another power than it had is another level, of all batches.
         """
@@ -61,7 +61,7 @@ class PowerFit:
         known = next((point for point in points if _place(point.batch) == place), None)
         others = [point for point in points if point is not known]
         if known is not None:
-            expected = self.curve().moved(batch, known.batch, known.watts)
+            expected = curve.moved(batch, known.batch, known.watts)
             shift = (watts / max(expected, _LEAST_WATTS)) ** (1 - _KEPT)
             others = [replace(point, watts=point.watts * shift) for point in others]
             batch, watts = _mean(known.batch, batch), _mean(known.watts, watts)
@@ -81,8 +81,9 @@ class PowerFit:
         best, least = PowerCurve(), math.inf
         for half in _HALVES:
             curve = _line([(batch / (batch + half), share, weight) for batch, share, weight in rows], half)
-            error = sum(weight * (curve.watts(batch) - share) ** 2 for batch, share, weight in rows)
-            error += _PLAIN * abs(math.log2(half / max(largest, _HALVES[0])))
+            error = _PLAIN * abs(math.log2(half / max(largest, _HALVES[0])))
+            for batch, share, weight in rows:
+                error += weight * (curve.idle + curve.span * batch / (batch + half) - share) ** 2
             if error < least:
                 best, least = curve, error
         return PowerCurve(best.idle * top, best.span * top, best.half)
@@ -98,14 +99,17 @@ def _mean(before: float, now: float) -> float:
 
 def _line(rows: list[tuple[float, float, float]], half: float) -> PowerCurve:
     """The straight line of (x, y, weight) by least squares, neither end nor slope below 0."""
-    weight = sum(each for _, _, each in rows)
-    x, y = (sum(row[place] * row[2] for row in rows) / weight for place in (0, 1))
-    variance = sum(each * (one - x) ** 2 for one, _, each in rows)
-    slope = sum(each * (one - x) * (other - y) for one, other, each in rows) / variance if variance > 0 else 0.0
-    slope = max(0.0, slope)
-    if y < slope * x:  # idle power would be negative: the line through nothing
-        return PowerCurve(0.0, sum(a * b * w for a, b, w in rows) / sum(a * a * w for a, _, w in rows), half)
-    return PowerCurve(y - slope * x, slope, half)
+    whole = sum_x = sum_y = sum_xx = sum_xy = 0.0
+    for x, y, weight in rows:
+        whole += weight
+        sum_x += weight * x
+        sum_y += weight * y
+        sum_xx += weight * x * x
+        sum_xy += weight * x * y
+    spread = whole * sum_xx - sum_x * sum_x
+    slope = max(0.0, (whole * sum_xy - sum_x * sum_y) / spread) if spread > 0 else 0.0
+    idle = (sum_y - slope * sum_x) / whole
+    return PowerCurve(idle, slope, half) if idle >= 0 else PowerCurve(0.0, sum_xy / sum_xx, half)
 
 
 NO_POWER, PRIOR_POWER = PowerFit(), PowerCurve()
