@@ -89,6 +89,11 @@ def test_a_limit_of_power_comes_with_finer_caps() -> None:
     assert own.batch.candidates == (8, 32)
 
 
+def test_an_efficiency_becomes_a_ratio() -> None:
+    assert resolved(a_spec(constraints={"parallelEfficiencyPercent": 75})).least_efficiency == 0.75
+    assert resolved(a_spec(constraints={})).least_efficiency is None
+
+
 def test_promises_become_numbers() -> None:
     slos = [
         {"signal": "InterTokenLatency", "percentile": 99, "threshold": "7500us", "window": "2m"},

@@ -39,6 +39,10 @@ class Reason(_Documented):
         "MoreWouldNotHelp",
         "More replicas were seen to bring hardly more work, or share what is full, so none is added.",
     )
+    LOW_EFFICIENCY = (
+        "LowParallelEfficiency",
+        "Workers do less than constraints.parallelEfficiencyPercent of what few do, so none is added, or one goes.",
+    )
     OUTSIDE_BOUNDS = "OutsideBounds", "The target has fewer or more replicas than the policy allows."
     LIMITED = "Limited", "A bound or a rate limit stands in the way of what is wanted."
     FALLBACK = "Fallback", "Metrics are missing for longer than allowed, and the policy's fallback holds."
@@ -71,6 +75,10 @@ class LimitReason(_Documented):
     SCALE_UP_LIMIT = "ScaleUpLimit", "behavior.scaleUp allows a part of what is wanted now."
     SCALE_DOWN_LIMIT = "ScaleDownLimit", "behavior.scaleDown allows a part of what is wanted now."
     MORE_WOULD_NOT_HELP = "MoreWouldNotHelp", "More replicas would bring hardly more work; the message says why."
+    LOW_EFFICIENCY = (
+        "LowParallelEfficiency",
+        "One worker more would do less than constraints.parallelEfficiencyPercent of what few do.",
+    )
     UNSCHEDULABLE = "Unschedulable", "Ordered pods find no node with a free GPU."
     IMAGE_PULL_FAILED = "ImagePullFailed", "Ordered pods cannot pull their image."
     CRASH_LOOP = "CrashLoop", "Ordered pods crash again and again."

@@ -517,6 +517,12 @@ class Constraints(_Model):
         description="The most power that each GPU may draw, in watts, as a mean of a minute. The batch cap is kept as "
         "large as this allows, also while work waits, and replicas take over the rest. Needs batch.",
     )
+    parallel_efficiency_percent: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        examples=[75],
+        description="For training and batch jobs: workers are added only while each of them does at least this percent "
+        "of what one of the fewest seen did, and one is let go while they do less.",
+    )
 
 
 class Spec(_Model):
@@ -781,6 +787,9 @@ class Effective(_Model):
     batch_rule: Word = Field(description="How the batch cap is chosen.")
     power_watts_per_gpu: Watts | None = Field(
         default=None, alias="powerWattsPerGPU", description="The most power that each GPU may draw; absent: no limit."
+    )
+    parallel_efficiency_percent: Share100 | None = Field(
+        default=None, description="The least parallel efficiency that workers are added for; absent: any."
     )
     scale_up: EffectiveScalingRules = Field(description="How replicas are added.")
     scale_down: EffectiveScalingRules = Field(description="How replicas are removed.")

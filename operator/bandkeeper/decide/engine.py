@@ -29,6 +29,7 @@ from bandkeeper.decide.replicas import Wanted, choose
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import watch
 from bandkeeper.decide.state import State
+from bandkeeper.decide.workers import watch_workers
 
 
 def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tuple[Decision, State]:
@@ -69,6 +70,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     load = assess(policy, snapshot, state.demand)
     verdicts = judge(policy, snapshot, load)
     metrics, sight = watch(policy, snapshot, load, verdicts, state.sight, now_s)
+    workers = watch_workers(policy, load, state.workers, now_s)
     power, power_memory = judge_power(policy, snapshot, load, state.power, now_s)
     policy = within(policy, power_memory)
     best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s)
@@ -96,7 +98,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         power=power,
     )
     state = replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, power=power_memory, quality=judged)
-    return scene, state
+    return scene, replace(state, workers=workers)
 
 
 def _decision(scene: Scene, wanted: Wanted) -> Decision:

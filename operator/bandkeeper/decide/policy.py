@@ -116,6 +116,8 @@ class Policy:
         Bytes per second that all replicas together can move at most; None where nobody said.
     power_watts
         The most that each GPU may draw; None where nobody said.
+    least_efficiency
+        Ratio below which no worker is added; None where nobody said.
     quality, peaks
         Bounds that the quality of utilisation is judged by, and what each GPU can do at most.
     """
@@ -137,6 +139,7 @@ class Policy:
     shared_network: float | None = None
     shared_storage: float | None = None
     power_watts: float | None = None
+    least_efficiency: float | None = None
     quality: Thresholds = field(default_factory=Thresholds)
     peaks: Table = DEFAULT
 
@@ -194,6 +197,7 @@ def resolve(
         tolerance=0.0,
     )
     constraints = spec.constraints or v1alpha1.Constraints()
+    efficiency = constraints.parallel_efficiency_percent
     batch = None
     if spec.batch is not None and cost_class is not None:
         sizes = spec.batch.candidates or default_candidates(
@@ -226,6 +230,7 @@ def resolve(
         shared_network=_amount(shared.network_bytes_per_second),
         shared_storage=_amount(shared.storage_bytes_per_second),
         power_watts=_amount(constraints.power_watts_per_gpu),
+        least_efficiency=None if efficiency is None else efficiency / 100,
         quality=quality or Thresholds(),
         peaks=peaks,
     )

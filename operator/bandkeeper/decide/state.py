@@ -12,7 +12,7 @@ from bandkeeper.model.outlook import NO_OUTLOOK, Outlook
 from bandkeeper.model.peaks import NO_PEAKS, Peaks
 from bandkeeper.model.power import NO_POWER, PRIOR_POWER, PowerCurve, PowerFit
 from bandkeeper.model.steps import NO_STEPS, StepFit
-from bandkeeper.quality.types import Assessment, Memory
+from bandkeeper.quality.types import Assessment, Memory, Saturated
 
 EVENTS_LIMIT = 128
 SAMPLES_LIMIT = 32
@@ -324,6 +324,29 @@ class PowerMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersMemory:
+    """What workers were seen to bring.
+
+    Attributes
+    ----------
+    seen
+        Throughput by count, while there was always work.
+    count, since_s
+        The count that stands, None while it changes, and since when it was watched.
+    low_since_s
+        Since when it is less efficient than was asked for; None while it is not.
+    revision
+        Pod template that all this is of.
+    """
+
+    seen: tuple[Saturated, ...] = ()
+    count: int | None = None
+    since_s: float = float("-inf")
+    low_since_s: float | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
     """What was seen, and since when.
 
@@ -404,6 +427,7 @@ class State:
     scale: ScaleMemory = ScaleMemory()
     cap: CapMemory = CapMemory()
     power: PowerMemory = PowerMemory()
+    workers: WorkersMemory = WorkersMemory()
     quality: QualityMemory = QualityMemory()
 
     @classmethod
