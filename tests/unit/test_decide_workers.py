@@ -55,7 +55,7 @@ class Job:
     def __post_init__(self) -> None:
         self.state, self.now_s, self.since_s = State.initial(0.0), 0.0, -3600.0
 
-    def look(self, **gpu: float) -> Snapshot:
+    def look(self, **gpu: Any) -> Snapshot:
         age_s = self.now_s - self.since_s
         pods = tuple(
             replace(a_pod(f"worker-{number}", age_s=age_s + COLD_START_S, state_age_s=age_s), job=self.label)
@@ -70,7 +70,7 @@ class Job:
             **{name: value * self.workers for name, value in gpu.items()},
         )
 
-    def run(self, minutes: float, **gpu: float) -> Iterator[Decision]:
+    def run(self, minutes: float, **gpu: Any) -> Iterator[Decision]:
         for _ in range(round(minutes * 60 / PERIOD_S)):
             self.now_s += PERIOD_S
             decision, self.state = decide(self.policy, self.look(**gpu), self.state, self.now_s)
@@ -79,7 +79,7 @@ class Job:
                 self.workers, self.since_s = decision.replicas, self.now_s
             yield decision
 
-    def after(self, minutes: float, **gpu: float) -> Decision:
+    def after(self, minutes: float, **gpu: Any) -> Decision:
         *_, last = self.run(minutes, **gpu)
         return last
 
@@ -118,7 +118,7 @@ class TestAdds:
 
     def test_each_count_is_measured_before_the_next(self) -> None:
         job = Job(a_job_policy(50))
-        moves = []
+        moves: list[tuple[float, int]] = []
         for decision in job.run(60):
             if decision.replicas is not None and (not moves or moves[-1][1] != decision.replicas):
                 moves.append((job.now_s, decision.replicas))

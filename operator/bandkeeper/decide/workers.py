@@ -12,7 +12,7 @@ from dataclasses import replace
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.state import WorkersMemory
-from bandkeeper.model.scaling import Scaling
+from bandkeeper.quality.scaling import Scaling
 from bandkeeper.quality.types import Component, Saturated
 
 MEMORY_S = 86_400.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandkeeper.model.scaling import Scaling
+from bandkeeper.quality.scaling import Scaling
 from bandkeeper.quality.types import Saturated
 
 
