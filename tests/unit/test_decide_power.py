@@ -287,6 +287,16 @@ class TestRollouts:
         assert caps[-1] == 8
         assert len(caps) <= 4
 
+    def test_one_that_failed_is_not_begun_again_at_once(self) -> None:
+        sim = Box(a_box_policy(batch=self.control()))
+        first = next(decision.cap for decision in sim.run(100, 10) if decision.cap != 64)
+        sim.rollout = Rollout(ours=True, deadline_exceeded=True, cap=first, previous_cap=64)
+        assert next(sim.run(100, 1)).rollback
+        sim.rollout, failed_s = None, sim.now_s
+        assert sim.cap == 64
+        again_s = next(sim.now_s for decision in sim.run(100, 60) if decision.cap != 64)
+        assert again_s - failed_s >= 1000.0  # ten cold starts
+
     def test_one_that_is_on_its_way_does(self) -> None:
         sim = Box(a_box_policy(batch=self.control()), rollout=Rollout())
         assert sim.after(100, 30).cap == 64

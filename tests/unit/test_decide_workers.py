@@ -116,6 +116,17 @@ class TestAdds:
         assert (decision.reason, decision.metrics.state) == (Reason.NO_CHANGE, MetricsState.USABLE)
         assert "of a training job" in decision.message
 
+    def test_what_exceeds_the_promise_is_let_go_and_stays_away(self) -> None:
+        job = Job(a_job_policy(None, goal=replace(GOAL, min_per_s=250.0)), workers=16)
+        decisions = list(job.run(120))
+        counts = [one.replicas for one in decisions]
+        assert job.workers == 4  # 5 percent to spare: 3 workers do 259/s
+        assert 250 <= amdahl(3) < 1.05 * 250 <= amdahl(4)
+        assert counts == sorted(counts, key=lambda count: -(count or 0))
+        told = next(one for one in decisions if one.replicas != 16)
+        assert told.reason is Reason.DEMAND_FELL
+        assert "727 samples/s, the objective is at least 250/s" in told.message
+
     def test_each_count_is_measured_before_the_next(self) -> None:
         job = Job(a_job_policy(50))
         moves: list[tuple[float, int]] = []

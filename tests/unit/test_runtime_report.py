@@ -279,7 +279,8 @@ def test_power_is_shown_where_it_is_limited() -> None:
     assert told(found).stored()["power"] == {"limitWatts": 300, "measuredWatts": 310, "batchCap": 48}
     assert conditions(found)["WithinPower"] == ("False", "PowerAboveLimit")
 
-    found.decision = None
-    assert conditions(found)["WithinPower"] == ("Unknown", "NoData")
+    for decision in (dataclasses.replace(found.decision, power=None), None):  # at 0 replicas, and without a target
+        found.decision = decision
+        assert conditions(found)["WithinPower"] == ("Unknown", "NoData")
     assert "power" not in told(tracked()).stored()
     assert conditions(tracked())["WithinPower"] == ("Unknown", "NoLimit")

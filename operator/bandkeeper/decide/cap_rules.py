@@ -339,14 +339,16 @@ class CapRules:
         if self.control.cost_class is not CostClass.ROLLOUT:
             in_force = self.memory.confirmed or not self.load.caps
             return move.urgent or move.bounds or (rested and in_force)
-        if move.power:
-            return rollout is None and self.now_s - self.memory.moved_s >= self.rest_s()
         load, memory = self.load, self.memory
+        spared = self.now_s - memory.rollout_s >= ROLLOUT_REST * load.cold_start_s
+        if move.power:
+            failed = memory.before is None and memory.rollout_s == memory.moved_s
+            waited = self.now_s - memory.moved_s >= self.rest_s()
+            return rollout is None and waited and (spared or not failed)
         waits = any(is_wait(verdict, load) for verdict in breached(self.verdicts))
         emergency = (self.demand.saturated or waits) and not self.demand.batch_first
         calm = not emergency and rollout is None and not load.terminating
         all_ready = load.ready == self.replicas and not load.pending and not load.lost
-        spared = self.now_s - memory.rollout_s >= ROLLOUT_REST * load.cold_start_s
         return calm and all_ready and spared and rested
 
     def taken(self, move: Move) -> tuple[CapChoice, CapMemory]:

@@ -206,6 +206,11 @@ def let_go(scene: Scene, wanted: int, low: float) -> str:
     return clipped(f"{_change(scene, wanted)}: each does {_efficiency(scene, low)}.")
 
 
+def rate_exceeded(scene: Scene, wanted: int) -> str:
+    kept = "; ".join(describe(verdict) for verdict in scene.verdicts)
+    return clipped(f"{_change(scene, wanted)}: so many keep what is promised ({kept}).")
+
+
 def trains(scene: Scene) -> str:
     rate = scene.load.produced_per_s
     done = "" if rate is None else f", {rate:.4g}/s"

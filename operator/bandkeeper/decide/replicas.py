@@ -15,7 +15,7 @@ from bandkeeper.decide.promises import breached
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.state import Shrink, State
 from bandkeeper.decide.vetoes import Veto, against_more, held_back, structural, veto
-from bandkeeper.decide.workers import most_workers, too_many
+from bandkeeper.decide.workers import fewest_workers, most_workers, too_many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +168,20 @@ def _more(
     return Wanted(replicas=wanted, reason=reason, message=message, limit=limit or _lost(scene))
 
 
+def _training(scene: Scene, state: State) -> Wanted:
+    """A training job whose promises ask for no more: what exceeds them is let go."""
+    current = scene.current
+    fewer = fewest_workers(scene.load, scene.verdicts, state.workers, current, scene.now_s)
+    goal = max(fewer, scene.policy.min_replicas)
+    if goal < current and not held_back(scene, state):
+        wanted, limit = _limited(scene, state, goal)
+        if wanted < current:
+            message = explain.rate_exceeded(scene, wanted)
+            return Wanted(replicas=wanted, reason=Reason.DEMAND_FELL, message=message, limit=limit or _lost(scene))
+    message = explain.trains(scene)
+    return Wanted(replicas=current, reason=Reason.NO_CHANGE, message=message, limit=_lost(scene))
+
+
 def _fewer_workers(scene: Scene, state: State, low: float) -> Wanted:
     """One less: each of them does too little, whatever is promised."""
     wanted, limit = _limited(scene, state, scene.current - 1)
@@ -206,8 +220,7 @@ def _broken_bound(scene: Scene) -> SLOVerdict | None:
 def _no_more(scene: Scene, state: State) -> tuple[Wanted, State]:
     demand, current = scene.demand, scene.current
     if scene.load.trains and scene.metrics.state is MetricsState.USABLE:
-        message = explain.trains(scene)
-        return Wanted(replicas=current, reason=Reason.NO_CHANGE, message=message, limit=_lost(scene)), state
+        return _training(scene, state), state
     if demand is None or scene.metrics.state is not MetricsState.USABLE:
         return _blind(scene), state
     fewer = size.fewest(

@@ -7,8 +7,11 @@ more to do. What was seen counts for a day, so that a resize, which such a job p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+from bandkeeper.api.reasons import SLOState
+from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.state import WorkersMemory
@@ -18,6 +21,7 @@ from bandkeeper.quality.types import Component, Saturated
 MEMORY_S = 86_400.0
 SETTLED_WINDOWS = 2.0  # rate windows that a count must have stood for
 STAYS_S = 600.0  # so long efficiency is low before a worker is let go
+ENOUGH = 1.05  # times a promised rate, before workers are let go because it is exceeded
 SPARE = 0.02  # below the stated efficiency: less is noise
 STEP = 1.25  # times the workers there are: what more of them bring is told from chance, where nothing predicts it
 FARTHEST = 2.0  # times the most workers that were seen: farther is not predicted
@@ -29,7 +33,7 @@ FEEDS = frozenset({Component.CPU, Component.NETWORK, Component.STORAGE})
 
 def watch_workers(policy: Policy, load: Load, memory: WorkersMemory, now_s: float) -> WorkersMemory:
     """With the throughput of the present count, once it has stood for long enough."""
-    if policy.least_efficiency is None:
+    if policy.least_efficiency is None and not load.trains:
         return memory
     if load.revision is not None and load.revision != memory.revision:
         memory = WorkersMemory(revision=load.revision) if memory.revision is not None else memory
@@ -45,8 +49,8 @@ def watch_workers(policy: Policy, load: Load, memory: WorkersMemory, now_s: floa
     mean = before + _SMOOTHING * (produced - before)
     others = [one for one in memory.seen if one.replicas != load.ready and now_s - one.at_s <= MEMORY_S]
     memory = replace(memory, seen=(*others, Saturated(load.ready, mean, now_s))[-COUNTS_LIMIT:])
-    efficiency = Scaling.of(memory.seen).efficiency(load.ready)
-    if efficiency is None or efficiency >= policy.least_efficiency - SPARE:
+    efficiency, least = Scaling.of(memory.seen).efficiency(load.ready), policy.least_efficiency
+    if efficiency is None or least is None or efficiency >= least - SPARE:
         return replace(memory, low_since_s=None)
     return memory if memory.low_since_s is not None else replace(memory, low_since_s=now_s)
 
@@ -79,6 +83,22 @@ def most_workers(
         if efficiency is not None and efficiency < least:
             return count - 1, efficiency
     return min(need, most), None
+
+
+def fewest_workers(
+    load: Load, verdicts: Sequence[SLOVerdict], memory: WorkersMemory, current: int, now_s: float
+) -> int:
+    """How many of a training job's workers keep each promised rate with a little to spare, if they do no more each than
+    now: fewer never do less each. `current` until the present count has stood for long.
+    """
+    mean = next((one.throughput for one in memory.seen if one.replicas == current), None)
+    if not verdicts or mean is None or not load.produced_per_s or memory.count != current:
+        return current
+    if now_s - memory.since_s < STAYS_S or any(one.state is not SLOState.MET for one in verdicts):
+        return current
+    usual = min(1.0, mean / load.produced_per_s)
+    needed = [current * ENOUGH * one.limit / (usual * one.value) for one in verdicts if one.value]
+    return min(current, math.ceil(max(needed))) if len(needed) == len(verdicts) else current
 
 
 def too_many(policy: Policy, load: Load, memory: WorkersMemory, now_s: float) -> float | None:

@@ -120,7 +120,7 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
         ConditionType.WITHIN_BAND, decision.band.reason, decision.band.message or decision.band.reason.meaning
     )
     yield _scaling_limited(tracked, decision)
-    yield _within_power(decision)
+    yield _within_power(tracked, decision)
 
 
 def _ready(tracked: Tracked) -> Finding:
@@ -252,10 +252,13 @@ def _scaling_limited(tracked: Tracked, decision: Decision) -> Finding:
     return Finding(ConditionType.SCALING_LIMITED, api.ScalingLimitedReason.DESIRED_WITHIN_RANGE, message)
 
 
-def _within_power(decision: Decision) -> Finding:
-    if decision.power is None:
-        return Finding(ConditionType.WITHIN_POWER, api.WithinPowerReason.NO_LIMIT, "The policy limits no power.")
-    return Finding(ConditionType.WITHIN_POWER, decision.power.state, decision.power.message)
+def _within_power(tracked: Tracked, decision: Decision) -> Finding:
+    if decision.power is not None:
+        return Finding(ConditionType.WITHIN_POWER, decision.power.state, decision.power.message)
+    policy = tracked.managed.policy
+    if policy is not None and policy.power_watts is not None:
+        return Finding(ConditionType.WITHIN_POWER, PowerState.NO_DATA, "Nothing runs whose power could be judged.")
+    return Finding(ConditionType.WITHIN_POWER, api.WithinPowerReason.NO_LIMIT, "The policy limits no power.")
 
 
 def _power(decision: Decision | None) -> v1alpha1.PowerStatus | None:
