@@ -71,7 +71,7 @@ def judge_power(
     window = _window(memory, control, now_s)
     if reading is None or window is None:
         return _unknown(limit, load, reading, memory), memory
-    if news and window.batch and now_s - memory.fitted_s >= EXPORTER_S:
+    if news and window.batch and now_s - memory.fitted_s >= WINDOW_S:
         fit = memory.fit.seen(window.batch, window.watts, memory.curve, now_s)
         memory = replace(memory, fit=fit, curve=fit.curve(), fitted_s=now_s)
     if control is None:
