@@ -219,6 +219,27 @@ class TestStarved:
         assert (Job(a_job_policy(None), workers=2).after(30, **gpu).replicas or 0) > 2
 
 
+@pytest.mark.parametrize(("percent", "most"), [(None, 16), (75, 5)])
+def test_a_batch_job_with_a_queue_is_measured_too(percent: int | None, most: int) -> None:
+    """Inference over a backlog: requests are told, and 500 of them always wait."""
+    policy = a_job_policy(percent, goal=None, replicas=(1, 16))
+    job = Job(policy, label=None)
+    for _ in range(480):
+        job.now_s += PERIOD_S
+        seen = a_snapshot(
+            ready=job.look().pods,
+            running=64.0 * job.workers,
+            waiting=500.0,
+            requests_finished=amdahl(job.workers),
+            target=a_target(job.workers),
+        )
+        decision, job.state = decide(policy, seen, job.state, job.now_s)
+        if decision.replicas is not None and decision.replicas != job.workers:
+            job.state = written(job.state, replicas=decision.replicas, now_s=job.now_s)
+            job.workers, job.since_s = decision.replicas, job.now_s
+    assert job.workers == most
+
+
 def test_ranks_of_a_served_model_are_not_taken_for_one() -> None:
     """They tell tokens, not samples: that no queue is seen does not say that there is one."""
     job = Job(a_job_policy(75, goal=replace(GOAL, signal=Signal.GENERATION_TOKENS)), workers=2)

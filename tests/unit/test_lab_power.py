@@ -77,8 +77,14 @@ def test_the_most_throughput_under_the_limit(server: Server, watts: float) -> No
     assert (power(ours).mean_watts or 0.0) > 0.95 * watts
 
 
-@pytest.mark.parametrize("objective", list(Objective))
-@pytest.mark.parametrize(("server", "watts"), [(T4, 45.0), (H100, 485.0)], ids=["T4", "H100"])
+@pytest.mark.parametrize(
+    ("server", "watts", "objective"),
+    [
+        *((T4, 45.0, objective) for objective in Objective),
+        (T4, 50.0, Objective.BALANCED),
+        (H100, 485.0, Objective.THROUGHPUT_SENSITIVE),
+    ],
+)
 def test_it_is_kept_while_the_load_comes_and_goes_and_replicas_take_the_rest(
     server: Server, watts: float, objective: Objective
 ) -> None:
