@@ -68,6 +68,7 @@ def a_policy(
     restart_hold_s: float = 60.0,
     rate_window_s: float = 60.0,
     acts: bool = True,
+    power_watts: float | None = None,
 ) -> Policy:
     """A policy with the objective's band, HPA's scaleUp and a scale-down window of a minute."""
     return Policy(
@@ -85,6 +86,7 @@ def a_policy(
         restart_hold_s=restart_hold_s,
         rate_window_s=rate_window_s,
         acts=acts,
+        power_watts=power_watts,
     )
 
 

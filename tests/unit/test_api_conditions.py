@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bandkeeper.api.conditions import INITIALIZING, REASONS, ConditionType, Finding, merge, rfc3339
-from bandkeeper.api.reasons import BandReason, LimitReason, SLOState
+from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, SLOState
 from bandkeeper.api.v1alpha1 import Condition, ConditionStatus
 
 NOON_S, LATER_S = 1_767_268_800.0, 1_767_268_860.9
@@ -35,6 +35,7 @@ def test_the_reasons_of_the_decision_are_taken_over() -> None:
     assert set(BandReason) <= set(REASONS[ConditionType.WITHIN_BAND])
     assert set(LimitReason) <= set(REASONS[ConditionType.SCALING_LIMITED])
     assert set(SLOState) <= set(REASONS[ConditionType.WITHIN_SLO])
+    assert set(PowerState) <= set(REASONS[ConditionType.WITHIN_POWER])
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,10 @@ def test_the_reasons_of_the_decision_are_taken_over() -> None:
         (ConditionType.SCALING_LIMITED, LimitReason.AT_MAX, "True"),
         (ConditionType.SCALING_LIMITED, "DesiredWithinRange", "False"),
         (ConditionType.BATCH_APPLIED, "NotConfigured", "Unknown"),
+        (ConditionType.WITHIN_POWER, "NoLimit", "Unknown"),
+        (ConditionType.WITHIN_POWER, PowerState.WITHIN, "True"),
+        (ConditionType.WITHIN_POWER, PowerState.ABOVE, "False"),
+        (ConditionType.WITHIN_POWER, PowerState.NO_DATA, "Unknown"),
     ],
 )
 def test_the_reason_gives_the_status(kind: ConditionType, reason: str, status: str) -> None:

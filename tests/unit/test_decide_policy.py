@@ -72,6 +72,28 @@ def test_what_is_written_overrides_field_by_field() -> None:
     assert policy.scale_down.stabilization_s == 300
 
 
+def test_a_limit_of_power_comes_with_finer_caps() -> None:
+    batch = {"min": 8, "max": 32, "adapter": {"type": "Annotation"}}
+    for constraints, watts, sizes in (
+        (None, None, (8, 12, 16, 24, 32)),
+        ({"powerWattsPerGPU": 60}, 60.0, (8, 10, 12, 14, 16, 20, 24, 28, 32)),
+    ):
+        policy = resolved(a_spec(batch=batch, constraints=constraints), cost_class=CostClass.LIVE)
+        assert policy.power_watts == watts
+        assert policy.batch is not None
+        assert policy.batch.candidates == sizes
+    own = resolved(
+        a_spec(batch={**batch, "candidates": [8, 32]}, constraints={"powerWattsPerGPU": 60}), cost_class=CostClass.LIVE
+    )
+    assert own.batch is not None
+    assert own.batch.candidates == (8, 32)
+
+
+def test_an_efficiency_becomes_a_ratio() -> None:
+    assert resolved(a_spec(constraints={"parallelEfficiencyPercent": 75})).least_efficiency == 0.75
+    assert resolved(a_spec(constraints={})).least_efficiency is None
+
+
 def test_promises_become_numbers() -> None:
     slos = [
         {"signal": "InterTokenLatency", "percentile": 99, "threshold": "7500us", "window": "2m"},

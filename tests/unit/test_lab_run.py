@@ -16,7 +16,7 @@ from bandkeeper.decide import engine
 from bandkeeper.decide.decision import RULES
 from bandkeeper.decide.policy import Batching, CostClass, LatencySLO, Policy, ThroughputSLO
 from bandkeeper.lab.requests import Requests
-from bandkeeper.lab.result import Counts, Move, Result, Series, SLOResult, to_json
+from bandkeeper.lab.result import Counts, Move, PowerResult, Result, Series, SLOResult, to_json
 from bandkeeper.lab.rules import bandkeeper
 from bandkeeper.lab.rules.rule import Rule, Setting, View, Want
 from bandkeeper.lab.run import RunError, simulate, start_replicas
@@ -250,7 +250,7 @@ def test_the_series_is_one_value_per_interval() -> None:
     result = play(Script(Want(2)), a_load((305, 4.0)), start=2)
     series = result.series
     assert series.at_s == [15.0 * (number + 1) for number in range(20)] + [305.0]
-    lengths = {name: len(value) for name, value in series if name != "slo_values"}
+    lengths = {name: len(value) for name, value in series if name not in ("slo_values", "watts")}
     assert set(lengths.values()) == {21}
     assert [len(values) for values in series.slo_values] == [21, 21]
     assert sum(rate * 15 for rate in series.arrived_per_s[:20]) == pytest.approx(1200)
@@ -343,7 +343,7 @@ def test_the_lab_reads_no_clock() -> None:
 
 def test_every_field_of_the_json_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "lab.md").read_text()
-    for model in (Result, SLOResult, Counts, Move, Series):
+    for model in (Result, SLOResult, Counts, PowerResult, Move, Series):
         assert [name for name in model.model_fields if f"`{name}`" not in page] == []
     for server in (ContinuousServer, DynamicServer):
         missing = [name for name in server.model_fields if f"`{name}" not in page]

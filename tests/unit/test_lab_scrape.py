@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -191,7 +191,7 @@ def test_mean_and_peak_are_over_the_window() -> None:
     with pytest.raises(ValueError, match="no counter"):
         scraper.rate(Signal.REQUESTS_WAITING, 60.0)
     with pytest.raises(ValueError, match="do not export"):
-        scraper.latest(Signal.POWER)
+        scraper.latest(Signal.POWER_LIMIT)
 
 
 def test_gpu_activity_is_a_mean_of_30_s_and_stands_until_the_next() -> None:
@@ -206,6 +206,21 @@ def test_gpu_activity_is_a_mean_of_30_s_and_stands_until_the_next() -> None:
     assert seen[2:4] == [1.0, 1.0]
     assert seen[4:6] == [0.25, 0.25]
     assert scraper.latest(Signal.SM_ACTIVE)["a"] == pytest.approx(0.85 * 0.25)
+
+
+def test_power_follows_activity_and_is_of_known_gpus_only() -> None:
+    def drawn(gpu: str, share: float) -> Mapping[str, float]:
+        fleet, scraper = FakeFleet("a"), Scraper(VLLM_SERVER.model_copy(update={"gpu": gpu, "gpus": 2}))
+        for tick in range(1, 4):
+            for name in ("busy_s", "tensor_s", "dram_s"):
+                fleet.values[name][0] += 15 * share
+            play(scraper, fleet, 15.0 * tick)
+        return scraper.latest(Signal.POWER)
+
+    assert drawn("T4", 0.0)["a"] == pytest.approx(2 * 0.2 * 70)
+    assert drawn("T4", 1.0)["a"] == pytest.approx(2 * 70)
+    assert drawn("T4", 0.0)["a"] < drawn("T4", 0.4)["a"] < drawn("T4", 1.0)["a"]
+    assert drawn("Abacus", 0.5) == {}
 
 
 def test_a_quantile_is_histogram_quantile() -> None:
@@ -260,6 +275,13 @@ def test_gpus_are_asked_for_as_seldom_as_the_operator_does() -> None:
         if tick > 2:  # the exporter collects every 30 s
             ages_s.append(seen[Signal.GR_ENGINE_ACTIVE]["a"].age_s)
     assert ages_s == [7.5, 22.5, 7.5, 22.5, 7.5]
+
+
+def test_power_is_in_the_snapshot_where_the_policy_limits_it() -> None:
+    free = a_policy(slos=[TTFT], batch=a_batch())
+    for policy in (free, replace(free, power_watts=300.0)):
+        _, snapshot = observed(VLLM_SERVER.model_copy(update={"gpu": "H100"}), policy, 60.0, FakeFleet("a"))
+        assert (Signal.POWER in snapshot.by_pod) == (policy.power_watts is not None)
 
 
 def test_the_snapshot_says_what_the_operators_collector_says_of_the_same_samples() -> None:

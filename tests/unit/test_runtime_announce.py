@@ -74,6 +74,13 @@ TRANSITIONS: list[tuple[str, Status, Status, list[str]]] = [
     ),
     ("paused", a_status(**OK), a_status(**OK, Paused=("True", "Annotation")), ["Annotation"]),
     ("a cap on its way", a_status(**OK), a_status(**OK, BatchApplied=("False", "Pending")), []),
+    ("power, which a lower cap answers", a_status(**OK), a_status(**OK, WithinPower=("False", "PowerAboveLimit")), []),
+    (
+        "power that no cap answers",
+        a_status(**OK),
+        a_status(**OK, WithinPower=("False", "PowerUnreachable")),
+        ["PowerUnreachable"],
+    ),
     ("a promise that is broken is no event", a_status(**OK), a_status(**OK, WithinSLO=("False", "Breached")), []),
 ]
 

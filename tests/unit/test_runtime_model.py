@@ -58,8 +58,9 @@ def begun(told: ModelStatus, wall_s: float = 0.0) -> State:
 
 
 def test_a_peak_that_is_too_old_is_not_held_again() -> None:
-    assert begun(TOLD, 7100.0).model.outlook.peaks.highest() == 16.2
-    assert begun(TOLD, 7300.0).model.outlook.peaks.highest() is None
+    memory_s = 24 * POLICY.scale_down.stabilization_s
+    assert begun(TOLD, memory_s - 100.0).model.outlook.peaks.highest() == 16.2
+    assert begun(TOLD, memory_s + 100.0).model.outlook.peaks.highest() is None
 
 
 def test_a_restart_keeps_what_is_to_be_ready_for() -> None:

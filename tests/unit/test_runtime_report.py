@@ -10,12 +10,14 @@ import pytest
 
 from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Scale
+from bandkeeper.api.reasons import PowerState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.api.v1alpha1 import Spec, Status
 from bandkeeper.api.validation import validate
+from bandkeeper.decide.decision import PowerVerdict
 from bandkeeper.decide.engine import decide
-from bandkeeper.decide.policy import Batching, CostClass, resolve
+from bandkeeper.decide.policy import BatchControl, Batching, CostClass, resolve
 from bandkeeper.kube.discovery import TargetError, TargetProblem
 from bandkeeper.kube.objects import ObjectRef
 from bandkeeper.runtime.conflicts import Conflict
@@ -250,3 +252,35 @@ def test_the_batch_condition_follows_the_read_back(result: CapResult, cap: int |
     found.pods = (a_pod("chat-0", PodState.READY, cap=cap),)
     found.cap_result = result
     assert conditions(found)["BatchApplied"][1] == reason
+
+
+def test_power_is_shown_where_it_is_limited() -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    document["metadata"] = {"name": "chat"}
+    document["spec"]["batch"] = {"max": 64, "adapter": {"type": "Annotation"}}
+    document["spec"]["constraints"] = {"powerWattsPerGPU": 300}
+    spec = validate(document)
+    assert isinstance(spec, Spec)
+    base = managed()
+    assert base.policy is not None
+    policy = dataclasses.replace(
+        base.policy,
+        power_watts=300.0,
+        batch=BatchControl(candidates=(8, 64), cost_class=CostClass.LIVE, expected_delay_s=5.0),
+    )
+    found = tracked(managed(spec=spec, policy=policy, effective=effective_of(policy, spec, period_s=15.0)))
+    status = told(found).stored()
+    assert (status["power"], status["effective"]["powerWattsPerGPU"]) == ({"limitWatts": 300, "batchCap": 64}, 300)
+    assert conditions(found)["WithinPower"] == ("Unknown", "NoData")
+
+    assert found.decision is not None
+    power = PowerVerdict(300.0, PowerState.ABOVE, "A GPU draws 310 W.", 310.4, 48)
+    found.decision = dataclasses.replace(found.decision, power=power)
+    assert told(found).stored()["power"] == {"limitWatts": 300, "measuredWatts": 310, "batchCap": 48}
+    assert conditions(found)["WithinPower"] == ("False", "PowerAboveLimit")
+
+    for decision in (dataclasses.replace(found.decision, power=None), None):  # at 0 replicas, and without a target
+        found.decision = decision
+        assert conditions(found)["WithinPower"] == ("Unknown", "NoData")
+    assert "power" not in told(tracked()).stored()
+    assert conditions(tracked())["WithinPower"] == ("Unknown", "NoLimit")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Self
 
-from bandkeeper.api.reasons import BandReason, LimitReason, SLOState
+from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, SLOState
 from bandkeeper.api.v1alpha1 import Condition, ConditionStatus
 
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
@@ -37,6 +37,7 @@ class ConditionType(StrEnum):
     CONFLICTED = "Conflicted", "Something else drives the target, so the operator keeps its hands off."
     PAUSED = "Paused", "A person paused the policy, so nothing is written."
     BATCH_APPLIED = "BatchApplied", "The wanted batch cap is in force in every pod."
+    WITHIN_POWER = "WithinPower", "No GPU draws more power than constraints.powerWattsPerGPU allows."
 
 
 class _Reason(StrEnum):
@@ -148,6 +149,12 @@ class BatchAppliedReason(_Reason):
     ROLLED_BACK = "RolledBack", _FALSE, "The cap's rollout missed its progress deadline and was taken back."
 
 
+class WithinPowerReason(_Reason):
+    """The reason of WithinPower beside those of `PowerState`."""
+
+    NO_LIMIT = "NoLimit", _UNKNOWN, "The policy limits no power."
+
+
 INITIALIZING = "Initializing"
 
 
@@ -164,6 +171,7 @@ def _documented(*groups: Iterable[_Reason]) -> dict[str, Meaning]:
 
 
 _SLO_STATUS = {SLOState.MET: _TRUE, SLOState.BREACHED: _FALSE, SLOState.UNREACHABLE: _FALSE}
+_POWER_STATUS = {PowerState.WITHIN: _TRUE, PowerState.NO_DATA: _UNKNOWN}
 _BAND_STATUS = {BandReason.IN_BAND: _TRUE, BandReason.UNKNOWN: _UNKNOWN}
 
 REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
@@ -184,6 +192,10 @@ REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
     ConditionType.CONFLICTED: _documented(ConflictedReason),
     ConditionType.PAUSED: _documented(PausedReason),
     ConditionType.BATCH_APPLIED: _documented(BatchAppliedReason),
+    ConditionType.WITHIN_POWER: {
+        **{state.value: Meaning(_POWER_STATUS.get(state, _FALSE), state.meaning) for state in PowerState},
+        **_documented(WithinPowerReason),
+    },
 }
 """Every reason that each condition may have; every condition also has `INITIALIZING`, with status Unknown."""
 

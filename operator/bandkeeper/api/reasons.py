@@ -32,11 +32,16 @@ class Reason(_Documented):
     CAP_RAISED = "BatchCapRaised", "A larger batch cap carries more work per replica within memory and SLO."
     CAP_LOWERED = "BatchCapLowered", "A smaller batch cap shortens each step and keeps the latency SLO."
     CAP_FOLLOWS_LOAD = "BatchCapFollowsLoad", "The load is low, and a smaller batch cap still carries it with margin."
+    POWER_LIMIT = "PowerLimit", "A smaller batch cap keeps the GPUs' power within constraints.powerWattsPerGPU."
     PREEMPTIONS = "Preemptions", "Requests are preempted for want of KV memory, so the batch cap follows what fits."
     ROLLED_BACK = "RolloutRolledBack", "The rollout of a batch cap missed its progress deadline and is taken back."
     MORE_WOULD_NOT_HELP = (
         "MoreWouldNotHelp",
         "More replicas were seen to bring hardly more work, or share what is full, so none is added.",
+    )
+    LOW_EFFICIENCY = (
+        "LowParallelEfficiency",
+        "Workers do less than constraints.parallelEfficiencyPercent of what few do, so none is added, or one goes.",
     )
     OUTSIDE_BOUNDS = "OutsideBounds", "The target has fewer or more replicas than the policy allows."
     LIMITED = "Limited", "A bound or a rate limit stands in the way of what is wanted."
@@ -70,6 +75,10 @@ class LimitReason(_Documented):
     SCALE_UP_LIMIT = "ScaleUpLimit", "behavior.scaleUp allows a part of what is wanted now."
     SCALE_DOWN_LIMIT = "ScaleDownLimit", "behavior.scaleDown allows a part of what is wanted now."
     MORE_WOULD_NOT_HELP = "MoreWouldNotHelp", "More replicas would bring hardly more work; the message says why."
+    LOW_EFFICIENCY = (
+        "LowParallelEfficiency",
+        "One worker more would do less than constraints.parallelEfficiencyPercent of what few do.",
+    )
     UNSCHEDULABLE = "Unschedulable", "Ordered pods find no node with a free GPU."
     IMAGE_PULL_FAILED = "ImagePullFailed", "Ordered pods cannot pull their image."
     CRASH_LOOP = "CrashLoop", "Ordered pods crash again and again."
@@ -89,3 +98,15 @@ class SLOState(_Documented):
     BETWEEN_BUCKETS = "BetweenBuckets", "The threshold lies inside the bucket that decides; choose one of its edges."
     NO_DATA = "NoData", "The signal has no usable data."
     UNREACHABLE = "Unreachable", "The promise is broken, and replicas or batch were seen not to help."
+
+
+class PowerState(_Documented):
+    """How the GPUs' power stands to constraints.powerWattsPerGPU."""
+
+    WITHIN = "Within", "No GPU draws more than constraints.powerWattsPerGPU allows."
+    ABOVE = (
+        "PowerAboveLimit",
+        "A GPU draws more than constraints.powerWattsPerGPU allows; the batch cap goes down.",
+    )
+    UNREACHABLE = "PowerUnreachable", "Power is above its limit at the smallest batch cap; the message says what helps."
+    NO_DATA = "NoData", "The power of the GPUs is not known, so it moves no batch cap."

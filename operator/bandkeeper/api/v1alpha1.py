@@ -504,10 +504,41 @@ class SharedLimits(_Model):
     )
 
 
+Watts = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class Constraints(_Model):
+    """Limits that hold whatever the objective."""
+
+    power_watts_per_gpu: Watts | None = Field(
+        default=None,
+        alias="powerWattsPerGPU",
+        examples=[60],
+        description="The most power that each GPU may draw, in watts, as a mean of a minute. The batch cap is kept as "
+        "large as this allows, also while work waits, and replicas take over the rest. Needs batch.",
+    )
+    parallel_efficiency_percent: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        examples=[75],
+        description="For training and batch jobs: workers are added only while each of them does at least this percent "
+        "of what one of the fewest seen did, and one is let go while they do less.",
+    )
+
+
 class Spec(_Model):
     """What is wanted for one workload."""
 
     rules: ClassVar = (
+        Rule(
+            cel="!has(self.constraints) || !has(self.constraints.powerWattsPerGPU) || has(self.batch)",
+            holds=lambda spec: (
+                spec.constraints is None or spec.constraints.power_watts_per_gpu is None or spec.batch is not None
+            ),
+            message="must be set when constraints.powerWattsPerGPU is: the batch cap is what lowers power; "
+            "without it set the limit of the GPU itself (nvidia-smi --power-limit)",
+            path=".batch",
+            reason="FieldValueRequired",
+        ),
         Rule(
             cel="self.objective == 'ThroughputSensitive' || (has(self.slos) && size(self.slos) > 0)",
             holds=lambda spec: spec.objective is Objective.THROUGHPUT_SENSITIVE or bool(spec.slos),
@@ -573,6 +604,9 @@ class Spec(_Model):
     )
     shared_limits: SharedLimits | None = Field(
         default=None, description="What all replicas share. Left out: nothing shared is ever said to be full."
+    )
+    constraints: Constraints | None = Field(
+        default=None, description="Limits that hold whatever the objective. Left out: none."
     )
 
 
@@ -760,6 +794,18 @@ class CostStatus(_Model):
     )
 
 
+class PowerStatus(_Model):
+    """Power of the GPUs against constraints.powerWattsPerGPU; the condition WithinPower says what it means."""
+
+    limit_watts: Watts = Field(description="The most that each GPU may draw.")
+    measured_watts: Count | None = Field(
+        default=None, description="What the GPU that draws most does, as a mean of the last minute; absent if unknown."
+    )
+    batch_cap: Count | None = Field(
+        default=None, description="The largest batch cap that the limit allows, as far as was seen."
+    )
+
+
 class EffectiveScalingRules(_Model):
     """One direction of the behavior in force."""
 
@@ -774,6 +820,12 @@ class Effective(_Model):
 
     band: Band = Field(description="The utilisation band.")
     batch_rule: Word = Field(description="How the batch cap is chosen.")
+    power_watts_per_gpu: Watts | None = Field(
+        default=None, alias="powerWattsPerGPU", description="The most power that each GPU may draw; absent: no limit."
+    )
+    parallel_efficiency_percent: Share100 | None = Field(
+        default=None, description="The least parallel efficiency that workers are added for; absent: any."
+    )
     scale_up: EffectiveScalingRules = Field(description="How replicas are added.")
     scale_down: EffectiveScalingRules = Field(description="How replicas are removed.")
     fallback: Fallback = Field(description="What holds without metrics.")
@@ -828,6 +880,9 @@ class Status(_Model):
     )
     quality: QualityStatus | None = Field(default=None, description="What the GPUs' busy time is worth.")
     cost: CostStatus | None = Field(default=None, description="What the GPU time cost, and what it was held for.")
+    power: PowerStatus | None = Field(
+        default=None, description="Power of the GPUs, where constraints.powerWattsPerGPU limits it."
+    )
     model: ModelStatus | None = Field(default=None, description="What was learned of the servers and their load.")
     effective: Effective | None = Field(
         default=None, description="What is in force, the objective's defaults included."

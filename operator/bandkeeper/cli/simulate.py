@@ -14,7 +14,7 @@ from bandkeeper.api import durations
 from bandkeeper.cli import arguments as shared
 
 if TYPE_CHECKING:
-    from bandkeeper.lab.result import Result, SLOResult
+    from bandkeeper.lab.result import PowerResult, Result, SLOResult
 
 REPORT = Path("bandkeeper-report.html")
 RULE = "bandkeeper"
@@ -121,6 +121,8 @@ def summary(result: Result) -> str:
         ("Requests", f"{counts.arrived:,}: {ends}"),
         ("Moves", f"{result.scale_actions} of replicas ({back}), {result.batch_actions} of the batch cap"),
     ]
+    if (power := result.power) is not None:
+        figures.append(("Power", _power(power)))
     lines = [*_aligned(head), "", *_promises(result), "", *_aligned(figures)]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -134,6 +136,16 @@ def _held_for(result: Result) -> list[tuple[str, str]]:
     work, unknown = told.pop("work", "work 0.00"), told.pop("unknown", "")
     parts = (work, f"each rule alone: {', '.join(told.values()) or 'nothing'}", unknown)
     return [("Held for", "; ".join(filter(None, parts)))]
+
+
+def _power(power: PowerResult) -> str:
+    limit = f"of the {power.limit_watts:.0f} W allowed"
+    if power.mean_watts is None or power.most_watts is None:
+        return f"not known {limit}"
+    return (
+        f"{power.mean_watts:.1f} W {limit} in the GPU that draws most, {power.most_watts:.1f} W in its highest minute; "
+        f"above it in {_share(power.above)} of the minutes"
+    )
 
 
 def _promises(result: Result) -> list[str]:

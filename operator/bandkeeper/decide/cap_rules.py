@@ -67,13 +67,16 @@ class CapChoice:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What a rule wants; one for a queue (`urgent`) or into the bounds does not rest."""
+    """What a rule wants; one for a queue (`urgent`) or into the bounds does not rest. `power` is such a bound, and one
+    that a backlog does not put off.
+    """
 
     cap: int
     reason: Reason
     message: str
     urgent: bool = False
     bounds: bool = False
+    power: bool = False
 
 
 def into_bounds(cap: int, permitted: tuple[int, ...]) -> Move | None:
@@ -337,11 +340,15 @@ class CapRules:
             in_force = self.memory.confirmed or not self.load.caps
             return move.urgent or move.bounds or (rested and in_force)
         load, memory = self.load, self.memory
+        spared = self.now_s - memory.rollout_s >= ROLLOUT_REST * load.cold_start_s
+        if move.power:
+            failed = memory.before is None and memory.rollout_s == memory.moved_s
+            waited = self.now_s - memory.moved_s >= self.rest_s()
+            return rollout is None and waited and (spared or not failed)
         waits = any(is_wait(verdict, load) for verdict in breached(self.verdicts))
         emergency = (self.demand.saturated or waits) and not self.demand.batch_first
         calm = not emergency and rollout is None and not load.terminating
         all_ready = load.ready == self.replicas and not load.pending and not load.lost
-        spared = self.now_s - memory.rollout_s >= ROLLOUT_REST * load.cold_start_s
         return calm and all_ready and spared and rested
 
     def taken(self, move: Move) -> tuple[CapChoice, CapMemory]:

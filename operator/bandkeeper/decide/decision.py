@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
+from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, Reason, SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.quality.types import Assessment
 
@@ -85,6 +85,25 @@ class BandVerdict:
     within: bool | None
     reason: BandReason
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PowerVerdict:
+    """How the power of the GPUs stands to its limit.
+
+    Attributes
+    ----------
+    limit, watts
+        The most that each GPU may draw, and what the one that draws most does; None where that is not known.
+    ceiling
+        The largest batch cap that is allowed.
+    """
+
+    limit: float
+    state: PowerState
+    message: str
+    watts: float | None = None
+    ceiling: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +240,8 @@ class Decision:
         What the GPUs' busy time is worth; None where there was nothing to judge.
     held
         What `current_replicas` are held for; None where the work is not known, or nothing was weighed.
+    power
+        None where the policy limits no power.
     """
 
     replicas: int | None
@@ -244,3 +265,4 @@ class Decision:
     cap_undone_by: str = ""
     quality: Assessment | None = None
     held: Held | None = None
+    power: PowerVerdict | None = None

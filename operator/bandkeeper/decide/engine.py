@@ -22,6 +22,7 @@ from bandkeeper.decide.knob import best_cap, is_batch_first, steer, wrote_cap
 from bandkeeper.decide.load import assess
 from bandkeeper.decide.ownership import follow, wrote_replicas
 from bandkeeper.decide.policy import Batching, Policy
+from bandkeeper.decide.power import judge_power, within
 from bandkeeper.decide.prediction import learned, predict
 from bandkeeper.decide.promises import breached, is_wait, judge
 from bandkeeper.decide.quality import Sights, judge_quality
@@ -29,6 +30,7 @@ from bandkeeper.decide.replicas import Wanted, choose
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import watch
 from bandkeeper.decide.state import State
+from bandkeeper.decide.workers import watch_workers
 
 
 def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tuple[Decision, State]:
@@ -69,6 +71,9 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     load = assess(policy, snapshot, state.demand)
     verdicts = judge(policy, snapshot, load)
     metrics, sight = watch(policy, snapshot, load, verdicts, state.sight, now_s)
+    workers = watch_workers(policy, load, state.workers, now_s)
+    power, power_memory = judge_power(policy, snapshot, load, state.power, now_s)
+    policy = within(policy, power_memory)
     best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s)
     batch_first = is_batch_first(policy, load, best, state.cap, now_s)
     demand, memory = observe(policy, load, verdicts, state.demand, best, now_s, batch_first=batch_first)
@@ -91,8 +96,10 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         current=current,
         now_s=now_s,
         quality=quality,
+        power=power,
     )
-    return scene, replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, quality=judged)
+    state = replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, power=power_memory, quality=judged)
+    return scene, replace(state, workers=workers)
 
 
 def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
@@ -131,6 +138,7 @@ def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
         quality=scene.quality,
         learned=known,
         held=wanted.held,
+        power=scene.power,
     )
 
 
@@ -183,4 +191,5 @@ def _at_zero(scene: Scene) -> Decision:
         metrics=scene.metrics,
         paused_by_zero=True,
         quality=scene.quality,
+        power=scene.power,
     )

@@ -187,6 +187,36 @@ def no_use(scene: Scene, need: int, why: str) -> str:
     return clipped(f"{need} replicas are wanted, {scene.current} stay, because more would not help: {why}.")
 
 
+def _efficiency(scene: Scene, low: float) -> str:
+    asked = _percent(scene.policy.least_efficiency or 0.0)
+    return f"{_percent(low)} of what one of few does, constraints.parallelEfficiencyPercent asks for {asked}"
+
+
+def inefficient(scene: Scene, need: int, low: float) -> str:
+    if need <= scene.current:
+        return clipped(f"{_count(scene.current)}: each does {_efficiency(scene, low)}.")
+    return clipped(f"{need} replicas are wanted; with more of them each would do {_efficiency(scene, low)}.")
+
+
+def measuring(scene: Scene, need: int) -> str:
+    return f"{need} replicas are wanted; what each of the present {scene.current} does is measured first."
+
+
+def let_go(scene: Scene, wanted: int, low: float) -> str:
+    return clipped(f"{_change(scene, wanted)}: each does {_efficiency(scene, low)}.")
+
+
+def rate_exceeded(scene: Scene, wanted: int) -> str:
+    kept = "; ".join(describe(verdict) for verdict in scene.verdicts)
+    return clipped(f"{_change(scene, wanted)}: so many keep what is promised ({kept}).")
+
+
+def trains(scene: Scene) -> str:
+    rate = scene.load.produced_per_s
+    done = "" if rate is None else f", {rate:.4g}/s"
+    return f"{_count(scene.current)} of a training job{done}: nothing asks for more."
+
+
 def stabilising(scene: Scene, need: int) -> str:
     window = durations.text(scene.policy.scale_up.stabilization_s)
     return f"{need} replicas are wanted; behavior.scaleUp waits until that was so for {window}."

@@ -110,7 +110,10 @@ def _inward(
     under_way = rollout is not None and not rollout.deadline_exceeded
     if under_way and into_bounds(memory.wanted, control.candidates) is None:
         return None
-    return into_bounds(memory.wanted, permitted)
+    move = into_bounds(memory.wanted, permitted)
+    if move is None or not control.power or move.cap > memory.wanted:
+        return move
+    return replace(move, reason=Reason.POWER_LIMIT, message=control.power, power=True)
 
 
 def _unseen(control: BatchControl, memory: CapMemory, inward: Move | None, now_s: float) -> tuple[CapChoice, CapMemory]:

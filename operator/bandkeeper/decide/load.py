@@ -34,6 +34,10 @@ class Load:
         Names of ready pods without data, those that became ready a moment ago left out.
     finished_per_s, rejected_per_s, preemptions_per_s, produced_per_s
         Rates of the whole workload; `produced` is tokens, samples or requests, whichever is finest. None: not known.
+    produced_whole
+        Every ready pod told what it produced.
+    trains
+        Ranks of a training job, which tells samples and no queue: it always has more to do.
     kv
         Mean share of the KV cache in use.
     prompt_per_s, output_per_s, told
@@ -65,6 +69,8 @@ class Load:
     rejected_per_s: float | None = None
     preemptions_per_s: float | None = None
     produced_per_s: float | None = None
+    produced_whole: bool = False
+    trains: bool = False
     kv: float | None = None
     prompt_per_s: float | None = None
     output_per_s: float | None = None
@@ -128,6 +134,7 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
     prompt = _total(snapshot, Signal.PROMPT_TOKENS, ready)
     revisions = {pod.revision for pod in ready}
     per_replica = max(caps, default=policy.default_capacity)
+    produced = _produced(snapshot, ready, output, finished)
     return Load(
         ready=len(ready),
         running=running.value,
@@ -137,7 +144,9 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         finished_per_s=finished.value,
         rejected_per_s=rejected.value,
         preemptions_per_s=_total(snapshot, Signal.PREEMPTIONS, ready).value,
-        produced_per_s=_produced(snapshot, ready, output.value, finished.value),
+        produced_per_s=produced.value if produced else None,
+        produced_whole=produced is not None and produced.replicas(len(ready)) == len(ready),
+        trains=_trains(policy, snapshot, ready) and not waiting_known and running.value is None,
         kv=_total(snapshot, Signal.KV_CACHE_UTILIZATION, ready).mean,
         prompt_per_s=prompt.value,
         output_per_s=output.value,
@@ -228,13 +237,19 @@ def _token_s(policy: Policy, snapshot: Snapshot, running: float | None, output_p
     return running / output_per_s if running and output_per_s else None
 
 
-def _produced(
-    snapshot: Snapshot, ready: tuple[Pod, ...], output_per_s: float | None, finished_per_s: float | None
-) -> float | None:
-    if output_per_s is not None:
-        return output_per_s
-    samples_per_s = _total(snapshot, Signal.SAMPLES, ready).value
-    return finished_per_s if samples_per_s is None else samples_per_s
+def _produced(snapshot: Snapshot, ready: tuple[Pod, ...], output: _Total, finished: _Total) -> _Total | None:
+    """What is made: tokens, samples, or requests."""
+    if output.value is not None:
+        return output
+    samples = _total(snapshot, Signal.SAMPLES, ready)
+    made = finished if samples.value is None else samples
+    return None if made.value is None else made
+
+
+def _trains(policy: Policy, snapshot: Snapshot, ready: Sequence[Pod]) -> bool:
+    """Ranks of one job that tell their samples; a served model's ranks tell requests."""
+    ranks = policy.batching is Batching.UNKNOWN and bool(ready) and all(pod.trains for pod in ready)
+    return ranks and _total(snapshot, Signal.SAMPLES, ready).value is not None
 
 
 def _cold_start_s(ready: tuple[Pod, ...], remembered_s: float | None) -> float | None:

@@ -77,11 +77,15 @@ class ScalingRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchControl:
-    """The batch knob: permitted caps, ascending, and what a change costs."""
+    """The batch knob: permitted caps, ascending, and what a change costs.
+
+    `power` says, as a clause, why larger caps draw too much power; "" where they do not.
+    """
 
     candidates: tuple[int, ...]
     cost_class: CostClass
     expected_delay_s: float
+    power: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,10 @@ class Policy:
         for an interference.
     shared_network, shared_storage
         Bytes per second that all replicas together can move at most; None where nobody said.
+    power_watts
+        The most that each GPU may draw; None where nobody said.
+    least_efficiency
+        Ratio below which no worker is added; None where nobody said.
     quality, peaks
         Bounds that the quality of utilisation is judged by, and what each GPU can do at most.
     """
@@ -130,6 +138,8 @@ class Policy:
     acts: bool = True
     shared_network: float | None = None
     shared_storage: float | None = None
+    power_watts: float | None = None
+    least_efficiency: float | None = None
     quality: Thresholds = field(default_factory=Thresholds)
     peaks: Table = DEFAULT
 
@@ -186,9 +196,13 @@ def resolve(
         limits=_SCALE_DOWN_LIMITS,
         tolerance=0.0,
     )
+    constraints = spec.constraints or v1alpha1.Constraints()
+    efficiency = constraints.parallel_efficiency_percent
     batch = None
     if spec.batch is not None and cost_class is not None:
-        sizes = spec.batch.candidates or default_candidates(spec.batch.min, spec.batch.max)
+        sizes = spec.batch.candidates or default_candidates(
+            spec.batch.min, spec.batch.max, fine=constraints.power_watts_per_gpu is not None
+        )
         batch = BatchControl(candidates=tuple(sorted(sizes)), cost_class=cost_class, expected_delay_s=expected_delay_s)
     shared = spec.shared_limits or v1alpha1.SharedLimits()
     band = _BANDS[spec.objective]
@@ -213,21 +227,26 @@ def resolve(
         restart_hold_s=restart_hold_s,
         rate_window_s=rate_window_s,
         acts=acts,
-        shared_network=_bytes(shared.network_bytes_per_second),
-        shared_storage=_bytes(shared.storage_bytes_per_second),
+        shared_network=_amount(shared.network_bytes_per_second),
+        shared_storage=_amount(shared.storage_bytes_per_second),
+        power_watts=_amount(constraints.power_watts_per_gpu),
+        least_efficiency=None if efficiency is None else efficiency / 100,
         quality=quality or Thresholds(),
         peaks=peaks,
     )
 
 
-def _bytes(written: int | None) -> float | None:
+def _amount(written: int | None) -> float | None:
     return None if written is None else float(written)
 
 
-def default_candidates(least: int, most: int) -> tuple[int, ...]:
-    """Powers of two and the steps half way between them, from `least` to `most`, both included: 8 12 16 24 32 …"""
+def default_candidates(least: int, most: int, *, fine: bool = False) -> tuple[int, ...]:
+    """Powers of two and the steps half way between them, from `least` to `most`, both included: 8 12 16 24 32 …
+
+    `fine` has four steps to the next power, so that a limit of power is made use of: 8 10 12 14 16 20 24 …
+    """
     powers = [1 << exponent for exponent in range(most.bit_length())]
-    between = [3 * power // 2 for power in powers if power > 1]
+    between = [part * power // 4 for power in powers for part in ((5, 6, 7) if fine else (6,)) if power > 1]
     return tuple(sorted({least, most, *(size for size in powers + between if least <= size <= most)}))
 
 

@@ -160,7 +160,7 @@ def _throughput(slo: ThroughputSLO, snapshot: Snapshot, load: Load) -> SLOVerdic
         state, message = SLOState.NO_DATA, _gap(snapshot, slo.signal)
     elif rate >= slo.min_per_s:
         state = SLOState.MET
-    elif load.queueing:
+    elif load.queueing or load.trains:
         state = SLOState.BREACHED
     elif load.complete:
         state, message = SLOState.NO_TRAFFIC, "no work waits"

@@ -158,7 +158,7 @@ def _counters(snapshot: Snapshot, ready: Sequence[Pod], policy: Policy) -> dict[
     of_network, of_disk = (_part(whole, len(ready)) for whole in (policy.shared_network, policy.shared_storage))
     counters = {}
     for pod in ready:
-        values, held, gpus = rows[pod.name], snapshot.gpus.get(pod.name), _gpus(snapshot, pod)
+        values, held, gpus = rows[pod.name], snapshot.gpus.get(pod.name), gpus_of(snapshot, pod)
         if not values and held is None:
             continue
         for name in _PER_GPU:
@@ -207,7 +207,7 @@ def _part(whole: float | None, replicas: int) -> float | None:
     return None if whole is None else whole / replicas
 
 
-def _gpus(snapshot: Snapshot, pod: Pod) -> int:
+def gpus_of(snapshot: Snapshot, pod: Pod) -> int:
     """How many GPUs, or MIG instances, a pod has: as an exporter shows it, else as the pod asks for."""
     if (held := snapshot.gpus.get(pod.name)) is not None and held.count:
         return held.count

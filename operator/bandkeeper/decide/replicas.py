@@ -14,7 +14,8 @@ from bandkeeper.decide.ownership import undone_by
 from bandkeeper.decide.promises import breached
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.state import Shrink, State
-from bandkeeper.decide.vetoes import Veto, against_more, structural, veto
+from bandkeeper.decide.vetoes import Veto, against_more, held_back, structural, veto
+from bandkeeper.decide.workers import fewest_workers, most_workers, too_many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +125,10 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
         asked=attribution.remember(policy, demand, scale.asked, now_s) if demand else scale.asked,
     )
     state = replace(state, promises=promises, scale=scale)
-    if need > current:
+    low = too_many(policy, load, state.workers, now_s)
+    if low is not None and load.ready == current > policy.min_replicas and not held_back(scene, state):
+        wanted = _fewer_workers(scene, state, low)
+    elif need > current:
         wanted = _more(scene, state, need, max(held or 0, band if over and band else 0) or None, queue, promised)
     else:
         wanted, state = _no_more(scene, state)
@@ -161,15 +165,47 @@ def _more(
         return Wanted(
             replicas=current, reason=Reason.MORE_WOULD_NOT_HELP, message=message, limit=_lost(scene) or vetoed
         )
+    asked = need
+    need, low = most_workers(scene.policy, scene.load, state.workers, current, need)
+    if need <= current:
+        message = explain.measuring(scene, asked) if low is None else explain.inefficient(scene, asked, low)
+        vetoed = Limitation(LimitReason.LOW_EFFICIENCY, message)
+        return Wanted(replicas=current, reason=Reason.LOW_EFFICIENCY, message=message, limit=_lost(scene) or vetoed)
     steady = -int(state.scale.ups.highest() or 0)
     wanted, limit = current, None
     if steady > current:
         wanted, limit = _limited(scene, state, min(need, steady), asked=need)
+        if limit is None and low is not None:
+            limit = Limitation(LimitReason.LOW_EFFICIENCY, explain.inefficient(scene, asked, low))
     if wanted == current:
         limit = limit or Limitation(LimitReason.SCALE_UP_LIMIT, explain.stabilising(scene, need))
         return Wanted(replicas=current, reason=Reason.LIMITED, message=limit.message, limit=_lost(scene) or limit)
     reason, message = _why_more(scene, wanted, band, queue, promised)
     return Wanted(replicas=wanted, reason=reason, message=message, limit=limit or _lost(scene))
+
+
+def _training(scene: Scene, state: State) -> Wanted:
+    """A training job whose promises ask for no more: what exceeds them is let go."""
+    current = scene.current
+    fewer = fewest_workers(scene.load, scene.verdicts, state.workers, current, scene.now_s)
+    goal = max(fewer, scene.policy.min_replicas)
+    if goal < current and not held_back(scene, state):
+        wanted, limit = _limited(scene, state, goal)
+        if wanted < current:
+            message = explain.rate_exceeded(scene, wanted)
+            return Wanted(replicas=wanted, reason=Reason.DEMAND_FELL, message=message, limit=limit or _lost(scene))
+    message = explain.trains(scene)
+    return Wanted(replicas=current, reason=Reason.NO_CHANGE, message=message, limit=_lost(scene))
+
+
+def _fewer_workers(scene: Scene, state: State, low: float) -> Wanted:
+    """One less: each of them does too little, whatever is promised."""
+    wanted, limit = _limited(scene, state, scene.current - 1)
+    if wanted == scene.current:
+        message = limit.message if limit else explain.inefficient(scene, wanted, low)
+        return Wanted(replicas=wanted, reason=Reason.LIMITED, message=message, limit=limit or _lost(scene))
+    message = explain.let_go(scene, wanted, low)
+    return Wanted(replicas=wanted, reason=Reason.LOW_EFFICIENCY, message=message, limit=limit or _lost(scene))
 
 
 def _why_more(
@@ -199,6 +235,8 @@ def _broken_bound(scene: Scene) -> SLOVerdict | None:
 
 def _no_more(scene: Scene, state: State) -> tuple[Wanted, State]:
     demand, current = scene.demand, scene.current
+    if scene.load.trains and scene.metrics.state is MetricsState.USABLE:
+        return _training(scene, state), state
     if demand is None or scene.metrics.state is not MetricsState.USABLE:
         return _blind(scene), state
     fewer = size.fewest(

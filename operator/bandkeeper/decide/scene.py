@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bandkeeper.api.snapshot import Target
 from bandkeeper.decide.cap_rules import CapChoice
-from bandkeeper.decide.decision import Inputs, MetricsVerdict, SLOVerdict
+from bandkeeper.decide.decision import Inputs, MetricsVerdict, PowerVerdict, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
@@ -38,6 +38,7 @@ class Scene:
     current: int
     now_s: float
     quality: Assessment
+    power: PowerVerdict | None = None
 
     @property
     def cap_in_force(self) -> int:

@@ -25,7 +25,7 @@ def watch(
     state, message = _judged(snapshot, load, verdicts)
     since_s = sight.since_s if sight.state == state else now_s
     usable_s = sight.usable_s if state is MetricsState.NONE and load.ready else now_s
-    if load.running is not None and not load.silent:
+    if (load.running is not None and not load.silent) or (load.trains and load.produced_whole):
         complete_s, watching_since_s = now_s, sight.watching_since_s
         if watching_since_s is None:
             watching_since_s = now_s
@@ -61,6 +61,8 @@ def _judged(snapshot: Snapshot, load: Load, verdicts: Sequence[SLOVerdict]) -> t
     if not load.ready:
         return MetricsState.NONE, "no pod is ready"
     blind = [verdict for verdict in verdicts if verdict.state is SLOState.NO_DATA]
+    if load.trains and load.produced_whole and not blind:
+        return MetricsState.USABLE, ""
     if load.running is None:
         state = MetricsState.NONE if len(blind) == len(verdicts) else MetricsState.PARTIAL
         return state, _gap(snapshot, _NEEDED) or "RequestsRunning has no data for any ready pod"

@@ -184,7 +184,7 @@ def _enough_for(verdict: SLOVerdict, demand: Demand | None, load: Load) -> int:
     supply = max(1, load.supply)
     wanted = math.ceil(supply * WAIT_STEP)
     if verdict.percentile is None and verdict.value:
-        wanted = math.ceil(supply * verdict.limit / verdict.value)
+        wanted = math.ceil(min(2.0 * supply, supply * verdict.limit / verdict.value))
     elif not is_wait(verdict, load) and demand is not None and verdict.value:
         now = min(1.0, demand.occupancy)
         goal = demand.curve.utilization_at(SLO_MARGIN * verdict.limit / verdict.value, now)

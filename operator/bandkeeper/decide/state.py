@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bandkeeper.api.reasons import PowerState
 from bandkeeper.api.signals import Signal
 from bandkeeper.model.curve import NO_FIT, ServiceFit
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK, Outlook
 from bandkeeper.model.peaks import NO_PEAKS, Peaks
+from bandkeeper.model.power import NO_POWER, PRIOR_POWER, PowerCurve, PowerFit
 from bandkeeper.model.steps import NO_STEPS, StepFit
-from bandkeeper.quality.types import Assessment, Memory
+from bandkeeper.quality.types import Assessment, Memory, Saturated
 
 EVENTS_LIMIT = 128
 SAMPLES_LIMIT = 32
@@ -311,6 +313,68 @@ class CapMemory:
     undos: tuple[Undo, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PowerSample:
+    """Power of the GPU that draws most, and the requests in process per replica."""
+
+    at_s: float
+    watts: float
+    batch: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerMemory:
+    """The GPUs' power against its limit.
+
+    Attributes
+    ----------
+    ceiling, moved_s
+        The largest batch cap that power allows, as far as was seen, and when it was last changed.
+    caps, since_s
+        Caps in force, and since when.
+    broke_at, broke_s
+        The least cap at which power was above the limit, and when.
+    why
+        What lowered the ceiling last, as a clause for a person.
+    """
+
+    ceiling: int | None = None
+    moved_s: float = float("-inf")
+    caps: frozenset[int] = frozenset()
+    since_s: float = float("-inf")
+    samples: tuple[PowerSample, ...] = ()
+    fit: PowerFit = NO_POWER
+    curve: PowerCurve = PRIOR_POWER
+    fitted_s: float = float("-inf")
+    broke_at: int | None = None
+    broke_s: float = float("-inf")
+    state: PowerState | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersMemory:
+    """What workers were seen to bring.
+
+    Attributes
+    ----------
+    seen
+        Throughput by count, while there was always work.
+    count, since_s
+        The count that stands, None while it changes, and since when it was watched.
+    low_since_s
+        Since when it is less efficient than was asked for; None while it is not.
+    revision
+        Pod template that all this is of.
+    """
+
+    seen: tuple[Saturated, ...] = ()
+    count: int | None = None
+    since_s: float = float("-inf")
+    low_since_s: float | None = None
+    revision: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
     """What was seen, and since when.
@@ -391,6 +455,8 @@ class State:
     promises: PromiseMemory = PromiseMemory()
     scale: ScaleMemory = ScaleMemory()
     cap: CapMemory = CapMemory()
+    power: PowerMemory = PowerMemory()
+    workers: WorkersMemory = WorkersMemory()
     quality: QualityMemory = QualityMemory()
 
     @classmethod

@@ -14,6 +14,7 @@ from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import hold_left_s, waiting_sentence
 from bandkeeper.decide.size import is_futile
 from bandkeeper.decide.state import State
+from bandkeeper.decide.workers import FEEDS
 
 POD_STORE_LIMIT_S = 60.0
 TRIED_S = 900.0  # what was seen in vain counts against a broken promise: then it is tried again
@@ -56,6 +57,12 @@ def _unseen(scene: Scene, state: State) -> Veto | None:
     if hold_left_s(scene.policy, state.sight, scene.now_s) > 0:
         return Veto(BandReason.HOLDING_PEAK, waiting_sentence(scene.policy, state.sight, scene.now_s))
     return None
+
+
+def held_back(scene: Scene, state: State) -> bool:
+    """Whether a start or a person forbids to let a worker go that brings too little."""
+    waits = hold_left_s(scene.policy, state.sight, scene.now_s) > 0 and not state.sight.released
+    return waits or _interfered(scene, state) is not None
 
 
 def _interfered(scene: Scene, state: State) -> Veto | None:
@@ -112,6 +119,8 @@ def against_more(scene: Scene, state: State) -> str:
             f"{max(0.0, 100 * trial.gain):.0f}% of what they should"
         )
     full = quality.bottleneck
+    if full is not None and load.trains and full.component in FEEDS:
+        return f"the workers wait for their data ({full.component}: {full.evidence})"
     if full is not None and full.shared and not unmet:
         return f"what is full is shared by all replicas ({full.component}: {full.evidence})"
     return ""

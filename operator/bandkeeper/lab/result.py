@@ -49,6 +49,17 @@ class Move(_Part):
     why: str
 
 
+class PowerResult(_Part):
+    """Power of the ready GPU that draws most, against the policy's limit; `above` is the share of judged minutes, one
+    begun with each interval, whose mean is above it. None: no GPU was ready, or what it draws is not known.
+    """
+
+    limit_watts: float
+    mean_watts: float | None
+    most_watts: float | None = Field(description="the highest mean of a minute")
+    above: float | None
+
+
 class Series(_Part):
     """What happened over time, one value per interval that ends at `at_s`; None where there is no value.
 
@@ -66,6 +77,8 @@ class Series(_Part):
         Quality class of the interval.
     slo_values
         By position in `slos`: the percentile of the interval in seconds, or the rate per second.
+    watts
+        Power of the ready GPU that draws most; empty where the policy limits no power.
     """
 
     at_s: list[float]
@@ -84,6 +97,7 @@ class Series(_Part):
     memory: list[float | None]
     quality: list[str]
     slo_values: list[list[float | None]]
+    watts: list[float | None] = []
 
 
 class Result(_Part):
@@ -108,6 +122,8 @@ class Result(_Part):
         percentile of its own tokens does.
     scale_actions, batch_actions
         Changes after the warm-up.
+    power
+        None where the policy limits no power.
     oscillations
         Changes of direction of the replica count within 10 minutes, after the warm-up.
     """
@@ -141,6 +157,7 @@ class Result(_Part):
     scale_actions: int
     batch_actions: int
     oscillations: int
+    power: PowerResult | None = None
     moves: list[Move]
     series: Series
 

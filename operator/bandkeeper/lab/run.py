@@ -13,7 +13,7 @@ from bandkeeper.decide.policy import CostClass, LatencySLO, Policy, ThroughputSL
 from bandkeeper.lab import score
 from bandkeeper.lab.fleet import Fleet, Outcome, PodNow, TokenTotals
 from bandkeeper.lab.requests import Requests
-from bandkeeper.lab.result import Move, Result, Series, SLOResult
+from bandkeeper.lab.result import Move, PowerResult, Result, Series, SLOResult
 from bandkeeper.lab.rules.rule import Rule, Setting, View, Want
 from bandkeeper.lab.scrape import Scraper
 from bandkeeper.lab.series import Recorder, interval_s
@@ -241,6 +241,7 @@ class _Run:
             scale_actions=sum(move.replicas_to != move.replicas_from for move in judged),
             batch_actions=sum(move.cap_to != move.cap_from for move in judged),
             oscillations=score.oscillations(judged),
+            power=self._power(series),
             moves=self.moves,
             series=series,
         )
@@ -260,6 +261,25 @@ class _Run:
             edges_s = self.scraper.edges_s(slo.signal)
             return score.queue_time(slo, judge, edges_s, recorder.queue_times(warmup_s))
         return score.latency(slo, judge, totals, warmup_s)
+
+    def _power(self, series: Series) -> PowerResult | None:
+        limit, ends = self.setting.policy.power_watts, max(1, round(_MINUTE_S / self.interval_s))
+        if limit is None:
+            return None
+        first_s = self.warmup_s + self.interval_s
+        judged = [value for at_s, value in zip(series.at_s, series.watts, strict=True) if at_s >= first_s]
+        known = [value for value in judged if value is not None]
+        minutes = [
+            math.fsum(known) / len(known)
+            for first in range(len(judged) - ends + 1)
+            if (known := [value for value in judged[first : first + ends] if value is not None])
+        ]
+        return PowerResult(
+            limit_watts=limit,
+            mean_watts=math.fsum(known) / len(known) if known else None,
+            most_watts=max(minutes, default=None),
+            above=sum(value > limit for value in minutes) / len(minutes) if minutes else None,
+        )
 
     def _time_in_band(self, series: Series) -> float | None:
         """Share of the intervals after the warm-up whose utilisation lies in the band."""

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from bandkeeper.api.signals import CATALOGUE, Signal, SignalKind
 from bandkeeper.api.snapshot import PodState
+from bandkeeper.lab import power
 from bandkeeper.lab.fleet import Counters, Fleet, Histograms, PodNow
 from bandkeeper.lab.server import DynamicServer, Server
 
@@ -31,7 +32,7 @@ SM_SHARE = 0.85  # of busy time, as the emulated exporter has it
 
 Floats = npt.NDArray[np.float64]
 
-_GPU = ("busy", "tensor", "dram")
+_GPU = ("busy", "tensor", "dram", "watts")
 _GAUGES = ("running", "waiting", "kv_usage", *_GPU)
 _COUNTERS = (
     *("finished", "rejected", "failed", "preemptions", "prompt_tokens", "generation_tokens", "executions"),
@@ -50,6 +51,7 @@ _GPU_COLUMNS = {
     Signal.SM_ACTIVE: "busy",
     Signal.TENSOR_ACTIVE: "tensor",
     Signal.DRAM_ACTIVE: "dram",
+    Signal.POWER: "watts",
 }
 _COLUMNS = {
     Signal.REQUESTS_RUNNING: "running",
@@ -106,7 +108,7 @@ class Scraper:
 
     def __init__(self, server: Server, *, scrape_s: float = SCRAPE_S, keep_s: float = KEPT_S) -> None:
         self.now_s = 0.0
-        self._dynamic = isinstance(server, DynamicServer)
+        self._server, self._dynamic = server, isinstance(server, DynamicServer)
         self._scrape_s, self._keep_s = scrape_s, keep_s
         self._next_scrape_s, self._next_dcgm_s = scrape_s / 2, DCGM_S
         self._scrapes: list[_Scrape] = []
@@ -225,9 +227,12 @@ class Scraper:
         self._activity = {}
         for pod in pods:
             now = totals[pod.slot]
-            then = before[pod.name][0] if pod.name in before else np.zeros(len(_GPU))
+            then = before[pod.name][0] if pod.name in before else np.zeros(len(now))
             grown = now if np.any(now < then) else now - then
-            self._activity[pod.name] = now, np.minimum(1.0, grown / DCGM_S)
+            means = np.minimum(1.0, grown / DCGM_S)
+            watts = power.watts(self._server, *means.tolist())
+            drawn = math.nan if watts is None else watts * self._server.gpus
+            self._activity[pod.name] = now, np.append(means, drawn)
 
     def _scrape(self, pods: Sequence[PodNow], counters: Counters) -> None:
         names = tuple(pod.name for pod in pods)
@@ -249,7 +254,7 @@ class Scraper:
         if not self._columns:
             self._lay_out(histograms)
         nothing = np.full(len(counters.running), math.nan)
-        levels = [counters.running, counters.waiting, counters.kv_usage, nothing, nothing, nothing]
+        levels = [counters.running, counters.waiting, counters.kv_usage, *[nothing] * len(_GPU)]
         counted = [getattr(counters, name) for name in _COUNTERS[:-2]]
         derived = [counters.finished + counters.failed, counters.e2e.sum_s - counters.queue.sum_s]
         parts = [part for histogram in histograms.values() for part in (histogram.counts, histogram.sum_s)]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import PodState
 from bandkeeper.decide.policy import ThroughputSLO
+from bandkeeper.lab import power
 from bandkeeper.lab.fleet import Counters, Fleet, Outcome, PodNow, Status, TokenTotals
 from bandkeeper.lab.result import Series
 from bandkeeper.lab.rules.rule import Setting
@@ -45,6 +46,7 @@ class _Mark:
     busy: float | None
     compute: float | None
     memory: float | None
+    watts: float | None
     lost: float
     finished: float
     queue_times: Floats = field(default_factory=lambda: np.zeros(0))
@@ -70,7 +72,7 @@ class Recorder:
         """An interval ends now."""
         counters, now_s = fleet.counters(), fleet.now_s
         ready = [pod for pod in pods if pod.state is PodState.READY]
-        busy, compute, memory = self._activity(pods, counters, now_s)
+        busy, compute, memory, watts = self._activity(pods, counters, now_s)
         self._marks.append(
             _Mark(
                 at_s=now_s,
@@ -83,6 +85,7 @@ class Recorder:
                 busy=busy,
                 compute=compute,
                 memory=memory,
+                watts=watts,
                 lost=self._lost,
                 finished=self._finished,
                 queue_times=self._queue_times(),
@@ -92,8 +95,10 @@ class Recorder:
 
     def _activity(
         self, pods: tuple[PodNow, ...], counters: Counters, now_s: float
-    ) -> tuple[float | None, float | None, float | None]:
-        """Means of the ready GPUs over the interval, relative to peak; counts what was lost and finished besides."""
+    ) -> tuple[float | None, float | None, float | None, float | None]:
+        """Means of the ready GPUs over the interval, relative to peak, and the power of the one that draws most; counts
+        what was lost and finished besides.
+        """
         table = np.column_stack(
             (
                 counters.busy_s,
@@ -104,7 +109,7 @@ class Recorder:
             )
         ).astype(np.float64)
         before, self._totals = self._totals, {pod.name: table[pod.slot] for pod in pods}
-        active, ready_s = np.zeros(3), 0.0
+        active, ready_s, most = np.zeros(3), 0.0, list[float]()
         for pod in pods:
             now = table[pod.slot]
             then = before.get(pod.name, np.zeros(5))
@@ -113,11 +118,15 @@ class Recorder:
             self._finished += float(grown[4])
             if pod.state is PodState.READY and pod.ready_s is not None:
                 active += grown[:3]
-                ready_s += now_s - max(self._at_s, pod.ready_s)
+                span_s = now_s - max(self._at_s, pod.ready_s)
+                ready_s += span_s
+                if span_s > 0 and self._setting.policy.power_watts is not None:
+                    drawn = power.watts(self._setting.server, *(grown[:3] / span_s).tolist())
+                    most += [] if drawn is None else [drawn]
         if ready_s <= 0:
-            return None, None, None
+            return None, None, None, None
         busy, tensor, dram = (float(value) for value in np.minimum(1.0, active / ready_s))
-        return busy, of_peak(tensor, TENSOR_PEAK), of_peak(dram, DRAM_PEAK)
+        return busy, of_peak(tensor, TENSOR_PEAK), of_peak(dram, DRAM_PEAK), max(most, default=None)
 
     def _queue_times(self) -> Floats:
         """Observations per bucket of the last minute: no request tells by itself how long it queued."""
@@ -169,6 +178,7 @@ class Recorder:
             memory=[mark.memory for mark in marks],
             quality=self._qualities(),
             slo_values=[self._slo_values(number, outcome, totals) for number in range(len(self._setting.policy.slos))],
+            watts=[mark.watts for mark in marks] if self._setting.policy.power_watts is not None else [],
         )
 
     def _edges(self) -> Floats:

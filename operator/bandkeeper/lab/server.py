@@ -54,6 +54,8 @@ class _Server(_Checked):
         GPUs that the cluster has; pods beyond them stay unschedulable. None: enough.
     crashes_per_hour
         Crashes of one ready replica; the pod restarts with a new cold start and its requests fail.
+    watts
+        Most that one GPU draws; left out: the board power of a GPU that is known by its name.
     slow_start_s
         Time in which the router raises a new pod's share from nothing to full; 0: at once.
     """
@@ -71,6 +73,7 @@ class _Server(_Checked):
     nodes_gpus: AtLeastOne | None = None
     crashes_per_hour: NotNegative = 0.0
     slow_start_s: NotNegative = 0.0
+    watts: Positive | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> _Server:

@@ -46,7 +46,7 @@ VLLM = _GPU | {
     Signal.GENERATION_TOKENS,
     Signal.KV_CACHE_UTILIZATION,
 }
-"""Levels and rates that the operator's preset for vLLM reads; a simulated GPU has no power meter."""
+"""Levels and rates that the operator's preset for vLLM reads; power where the policy limits it."""
 TRITON = _GPU | {
     Signal.REQUESTS_RUNNING,
     Signal.REQUESTS_WAITING,
@@ -76,7 +76,8 @@ class Observer:
     def __init__(self, policy: Policy, server: Server, scraper: Scraper) -> None:
         self._policy, self._server, self._scraper = policy, server, scraper
         dynamic = isinstance(server, DynamicServer)
-        self._levels = tuple(sorted(TRITON if dynamic else VLLM))
+        metered = {Signal.POWER} if policy.power_watts is not None else set()
+        self._levels = tuple(sorted((TRITON if dynamic else VLLM) | metered))
         self._latencies = TRITON_LATENCIES if dynamic else VLLM_LATENCIES
         self._summaries = dynamic
         self._rollout = policy.batch is not None and policy.batch.cost_class is CostClass.ROLLOUT

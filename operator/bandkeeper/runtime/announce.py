@@ -29,9 +29,12 @@ _NEWS: Mapping[str, tuple[str, EventType]] = {
     ConditionType.PAUSED: ("True", "Normal"),
     ConditionType.SCALING_LIMITED: ("True", "Normal"),
     ConditionType.BATCH_APPLIED: ("False", "Warning"),
+    ConditionType.WITHIN_POWER: ("False", "Warning"),
 }
-# The ordinary course of things; Undone is told by Ready.
-_QUIET = frozenset({"Pending", "AtMin", "ScaleUpLimit", "ScaleDownLimit", "TerminatingPods", "Undone"})
+# The ordinary course of things; Undone is told by Ready, power above its limit by the cap that it lowers.
+_QUIET = frozenset(
+    {"Pending", "AtMin", "ScaleUpLimit", "ScaleDownLimit", "TerminatingPods", "Undone", "PowerAboveLimit"}
+)
 _BAD = frozenset({Quality.INEFFICIENT, Quality.OVERLOADED})
 QUALITY_HOLDS_S = 60.0  # so long a class must have stood to be told: an overload may be over sooner
 QUALITY_CHANGED = "QualityChanged"

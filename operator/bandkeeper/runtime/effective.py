@@ -11,6 +11,8 @@ def effective_of(policy: Policy, spec: v1alpha1.Spec, *, period_s: float) -> v1a
     return v1alpha1.Effective(
         band=v1alpha1.Band(low_percent=round(policy.band.low * 100), high_percent=round(policy.band.high * 100)),
         batch_rule=policy.batching if policy.batch else "ReplicasOnly",
+        power_watts_per_gpu=None if policy.power_watts is None else round(policy.power_watts),
+        parallel_efficiency_percent=None if policy.least_efficiency is None else round(100 * policy.least_efficiency),
         scale_up=_rules(policy.scale_up),
         scale_down=_rules(policy.scale_down),
         fallback=spec.fallback,

@@ -11,7 +11,7 @@ from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.api import conditions as api
 from bandkeeper.api import durations, v1alpha1
 from bandkeeper.api.conditions import ConditionType, Finding
-from bandkeeper.api.reasons import BandReason, LimitReason, SLOState
+from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, SLOState
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.decide.decision import Decision, MetricsState, SLOVerdict
 from bandkeeper.kube.discovery import TargetProblem
@@ -80,6 +80,7 @@ def status_of(tracked: Tracked, seen: Iterable[Finding], *, wall_s: float) -> v1
         slos=[_slo(verdict) for verdict in decision.slos] if decision else [],
         quality=quality_of(tracked),
         cost=cost_of(tracked, wall_s=wall_s),
+        power=_power(decision),
         model=_model(tracked, wall_s),
         effective=managed.effective,
         last_decision=_last(decision, old.last_decision, wall_s) if decision else old.last_decision,
@@ -112,6 +113,8 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
         why = "Not judged: see the condition Ready."
         yield Finding(ConditionType.WITHIN_SLO, SLOState.NO_DATA, why)
         yield Finding(ConditionType.WITHIN_BAND, BandReason.UNKNOWN, why)
+        if tracked.managed.policy is not None and tracked.managed.policy.power_watts is not None:
+            yield Finding(ConditionType.WITHIN_POWER, PowerState.NO_DATA, why)
         return
     yield _metrics_available(tracked, decision)
     yield _within_slo(decision)
@@ -119,6 +122,7 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
         ConditionType.WITHIN_BAND, decision.band.reason, decision.band.message or decision.band.reason.meaning
     )
     yield _scaling_limited(tracked, decision)
+    yield _within_power(tracked, decision)
 
 
 def _ready(tracked: Tracked) -> Finding:
@@ -248,6 +252,26 @@ def _scaling_limited(tracked: Tracked, decision: Decision) -> Finding:
         return Finding(ConditionType.SCALING_LIMITED, LimitReason.TARGET_UNDONE, LimitReason.TARGET_UNDONE.meaning)
     message = "Nothing stands between the replica count and what is wanted."
     return Finding(ConditionType.SCALING_LIMITED, api.ScalingLimitedReason.DESIRED_WITHIN_RANGE, message)
+
+
+def _within_power(tracked: Tracked, decision: Decision) -> Finding:
+    if decision.power is not None:
+        return Finding(ConditionType.WITHIN_POWER, decision.power.state, decision.power.message)
+    policy = tracked.managed.policy
+    if policy is not None and policy.power_watts is not None:
+        return Finding(ConditionType.WITHIN_POWER, PowerState.NO_DATA, "Nothing runs whose power could be judged.")
+    return Finding(ConditionType.WITHIN_POWER, api.WithinPowerReason.NO_LIMIT, "The policy limits no power.")
+
+
+def _power(decision: Decision | None) -> v1alpha1.PowerStatus | None:
+    if decision is None or decision.power is None:
+        return None
+    power = decision.power
+    return v1alpha1.PowerStatus(
+        limit_watts=round(power.limit),
+        measured_watts=None if power.watts is None else round(power.watts),
+        batch_cap=power.ceiling,
+    )
 
 
 def _batch_applied(tracked: Tracked) -> Finding:
