@@ -35,7 +35,7 @@ from tests.unit.builders import a_policy
 REPLICAS = (1, 2, 4, 8, 16)
 LOADS = (0.3, 0.5, 0.7, 0.8, 0.9)
 SIGNALS = {"TTFT": Signal.TIME_TO_FIRST_TOKEN, "ITL": Signal.INTER_TOKEN_LATENCY}
-PERCENTILE = 95.0
+PERCENTILE = 95
 GOAL = {"median": 0.15, "p90": 0.35}
 RUN_S, WARMUP_S = 9000.0, 1800.0
 
@@ -111,7 +111,7 @@ class Watcher:
         self.rates: list[tuple[float, ...]] = []
 
     def decide(self, view: View) -> Want:
-        decision, self.state = decide(self._policy, view.snapshot, self.state, view.now_s)
+        _, self.state = decide(self._policy, view.snapshot, self.state, view.now_s)
         found = [
             rate_of(view.snapshot, signal)
             for signal in (Signal.REQUESTS_FINISHED, Signal.PROMPT_TOKENS, Signal.GENERATION_TOKENS)
@@ -137,10 +137,10 @@ class Seen:
     traffic: Traffic
     room: int
     chunk_tokens: int
-    measured: dict[tuple[str, float], float]
+    measured: dict[tuple[str, int], float]
 
 
-def run(job: tuple[Cell, int, float], percentiles: Iterable[float] = (PERCENTILE,), seed: int = 1) -> Seen:
+def run(job: tuple[Cell, int, float], percentiles: Iterable[int] = (PERCENTILE,), seed: int = 1) -> Seen:
     cell, replicas, rho = job
     server = cell.server()
     requests = cell.requests(server, replicas, rho, seed)
