@@ -140,7 +140,7 @@ traffics = st.builds(
     st.floats(0.0, 1.5),
 )
 signals = st.sampled_from(PREDICTED)
-SLACK = 1.03  # distributions are cut into pieces
+SLACK = {TTFT: 1.01, ITL: 1.01, END: 1.01, QUEUE: 1.1}  # distributions are cut into pieces, and fitted by moments
 
 
 @given(servers, traffics, signals, st.floats(0.02, 1.2), st.floats(1.0, 2.0), st.integers(1, 40), st.integers(1, 256))
@@ -149,7 +149,7 @@ def test_more_load_is_never_quicker(
 ) -> None:
     less_s = latency(steps, at(traffic, rho, replicas, cap, steps), replicas, cap).quantile(signal, 0.95)
     more_s = latency(steps, at(traffic, rho * more, replicas, cap, steps), replicas, cap).quantile(signal, 0.95)
-    assert less_s <= SLACK * more_s + 1e-6
+    assert less_s <= SLACK[signal] * more_s + 1e-6
 
 
 @given(servers, traffics, signals, st.floats(0.02, 1.2), st.integers(1, 40), st.integers(1, 20), st.integers(1, 256))
@@ -158,7 +158,7 @@ def test_more_replicas_are_never_slower(
 ) -> None:
     asked = at(traffic, rho, replicas, cap, steps)
     few_s = latency(steps, asked, replicas, cap).quantile(signal, 0.95)
-    assert latency(steps, asked, replicas + more, cap).quantile(signal, 0.95) <= SLACK * few_s + 1e-6
+    assert latency(steps, asked, replicas + more, cap).quantile(signal, 0.95) <= SLACK[signal] * few_s + 1e-6
 
 
 @given(servers, traffics, signals, st.floats(0.02, 0.95), st.integers(1, 40), st.integers(1, 256), st.floats(0.5, 0.99))
