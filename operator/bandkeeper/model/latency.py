@@ -37,8 +37,7 @@ _RANK_ERROR = 0.2  # of the share beyond a quantile: between two kinds of steps 
 _NUDGE = 0.1
 _BELIEVED = 0.5  # of the step times' errors: next to a simulated server they are twice too large
 _ROUNDS = 60
-_CLOSE = 3e-4
-_NOTHING = Spread(0.0, 0.0)
+_CLOSE = 5e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +152,16 @@ class Latency:
             raise ValueError(f"{signal} is not predicted: ask for one of {', '.join(PREDICTED)}")
         if self.overloaded:
             return lambda limit_s: 0.0
-        read, alpha_s = self.reading, self.steps.parameters[0]
-        own = Spread(self.steps.parameters[2] * self.traffic.prompt_tokens, self.traffic.prompt_spread)
+        read, own = (
+            self.reading,
+            Spread(self.steps.parameters[2] * self.traffic.prompt_tokens, self.traffic.prompt_spread),
+        )
         if signal is Signal.QUEUE_TIME:
-            return self._mixed((0.0, _NOTHING), (0.0, read.residual), (0.0, _NOTHING))
-        firsts = (alpha_s, own), (self.base_s, read.first), (self.base_s, read.then)
+            return self._mixed((0.0, Spread(0.0, 0.0)), (0.0, read.residual))
+        alone, beside = (self.steps.parameters[0], own), (self.base_s, read.first)
         if signal is Signal.TIME_TO_FIRST_TOKEN:
-            return self._mixed(*firsts)
-        alone, beside, after = ((0.0, self._ended(least_s, first)) for least_s, first in firsts)
-        return self._mixed(alone, beside, after)
+            return self._mixed(alone, beside)
+        return self._mixed((0.0, self._ended(*alone)), (0.0, self._ended(*beside)))
 
     def _tokens_within(self, limit_s: float) -> float:
         return sum(self.reading.within(limit_s - base_s) for base_s in self.bases_s) / len(self.bases_s)
@@ -173,25 +173,22 @@ class Latency:
         deviation_s = math.hypot(first.mean_s * first.relative, others_s * self.traffic.output_spread)
         return Spread.of(least_s + first.mean_s + others_s, deviation_s**2)
 
-    def _mixed(
-        self, alone: tuple[float, Spread], beside: tuple[float, Spread], after: tuple[float, Spread]
-    ) -> Callable[[float], float]:
-        """Of requests on an idle replica, beside others, and after a wait for a place, which is exponential.
+    def _mixed(self, alone: tuple[float, Spread], beside: tuple[float, Spread]) -> Callable[[float], float]:
+        """Of requests that are alone on a replica or beside others, some of them after a wait, which is exponential.
 
         Each is the least that it takes, and what comes on top.
         """
+        (alone_s, own), (beside_s, among) = alone, beside
         waiting, wait_s = self.waiting_share, self.wait_s
         idle = min(self.idle_share, 1 - waiting)
-        busy = max(0.0, 1 - waiting - idle)
 
         def within(limit_s: float) -> float:
-            (own_s, own), (beside_s, among), (after_s, then) = alone, beside, after
-            share = idle * own.within(limit_s - own_s) + busy * among.within(limit_s - beside_s)
+            share = idle * own.within(limit_s - alone_s) + (1 - waiting - idle) * among.within(limit_s - beside_s)
             if waiting <= 0:
                 return share
             over = 1 - math.exp(-max(0.0, limit_s) / wait_s)  # of the waits, by then; in equally likely parts:
-            parts = [-wait_s * math.log1p(-over * (part + 0.5) / _PARTS) for part in range(_PARTS)]
-            return share + waiting * over / _PARTS * sum(then.within(limit_s - after_s - part_s) for part_s in parts)
+            left = [limit_s - beside_s + wait_s * math.log1p(-over * (part + 0.5) / _PARTS) for part in range(_PARTS)]
+            return share + waiting * over / _PARTS * sum(among.within(left_s) for left_s in left)
 
         return within
 
@@ -239,10 +236,7 @@ def quickest(steps: StepFit, traffic: Traffic, signal: Signal, share: float) -> 
 def _requests(
     rate: float, shared_s: float, own_s: float, replicas: int, cap: int
 ) -> tuple[list[float], list[float], float]:
-    """Requests in process in the fleet with their probabilities, and the share of arrivals that find it full.
-
-    k requests end at k / (shared + own k / replicas) per second, or k / (shared + own) while some replicas have none.
-    """
+    """Requests in process in the fleet with their probabilities, and the share of arrivals that find it full."""
     places = replicas * cap
     load = rate * own_s / replicas
     likeliest = min(float(places), rate * shared_s / max(1e-9, 1 - load))
@@ -250,35 +244,40 @@ def _requests(
     low, high = max(0, math.floor(likeliest - width)), min(places, math.ceil(likeliest + width))
     stride = max(1.0, (high - low) / _POINTS)
     counts = [low + stride * index for index in range(math.floor((high - low) / stride + 1e-9) + 1)]
-    heights = [_height(count, rate, shared_s, own_s, replicas) for count in counts]
+    height = _heights(rate, shared_s, own_s, replicas)
+    heights = [height(count) for count in counts]
     top = max(heights)
-    weights = [stride * math.exp(height - top) for height in heights]
+    weights = [stride * math.exp(one - top) for one in heights]
     waiting = 0.0
     if high == places:
         growth = rate * (shared_s / cap + own_s) / replicas
-        full = math.exp(_height(places, rate, shared_s, own_s, replicas) - top)
+        full = math.exp(height(places) - top)
         waiting = full / max(1e-9, 1 - growth)
         weights[-1] += waiting - full
     total = sum(weights)
     return counts, [weight / total for weight in weights], min(1.0, waiting / total)
 
 
-def _height(count: float, rate: float, shared_s: float, own_s: float, replicas: int) -> float:
-    """Logarithm of the probability of so many requests, relative to none: a negative binomial's, beyond `replicas`."""
+def _heights(rate: float, shared_s: float, own_s: float, replicas: int) -> Callable[[float], float]:
+    """Logarithm of the probability of so many requests, relative to none.
+
+    k requests end at k / (shared + own) per second while some replicas have none, which gives a Poisson distribution,
+    and at k / (shared + own k / replicas) beyond, which gives a negative binomial's.
+    """
     if rate <= 0:
-        return 0.0 if count <= 0 else -math.inf
-    few = min(count, float(replicas))
-    height = few * math.log(rate * (shared_s + own_s)) - math.lgamma(few + 1)
-    if count <= replicas:
-        return height
-    many = count - replicas
-    height -= math.lgamma(count + 1) - math.lgamma(replicas + 1)
-    if own_s < 1e-6 * shared_s:
-        return height + many * math.log(rate * shared_s)
-    start = replicas * shared_s / own_s + 1
-    return (
-        height + many * math.log(rate * own_s / replicas) + math.lgamma(start + count) - math.lgamma(start + replicas)
-    )
+        return lambda count: 0.0 if count <= 0 else -math.inf
+    lgamma, single = math.lgamma, math.log(rate * (shared_s + own_s))
+    alike = own_s < 1e-6 * shared_s
+    each = math.log(rate * shared_s) if alike else math.log(rate * own_s / replicas)
+    start = 0.0 if alike else replicas * shared_s / own_s + 1
+    offset = replicas * (single - each) - (0.0 if alike else lgamma(start + replicas))
+
+    def height(count: float) -> float:
+        if count <= replicas:
+            return count * single - lgamma(count + 1)
+        return offset + count * each - lgamma(count + 1) + (0.0 if alike else lgamma(start + count))
+
+    return height
 
 
 def _bases_s(

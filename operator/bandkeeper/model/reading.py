@@ -47,9 +47,9 @@ class Reading:
         Share of steps that carry prompts, how long all takes that comes to one, and the longest that one step takes.
     slower_s
         What prompts add to a step, on average.
-    residual, first, then
-        Beyond the decoding of one step: until the next step begins, and until the first token is out, of a request that
-        finds a place and of one that got it after a wait.
+    residual, first
+        Of a request that has a place: until the next step begins, and, beyond the decoding of that step, until the
+        first token is out.
     """
 
     carry: float
@@ -58,7 +58,6 @@ class Reading:
     slower_s: float
     residual: Spread
     first: Spread
-    then: Spread
 
     def within(self, limit_s: float) -> float:
         """Share of steps that prompts make longer by no more."""
@@ -99,7 +98,6 @@ def reading(rate: float, base_s: float, prompt_s: float, spread: float, chunk_s:
         slower_s=came * prompt_s,
         residual=Spread.of(residual_s, residual_squared - residual_s**2),
         first=Spread.of(residual_s + others_s + read_s, max(0.0, together) + others_variance),
-        then=Spread.of(others_s + read_s, others_variance),
     )
 
 
