@@ -90,6 +90,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         current=current,
         now_s=now_s,
         quality=quality,
+        steps=model.steps,
     )
     return scene, replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, quality=judged)
 

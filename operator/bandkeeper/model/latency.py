@@ -228,9 +228,14 @@ def latency(
     )
 
 
+def alone(steps: StepFit, traffic: Traffic) -> Latency:
+    """Of one request alone on a replica: no fleet is quicker."""
+    return latency(steps, replace(traffic, requests_per_s=0.0), 1, 1)
+
+
 def quickest(steps: StepFit, traffic: Traffic, signal: Signal, share: float) -> float:
-    """The figure of a signal that one request alone on a replica has: no fleet is quicker."""
-    return latency(steps, replace(traffic, requests_per_s=0.0), 1, 1).quantile(signal, share)
+    """The best that the quantile of a signal can be."""
+    return alone(steps, traffic).quantile(signal, share)
 
 
 def _requests(
