@@ -17,20 +17,21 @@ from bandkeeper.model.reading import FULLEST, Reading, Spread, reading
 from bandkeeper.model.steps import StepFit
 
 CHUNK_TOKENS = 8192
-"""Prompt tokens that a step reads at most, where nothing else is known: vLLM's default on GPUs of 70 GiB and more."""
+"""Prompt tokens that a step reads at most, where that is not told: vLLM's default on GPUs of 70 GiB and more."""
 PREDICTED = (
     Signal.TIME_TO_FIRST_TOKEN,
     Signal.INTER_TOKEN_LATENCY,
     Signal.END_TO_END_LATENCY,
     Signal.QUEUE_TIME,
 )
-CONFIDENT = 0.3
+CONFIDENT = 0.25
 """A relative standard error up to which a prediction is to be trusted."""
 
 _POINTS = 64  # of the distribution of requests in process
 _BATCHES = 12  # equally likely ones that stand for all
 _PARTS = 12  # of a wait, the same
 _DEVIATIONS = 6.0
+_OTHER_CHUNK_TOKENS = 2048.0  # vLLM's default on smaller GPUs: how much it would matter is an error of what is not told
 _LEAST_ERROR = 0.08  # of the method itself
 _LOAD_ERROR = 0.05
 _RANK_ERROR = 0.2  # of the share beyond a quantile: between two kinds of steps it is as uncertain as their shares
@@ -86,7 +87,7 @@ class Latency:
     traffic: Traffic
     replicas: int
     cap: int
-    chunk_tokens: float
+    chunk_tokens: float | None
 
     @property
     def overloaded(self) -> bool:
@@ -106,8 +107,8 @@ class Latency:
     def error(self, signal: Signal, share: float = 0.95) -> float:
         """Relative standard error of that quantile; infinite where there is no telling.
 
-        From the errors of the step times, of a load that is known to some percent, and of the method, which is
-        the larger the steeper the distribution is there.
+        From the errors of the step times, of a load that is known to some percent, of what is not told, and of the
+        method, which is the larger the steeper the distribution is there.
         """
         value = self.quantile(signal, share)
         if not 0 < value < math.inf:
@@ -129,6 +130,9 @@ class Latency:
             _BELIEVED * self.steps.deviation((slopes[0], slopes[1], slopes[2])) if max(slopes) < math.inf else math.inf,
             change(self._with(self.steps, busier).quantile(signal, share)),
             change(self.quantile(signal, rarer)),
+            change(
+                self._with(self.steps, chunk_tokens=self.chunk_tokens or _OTHER_CHUNK_TOKENS).quantile(signal, share)
+            ),
         )
         return math.hypot(*parts)
 
@@ -142,8 +146,9 @@ class Latency:
         outputs, prompts = max(1.0, self.traffic.output_tokens), max(1.0, self.traffic.prompt_tokens)
         return each_s / outputs * max(1.0, self.batch), each_s / outputs, each_s / prompts
 
-    def _with(self, steps: StepFit, traffic: Traffic | None = None) -> Latency:
-        return latency(steps, traffic or self.traffic, self.replicas, self.cap, chunk_tokens=self.chunk_tokens)
+    def _with(self, steps: StepFit, traffic: Traffic | None = None, chunk_tokens: float | None = None) -> Latency:
+        chunk_tokens = chunk_tokens or self.chunk_tokens
+        return latency(steps, traffic or self.traffic, self.replicas, self.cap, chunk_tokens=chunk_tokens)
 
     def _within(self, signal: Signal) -> Callable[[float], float]:
         if signal is Signal.INTER_TOKEN_LATENCY:
@@ -193,10 +198,18 @@ class Latency:
         return within
 
 
-def latency(
-    steps: StepFit, traffic: Traffic, replicas: int, cap: int, *, chunk_tokens: float = CHUNK_TOKENS
-) -> Latency:
-    """Predict; `steps` needs an observation, `cap` is what a replica can have in process (its KV cache counts)."""
+def latency(steps: StepFit, traffic: Traffic, replicas: int, cap: int, *, chunk_tokens: float | None = None) -> Latency:
+    """Predict.
+
+    Parameters
+    ----------
+    steps
+        Needs an observation.
+    cap
+        What a replica can have in process; its KV cache counts.
+    chunk_tokens
+        Prompt tokens that a step reads at most; None: not known.
+    """
     alpha_s, beta_s, delta_s = steps.parameters
     prompt_s, outputs = delta_s * traffic.prompt_tokens, max(1.0, traffic.output_tokens)
     shared_s, own_s = max(1e-9, outputs * alpha_s), outputs * beta_s + prompt_s
@@ -219,7 +232,9 @@ def latency(
         idle_share=idle,
         bases_s=_bases_s(counts, weights, replicas, alpha_s, beta_s),
         base_s=base_s,
-        reading=reading(rate / replicas, base_s, prompt_s, traffic.prompt_spread, delta_s * chunk_tokens, replicas),
+        reading=reading(
+            rate / replicas, base_s, prompt_s, traffic.prompt_spread, delta_s * (chunk_tokens or CHUNK_TOKENS), replicas
+        ),
         steps=steps,
         traffic=traffic,
         replicas=replicas,
