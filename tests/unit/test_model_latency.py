@@ -101,6 +101,27 @@ class TestOverload:
             latency(fit(), CONVERSATION, 1, 64).attainment(Signal.GPU_UTILIZATION, 1.0)
 
 
+class TestKnobs:
+    def test_a_higher_cap_lets_fewer_wait_and_slows_tokens(self) -> None:
+        asked = at(CONVERSATION, 0.9, 2, 32)
+        low, high = latency(fit(), asked, 2, 32), latency(fit(), asked, 2, 64)
+        assert high.waiting_share < 0.1 * low.waiting_share
+        assert high.quantile(TTFT, 0.95) < low.quantile(TTFT, 0.95)
+        assert high.quantile(ITL, 0.5) > low.quantile(ITL, 0.5)
+
+    def test_smaller_chunks_are_kinder_to_tokens_and_slower_to_read(self) -> None:
+        asked = at(replace(CONVERSATION, prompt_tokens=4000.0), 0.7, 4)
+        large, small = (latency(fit(), asked, 4, 64, chunk_tokens=tokens) for tokens in (8192, 512))
+        assert small.quantile(ITL, 0.95) < 0.5 * large.quantile(ITL, 0.95)
+        assert small.quantile(ITL, 0.99) <= small.bases_s[-1] + 512 * REFERENCE[2] * 1.01
+        assert small.quantile(TTFT, 0.95) > 1.1 * large.quantile(TTFT, 0.95)
+
+    def test_without_prompts_a_token_takes_a_step_of_its_batch(self) -> None:
+        asked = at(replace(CONVERSATION, prompt_tokens=0.0), 0.5, 4)
+        found = latency(fit(), asked, 4, 64)
+        assert found.quantile(ITL, 0.5) == pytest.approx(REFERENCE[0] + REFERENCE[1] * found.batch, rel=0.02)
+
+
 @pytest.mark.parametrize("replicas", [1, 4])
 def test_the_simulated_fleet_is_as_quick_as_predicted(replicas: int) -> None:
     """The benchmark of the model's error has the figures; this is that nothing is far off."""
@@ -122,6 +143,17 @@ class TestConfidence:
         assert known.confident(TTFT)
         assert known.error(ITL) < unknown.error(ITL)
         assert not unknown.confident(ITL)
+
+    def test_a_chunk_that_is_not_told_is_an_error_where_prompts_are_long(self) -> None:
+        asked = at(replace(CONVERSATION, prompt_tokens=4000.0), 0.8, 4)
+        told, untold = latency(fit(), asked, 4, 64, chunk_tokens=8192), latency(fit(), asked, 4, 64)
+        assert told.quantile(ITL, 0.95) == untold.quantile(ITL, 0.95)
+        assert untold.error(ITL) > 1.3 * told.error(ITL)
+
+    def test_between_two_kinds_of_steps_nothing_is_certain(self) -> None:
+        """Just 5 % of the steps carry prompts there."""
+        found = [latency(fit(), at(CONVERSATION, rho, 4), 4, 64) for rho in (0.2, 0.46, 0.8)]
+        assert [one.confident(ITL) for one in found] == [True, False, True]
 
     def test_at_the_edge_of_a_queue_nothing_is_certain(self) -> None:
         assert not latency(fit(), at(CONVERSATION, 0.97, 1), 1, 64).confident(TTFT)

@@ -157,13 +157,11 @@ class Latency:
             raise ValueError(f"{signal} is not predicted: ask for one of {', '.join(PREDICTED)}")
         if self.overloaded:
             return lambda limit_s: 0.0
-        read, own = (
-            self.reading,
-            Spread(self.steps.parameters[2] * self.traffic.prompt_tokens, self.traffic.prompt_spread),
-        )
         if signal is Signal.QUEUE_TIME:
-            return self._mixed((0.0, Spread(0.0, 0.0)), (0.0, read.residual))
-        alone, beside = (self.steps.parameters[0], own), (self.base_s, read.first)
+            return self._mixed((0.0, Spread(0.0, 0.0)), (0.0, self.reading.residual))
+        alpha_s, _, delta_s = self.steps.parameters
+        alone = alpha_s, Spread(delta_s * self.traffic.prompt_tokens, self.traffic.prompt_spread)
+        beside = self.base_s, self.reading.first
         if signal is Signal.TIME_TO_FIRST_TOKEN:
             return self._mixed(alone, beside)
         return self._mixed((0.0, self._ended(*alone)), (0.0, self._ended(*beside)))
