@@ -172,7 +172,7 @@ traffics = st.builds(
     st.floats(0.0, 1.5),
 )
 signals = st.sampled_from(PREDICTED)
-SLACK = {TTFT: 1.01, ITL: 1.01, END: 1.01, QUEUE: 1.1}  # distributions are cut into pieces, and fitted by moments
+SLACK = {TTFT: 1.05, ITL: 1.02, END: 1.02, QUEUE: 1.15}  # distributions are cut into pieces, and fitted by moments
 
 
 @given(servers, traffics, signals, st.floats(0.02, 1.2), st.floats(1.0, 2.0), st.integers(1, 40), st.integers(1, 256))

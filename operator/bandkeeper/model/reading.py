@@ -82,7 +82,7 @@ def reading(rate: float, base_s: float, prompt_s: float, spread: float, chunk_s:
     each = max(1.0, came / carry) if carry > 0 else 1.0
     number = overlap * max(0.0, each + each * came * second / step_s**2 - each**2)  # variance, where there are some
     prompts = Spread.of(each * prompt_s, prompt_s**2 * (each * spread**2 + number))
-    third = base_s**3 + 3 * base_s * variance + carry * prompts.mean_s**3 * (1 + prompts.relative**2) ** 3
+    third = step_s**3 + 3 * step_s * variance + came * (read_s * (1 + spread**2)) ** 3
     # A request comes as it likes, and meets long steps more often, or soon after the step's end that let it in.
     alone_s, alone_squared = second / step_s, third / step_s
     fresh_s = min((0.5 + busy / 2) * step_s, alone_s / 2)
