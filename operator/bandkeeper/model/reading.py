@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 FULLEST = 0.98  # of a replica's time, for prompts; keeps sums finite
 _PASSES = 6
+_WIDEST = 3.0
 _UNIFORM = 1 / 12  # variance of what is left of a step, as a share of it
 _LEAST_PIECE = 1e-3
 _MANY_PIECES = 20
@@ -25,8 +26,8 @@ class Spread:
 
     @classmethod
     def of(cls, mean_s: float, variance: float) -> Spread:
-        """By its mean and its variance."""
-        return cls(mean_s, math.sqrt(max(0.0, variance)) / mean_s if mean_s > 0 else 0.0)
+        """By its mean and its variance, as far as the 95th percentile grows with it."""
+        return cls(mean_s, min(_WIDEST, math.sqrt(max(0.0, variance)) / mean_s) if mean_s > 0 else 0.0)
 
     def within(self, limit_s: float) -> float:
         """Share that is at most so long."""
@@ -82,7 +83,10 @@ def reading(rate: float, base_s: float, prompt_s: float, spread: float, chunk_s:
     each = max(1.0, came / carry) if carry > 0 else 1.0
     number = overlap * max(0.0, each + each * came * second / step_s**2 - each**2)  # variance, where there are some
     prompts = Spread.of(each * prompt_s, prompt_s**2 * (each * spread**2 + number))
-    third = step_s**3 + 3 * step_s * variance + came * (read_s * (1 + spread**2)) ** 3
+    third = max(  # as of the prompts that came to one step, or as of a gamma distribution
+        step_s**3 + 3 * step_s * variance + came * (read_s * (1 + spread**2)) ** 3,
+        second * (step_s + 2 * variance / step_s),
+    )
     # A request comes as it likes, and meets long steps more often, or soon after the step's end that let it in.
     alone_s, alone_squared = second / step_s, third / step_s
     fresh_s = min((0.5 + busy / 2) * step_s, alone_s / 2)
