@@ -97,6 +97,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         now_s=now_s,
         quality=quality,
         power=power,
+        steps=model.steps,
     )
     state = replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, power=power_memory, quality=judged)
     return scene, replace(state, workers=workers)

@@ -9,6 +9,7 @@ from bandkeeper.api.v1alpha1 import FallbackBehavior
 from bandkeeper.decide.decision import MESSAGE_LIMIT, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.promises import WORDS, describe
+from bandkeeper.decide.reach import best_s
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.state import Ownership
 
@@ -110,9 +111,15 @@ def unreachable(scene: Scene, verdict: SLOVerdict) -> str:
     batch = scene.load.batch
     lone = "" if batch is None else f" with {batch:.1f} requests per replica"
     return (
-        f"{describe(verdict)}{lone}, and neither more replicas nor a smaller batch helps; "
+        f"{describe(verdict)}{lone}, and neither more replicas nor a smaller batch helps{_at_best(scene, verdict)}; "
         "loosen the objective, or use a faster GPU, a smaller model or shorter prompts."
     )
+
+
+def _at_best(scene: Scene, verdict: SLOVerdict) -> str:
+    """What the model says of one request alone, where that explains it."""
+    best = best_s(scene.load, scene.steps, verdict.signal, verdict.percentile)
+    return f": {durations.text(best)} is predicted at best" if best is not None and best > verdict.limit else ""
 
 
 def kept(scene: Scene, reason: BandReason) -> str:

@@ -10,6 +10,7 @@ from bandkeeper.decide.decision import Inputs, MetricsVerdict, PowerVerdict, SLO
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
+from bandkeeper.model.steps import NO_STEPS, StepFit
 from bandkeeper.quality.types import Assessment
 
 
@@ -23,6 +24,8 @@ class Scene:
         Replicas that the target has, or will show as soon as our last write is seen.
     cap_in_force
         Least batch cap of the ready pods, the wanted one where none tells.
+    steps
+        Step times as they were learned; without observations where there is no model.
     """
 
     policy: Policy
@@ -39,6 +42,7 @@ class Scene:
     now_s: float
     quality: Assessment
     power: PowerVerdict | None = None
+    steps: StepFit = NO_STEPS
 
     @property
     def cap_in_force(self) -> int:
