@@ -12,7 +12,7 @@ from typing import Any
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.v1alpha1 import Objective
-from bandkeeper.decide.decision import Learned, SLOVerdict
+from bandkeeper.decide.decision import Learned, Seen, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
@@ -61,7 +61,12 @@ def predict(
     flow = _flow(policy, load, memory, now_s) if load.complete else None
     if flow is None:
         return _without_flow(demand, load, memory, now_s), memory
-    memory = replace(memory, prompt_per_s=flow.mean_prompt_per_s, output_per_s=flow.mean_output_per_s)
+    memory = replace(
+        memory,
+        requests_per_s=flow.mean_finished_per_s,
+        prompt_per_s=flow.mean_prompt_per_s,
+        output_per_s=flow.mean_output_per_s,
+    )
     before, (steps, revision) = memory, _of_revision(load, memory)
     memory = replace(memory, steps=_learned(policy, load, steps, flow), revision=revision, updated_s=now_s)
     begins = not memory.best_cap
@@ -113,6 +118,24 @@ def learned(memory: ModelMemory, now_s: float) -> Learned | None:
         peak_work=peak,
         largest_rise=rise,
         age_s=max(0.0, now_s - memory.outlook.peaks.entries[0][0]),
+        seen=_seen(memory),
+    )
+
+
+def _seen(memory: ModelMemory) -> Seen | None:
+    """None before anything is asked for that could be measured."""
+    requests, prompts, outputs = memory.requests_per_s, memory.prompt_per_s, memory.output_per_s
+    if not requests or prompts is None or outputs is None:
+        return None
+    return Seen(
+        requests_per_s=requests,
+        prompt_tokens=prompts / requests,
+        output_tokens=outputs / requests,
+        room=memory.batch or float(memory.best_cap),
+        margin=memory.margin,
+        bound_by=memory.bound_by,
+        error=memory.error,
+        windows=memory.steps.observations,
     )
 
 
@@ -145,6 +168,7 @@ class _Flow:
     finished_per_s: float
     mean_prompt_per_s: float
     mean_output_per_s: float
+    mean_finished_per_s: float
     span_s: float
     gap_s: float
 
@@ -184,6 +208,7 @@ def _flow(policy: Policy, load: Load, memory: ModelMemory, now_s: float) -> _Flo
         finished_per_s=finished,
         mean_prompt_per_s=_mean(memory.prompt_per_s, prompt, span_s, RATIO_MEMORY_S),
         mean_output_per_s=_mean(memory.output_per_s, output, span_s, RATIO_MEMORY_S),
+        mean_finished_per_s=_mean(memory.requests_per_s, finished, span_s, RATIO_MEMORY_S),
         span_s=max(0.0, span_s),
         gap_s=max(0.0, now_s - memory.updated_s),
     )
@@ -264,7 +289,8 @@ def _modelled(
         updated_s=now_s,
     )
     each = memory.steps.work_s(1.0, flow.outputs, batch)
-    margin, bound_by = _margin(policy, promises, each.error / each.value if each.value > 0 else 1.0, now_s)
+    error = each.error / each.value if each.value > 0 else 1.0
+    margin, bound_by = _margin(policy, promises, error, now_s)
     return (
         replace(
             demand,
@@ -278,7 +304,7 @@ def _modelled(
             modelled=True,
             **({} if policy.objective is Objective.THROUGHPUT_SENSITIVE else _promises(promises, now_s)),
         ),
-        memory,
+        replace(memory, error=error, margin=margin, bound_by=bound_by),
     )
 
 
