@@ -155,6 +155,11 @@ def relearned(policy: Policy, known: Learned, now_s: float) -> ModelMemory:
     )
 
 
+def first_margin(policy: Policy) -> tuple[float, Signal | None]:
+    """The margin that a policy begins with, before any promise was judged, and the promise that it is for."""
+    return _margin(policy, [_unknown(slo) for slo in policy.slos if isinstance(slo, LatencySLO)], 0.0, 0.0)
+
+
 def _memory_s(policy: Policy) -> float:
     return MEMORY_S.get(policy.objective, policy.scale_down.stabilization_s)
 

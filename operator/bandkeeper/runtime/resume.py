@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from bandkeeper.api import v1alpha1
 from bandkeeper.api.conditions import rfc3339
@@ -48,23 +49,8 @@ def begun_anew(
 
 def model_of(known: Learned, target_uid: str, *, wall_s: float) -> v1alpha1.ModelStatus:
     """What was learned, as the status keeps it; `wall_s` in epoch seconds."""
-    seen = known.seen
-    traffic = (
-        {
-            "requests_per_second": f"{seen.requests_per_s:.4g}",
-            "prompt_tokens": f"{seen.prompt_tokens:.4g}",
-            "output_tokens": f"{seen.output_tokens:.4g}",
-            "room": f"{seen.room:.4g}",
-            "margin": f"{seen.margin:.4g}",
-            "bound_by": seen.bound_by,
-            "error_percent": round(100 * seen.error),
-            "windows": f"{seen.windows:.3g}",
-        }
-        if seen
-        else {}
-    )
     return v1alpha1.ModelStatus(
-        **traffic,
+        **_traffic(known.seen),
         version=MODEL_VERSION,
         target_uid=target_uid,
         peak_time=rfc3339(wall_s - known.age_s),
@@ -75,6 +61,21 @@ def model_of(known: Learned, target_uid: str, *, wall_s: float) -> v1alpha1.Mode
         peak_work=f"{known.peak_work:.4g}",
         largest_rise=f"{known.largest_rise:.4g}",
     )
+
+
+def _traffic(seen: Seen | None) -> dict[str, Any]:
+    if seen is None:
+        return {}
+    return {
+        "requests_per_second": f"{seen.requests_per_s:.4g}",
+        "prompt_tokens": f"{seen.prompt_tokens:.4g}",
+        "output_tokens": f"{seen.output_tokens:.4g}",
+        "room": f"{seen.room:.4g}",
+        "margin": f"{seen.margin:.4g}",
+        "bound_by": seen.bound_by,
+        "error_percent": round(100 * seen.error),
+        "windows": f"{seen.windows:.3g}",
+    }
 
 
 def remembered(

@@ -18,14 +18,15 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 
 from bandkeeper.lab.report import axes as ticks
-from bandkeeper.lab.report import plane, plane_svg, svg, words
-from bandkeeper.lab.report.colours import BOUND, PAGE, QUALITY, ROLES, Sign, signs
+from bandkeeper.lab.report import plane, plane_svg, svg, whatif, words
+from bandkeeper.lab.report.colours import BOUND, PAGE, QUALITY, ROLES, WHAT_IF, Sign, signs
 from bandkeeper.lab.report.plane import Curve, Plane, Rules
 from bandkeeper.lab.report.sheet import Kind, Mark, Panel, Sheet, Strip, of, thin
 from bandkeeper.lab.result import Result
 
 if TYPE_CHECKING:
     from bandkeeper.lab.bench import BenchResult
+    from bandkeeper.lab.whatif import WhatIf
 
 _INK, _MUTED, _FAINT = PAGE["ink"].light, PAGE["muted"].light, PAGE["faint"].light
 _STYLE: dict[Any, Any] = {
@@ -69,6 +70,12 @@ def png_bench(bench: BenchResult, path: Path) -> None:
     """Writes the planes of a comparison to `path`."""
     with mpl.rc_context(_STYLE):
         _save(_planes(bench), path)
+
+
+def png_whatif(result: WhatIf, path: Path) -> None:
+    """Writes the grid of a what-if to `path`."""
+    with mpl.rc_context(_STYLE):
+        _save(_whatif(result), path)
 
 
 def sheet_png(sheet: Sheet, headline: str, about: str, path: Path) -> None:
@@ -315,6 +322,87 @@ def _rule_key(name: str, sign: Sign) -> Line2D:
         [], [], color=sign.shade.light, marker=_SHAPES[sign.shape], markersize=8 if sign.shape == "star" else 5,
         linewidth=1.2, label=name,
     )  # fmt: skip
+
+
+def _whatif(result: WhatIf) -> Figure:
+    picture = whatif.Picture.of(result)
+    count, across = len(result.rows), len(picture.columns)
+    asked = f"What if {result.asked}: " if result.asked else ""
+    about = f"{asked}{whatif.load_of(result.then)}. {whatif.reasons(result)} {whatif.outlook(result)}"
+    if len(result.caps) > 1 and result.promises:
+        about += f" Of each point the worst promise is shown; promised are {whatif.promised(result)}."
+    head = _Head.of(f"{result.policy}: {whatif.headline(result)}", about, _WIDTH_IN)
+    left_in, wide_in = 1.25, min(3.0, (_WIDTH_IN - 1.25 - 1.95) / across)
+    grid_in, foot_in = 0.34 * count, 0.55
+    total_in = head.height_in + 0.38 + grid_in + foot_in
+    figure = Figure(figsize=(_WIDTH_IN, total_in), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    head.write(figure)
+    axes = figure.add_axes(
+        (left_in / _WIDTH_IN, foot_in / total_in, wide_in * across / _WIDTH_IN, grid_in / total_in), frameon=False
+    )
+    axes.set_xlim(0, across)
+    axes.set_ylim(0, count)
+    bare(axes)
+    _cells(axes, picture, wide_in)
+    _beside(axes, result, across, wide_in)
+    low, high = picture.band
+    green = QUALITY["efficient"].light
+    axes.add_patch(
+        Rectangle((across + 0.12 / wide_in, low), 0.09 / wide_in, high - low, color=green, linewidth=0, clip_on=False)
+    )
+    for x1, y1, x2, y2 in picture.edge:
+        axes.plot([x1, x2], [y1, y2], color=_INK, linewidth=3, solid_capstyle="round", clip_on=False, zorder=5)
+    x, y, wide, high = picture.chosen
+    axes.add_patch(
+        Rectangle((x, y), wide, high, fill=False, edgecolor=_INK, linewidth=1.6, linestyle=":", clip_on=False, zorder=6)
+    )
+    used = {spot.shade for column in picture.columns for spot in column.spots}
+    keys: list[Any] = [
+        Patch(color=WHAT_IF[name].light, label=text) for name, text in whatif.SHADE_NAMES.items() if name in used
+    ]
+    keys += [Line2D([], [], color=_INK, linewidth=3, label="SLO edge")] if picture.edge else []
+    keys.append(Patch(color=green, label=f"inside the band, {words.number(100 * result.band_low)} to "
+                      f"{words.number(100 * result.band_high)} % utilised"))  # fmt: skip
+    figure.legend(
+        handles=keys, loc="lower left", bbox_to_anchor=(_MARGIN_IN / _WIDTH_IN, 0.1 / total_in), ncols=3,
+        borderaxespad=0, columnspacing=1.4, handlelength=1.6, fontsize=7.5,
+    )  # fmt: skip
+    return figure
+
+
+def _cells(axes: Axes, picture: whatif.Picture, wide_in: float) -> None:
+    for x, column in enumerate(picture.columns):
+        axes.text(x + 0.5, len(column.spots) + 0.22, column.title, ha="center", va="bottom", fontsize=8, color=_MUTED)
+        for y, spot in enumerate(column.spots):
+            gap = 0.012 / wide_in
+            axes.add_patch(
+                Rectangle((x + gap, y + 0.04), 1 - 2 * gap, 0.92, color=WHAT_IF[spot.shade].light, linewidth=0)
+            )
+            colour = "white" if spot.shade == whatif.OVERLOAD else _INK
+            text = spot.text if wide_in > 1.1 or not spot.name else f"{spot.figure}\n{spot.name}"
+            axes.text(
+                x + 0.5, y + 0.48, text, ha="center", va="center", color=colour, linespacing=1.05,
+                fontsize=8.5 if wide_in > 0.8 else 7,
+            )  # fmt: skip
+
+
+def _beside(axes: Axes, result: WhatIf, across: int, wide_in: float) -> None:
+    """Counts to the left, utilisation and cost to the right."""
+    share, cost, top = across + 0.95 / wide_in, across + 1.15 / wide_in, len(result.rows) + 0.22
+    small: dict[str, Any] = {"va": "bottom", "fontsize": 8, "color": _MUTED}
+    axes.text(-0.1 / wide_in, top, "replicas", ha="right", **small)
+    axes.text(share, top, "utilised", ha="right", **small)
+    axes.text(cost, top, f"{result.currency}/h" if result.currency else "GPUs", **small)
+    for y, row in enumerate(result.rows):
+        chosen = row.replicas == result.chosen.replicas
+        style: dict[str, Any] = {
+            "va": "center", "color": _INK if chosen else _MUTED, "fontweight": "bold" if chosen else "normal",
+        }  # fmt: skip
+        named = whatif.marker(result, row.replicas).removeprefix("<- ")
+        axes.text(-0.1 / wide_in, y + 0.48, f"{named}   {row.replicas}".lstrip(), ha="right", **style)
+        axes.text(share, y + 0.48, f"{100 * row.utilization:.0f} %", ha="right", **style)
+        axes.text(cost, y + 0.48, whatif.paid(row), **style)
 
 
 def bare(axes: Axes) -> None:
