@@ -325,8 +325,8 @@ def answer(policy: Policy, known: Known, changes: Changes, *, name: str, money: 
     chosen = _choice(policy, known, traffic, then)
     caps = tuple(sorted({*known.caps, chosen.cap, *([changes.cap] if changes.cap else [])}))
     edges = [grid.edge(cap) for cap in caps]
-    points = {chosen.replicas, changes.replicas, known.replicas, edges[caps.index(chosen.cap)]} - {None}
-    counts = _counts([point for point in points if point is not None], chosen.replicas)
+    points = (chosen.replicas, changes.replicas, edges[caps.index(chosen.cap)])
+    counts = _counts(points, chosen.replicas, known.replicas)
     rows = [_row(policy, grid, count, caps, then.work, money) for count in counts]
     return WhatIf(
         policy=name,
@@ -447,12 +447,14 @@ def _promise(slo: LatencySLO | ThroughputSLO) -> Promise:
     return Promise(signal=str(slo.signal), percentile=None, threshold=slo.min_per_s)
 
 
-def _counts(points: Sequence[int], chosen: int) -> list[int]:
-    """Replica counts around the points of interest, all of these among them; far ones do not stretch it."""
-    near = [point for point in points if chosen / 4 <= point <= 4 * chosen + 4]
-    low, high = max(1, min(near) - _AROUND), max(near) + _AROUND
-    step = max(1, math.ceil((high - low + 1) / _ROWS))
-    return sorted({*range(low, high + 1, step), *near})
+def _counts(points: Sequence[int | None], chosen: int, now: int | None) -> list[int]:
+    """Replica counts around the points of interest, all of these and `now` among them; far ones do not stretch it."""
+    near = [point for point in points if point is not None and chosen / 4 <= point <= 4 * chosen + 4]
+    ends = [max(1, min(near) - _AROUND), max(near) + _AROUND]
+    if now is not None and chosen / 4 <= now <= 4 * chosen + 4:
+        ends.append(now)
+    step = math.ceil((max(ends) - min(ends) + 1) / _ROWS)
+    return sorted({*range(min(ends), max(ends) + 1, step), *near, *ends})
 
 
 def _row(policy: Policy, grid: _Grid, replicas: int, caps: Sequence[int], work: float, money: Money) -> Row:

@@ -59,7 +59,7 @@ WHAT_IF = {
     "w-kept": Shade("#d6e9f5", "#1c3a50"),
     "w-missed": Shade("#fbd9c3", "#5a3222"),
     "w-far": Shade("#f2a06f", "#97471f"),
-    "w-overload": Shade("#c1350a", "#8c2607"),
+    "w-overload": Shade("#b0482c", "#7d2b15"),
 }
 
 OURS = Shade("#0b6fb3", "#5ab4ea")

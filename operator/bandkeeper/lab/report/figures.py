@@ -50,6 +50,7 @@ _WIDTH_IN, _DPI, _COLUMNS = 10.0, 150, 1200
 _MARGIN_IN, _LEFT_IN, _RIGHT_IN, _GAP_IN, _FOOT_IN = 0.18, 0.62, 0.18, 0.36, 0.32
 _STRIP_IN, _LANE_IN, _PIXELS_PER_IN = 0.16, 0.18, 118.0
 _PLANE_IN = 3.2
+_KEYS_ACROSS = 3
 _SHAPES = {"circle": "o", "square": "s", "up": "^", "diamond": "D", "down": "v", "cross": "P", "star": "*"}
 _SHARP = ("waiting", "broken")  # outlined, so that a short peak is seen
 _MARKERS = {
@@ -333,7 +334,8 @@ def _whatif(result: WhatIf) -> Figure:
         about += f" Of each point the worst promise is shown; promised are {whatif.promised(result)}."
     head = _Head.of(f"{result.policy}: {whatif.headline(result)}", about, _WIDTH_IN)
     left_in, wide_in = 1.25, min(3.0, (_WIDTH_IN - 1.25 - 1.95) / across)
-    grid_in, foot_in = 0.34 * count, 0.55
+    keys = _what_if_keys(picture)
+    grid_in, foot_in = 0.34 * count, 0.24 + 0.16 * ceil(len(keys) / _KEYS_ACROSS)
     total_in = head.height_in + 0.38 + grid_in + foot_in
     figure = Figure(figsize=(_WIDTH_IN, total_in), dpi=_DPI)
     FigureCanvasAgg(figure)
@@ -354,21 +356,23 @@ def _whatif(result: WhatIf) -> Figure:
     for x1, y1, x2, y2 in picture.edge:
         axes.plot([x1, x2], [y1, y2], color=_INK, linewidth=3, solid_capstyle="round", clip_on=False, zorder=5)
     x, y, wide, high = picture.chosen
-    axes.add_patch(
-        Rectangle((x, y), wide, high, fill=False, edgecolor=_INK, linewidth=1.6, linestyle=":", clip_on=False, zorder=6)
-    )
-    used = {spot.shade for column in picture.columns for spot in column.spots}
-    keys: list[Any] = [
-        Patch(color=WHAT_IF[name].light, label=text) for name, text in whatif.SHADE_NAMES.items() if name in used
-    ]
-    keys += [Line2D([], [], color=_INK, linewidth=3, label="SLO edge")] if picture.edge else []
-    keys.append(Patch(color=green, label=f"inside the band, {words.number(100 * result.band_low)} to "
-                      f"{words.number(100 * result.band_high)} % utilised"))  # fmt: skip
+    chosen = Rectangle((x, y), wide, high, fill=False, edgecolor=ROLES["predicted"].light, linewidth=2.6, clip_on=False)
+    chosen.set_zorder(6)
+    axes.add_patch(chosen)
     figure.legend(
-        handles=keys, loc="lower left", bbox_to_anchor=(_MARGIN_IN / _WIDTH_IN, 0.1 / total_in), ncols=3,
+        handles=keys, loc="lower left", bbox_to_anchor=(_MARGIN_IN / _WIDTH_IN, 0.1 / total_in), ncols=_KEYS_ACROSS,
         borderaxespad=0, columnspacing=1.4, handlelength=1.6, fontsize=7.5,
     )  # fmt: skip
     return figure
+
+
+def _what_if_keys(picture: whatif.Picture) -> list[Any]:
+    result, used = picture.result, {spot.shade for column in picture.columns for spot in column.spots}
+    names = [(name, text) for name, text in whatif.SHADE_NAMES.items() if name in used]
+    keys: list[Any] = [Patch(color=WHAT_IF[name].light, label=text) for name, text in names]
+    keys += [Line2D([], [], color=_INK, linewidth=3, label=whatif.EDGE)] if picture.edge else []
+    low, high = words.number(100 * result.band_low), words.number(100 * result.band_high)
+    return [*keys, Patch(color=QUALITY["efficient"].light, label=f"inside the band, {low} to {high} % utilised")]
 
 
 def _cells(axes: Axes, picture: whatif.Picture, wide_in: float) -> None:
@@ -396,9 +400,8 @@ def _beside(axes: Axes, result: WhatIf, across: int, wide_in: float) -> None:
     axes.text(cost, top, f"{result.currency}/h" if result.currency else "GPUs", **small)
     for y, row in enumerate(result.rows):
         chosen = row.replicas == result.chosen.replicas
-        style: dict[str, Any] = {
-            "va": "center", "color": _INK if chosen else _MUTED, "fontweight": "bold" if chosen else "normal",
-        }  # fmt: skip
+        colour, weight = (ROLES["predicted"].light, "bold") if chosen else (_MUTED, "normal")
+        style: dict[str, Any] = {"va": "center", "color": colour, "fontweight": weight}
         named = whatif.marker(result, row.replicas).removeprefix("<- ")
         axes.text(-0.1 / wide_in, y + 0.48, f"{named}   {row.replicas}".lstrip(), ha="right", **style)
         axes.text(share, y + 0.48, f"{100 * row.utilization:.0f} %", ha="right", **style)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import floor
+from textwrap import fill
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.lab.report import words
@@ -32,6 +33,7 @@ _SHORT = {
 }
 _LONG = {"first": "first token", "gap": "token gap"}
 _FEW_ERRORS = 0.005
+_LINE = 110
 ASSUMED = (
     "Latencies follow from the step times by a queueing model: requests come by chance, prompts and answers vary by "
     "0.7 and 0.55 of their means, and every replica gets its share.",
@@ -206,11 +208,16 @@ def summary(result: WhatIf) -> str:
     """All of it for a person, as plain text."""
     said = [f"{learned(result)} {load(result)}", f"{headline(result)} {reasons(result)}", outlook(result)]
     asked = _asked(result)
-    notes = [f"Note: {note}" for note in result.notes]
     said += [asked] if asked else []
     if len(result.caps) > 1 and result.promises:
         said.append(f"Of each point the worst promise is shown; promised are {promised(result)}.")
-    return "\n".join([*said, "", *_table(result), *(["", *notes] if notes else [])])
+    notes = [f"Note: {note}" for note in result.notes]
+    lines = [*_filled(said), "", *_table(result), *([""] if notes else []), *_filled(notes)]
+    return "\n".join(lines)
+
+
+def _filled(texts: Iterable[str]) -> Iterator[str]:
+    return (fill(text, _LINE) for text in texts)
 
 
 def promised(result: WhatIf) -> str:
@@ -354,10 +361,12 @@ def _told(result: WhatIf, row: GridRow, cell: Cell) -> str:
     ]
     cost = _cost(result, row.replicas)
     lines += [cost] if cost else []
+    if cell.load >= 1:
+        lines.append(f"overload: {100 * cell.load:.0f} % of what can be done at this cap, so the queue has no bound")
     for promise, one in zip(result.promises, cell.promises, strict=True):
-        kept = "kept" if one.kept and cell.load < 1 else "broken"
         share = "" if one.attainment is None else f", {words.share(one.attainment)} within"
-        lines.append(f"{described(promise)}: {value(promise, one)}{share}, {kept}{'' if one.sure else '?'}")
+        verdict = ("" if cell.load >= 1 else ", kept" if one.kept else ", broken") + ("" if one.sure else "?")
+        lines.append(f"{described(promise)}: {value(promise, one)}{share}{verdict}")
     return "\n".join(lines)
 
 
