@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bandkeeper.api.signals import Signal
+from bandkeeper.lab.fleet import Fleet
+from bandkeeper.lab.workloads import synthetic
 from bandkeeper.model.latency import PREDICTED, Traffic, latency, quickest
 from bandkeeper.model.steps import StepFit
+from tests.unit.lab_fleets import a_server
 
 TTFT, ITL = Signal.TIME_TO_FIRST_TOKEN, Signal.INTER_TOKEN_LATENCY
 END, QUEUE = Signal.END_TO_END_LATENCY, Signal.QUEUE_TIME
@@ -95,6 +99,20 @@ class TestOverload:
     def test_a_signal_that_is_no_latency_is_refused(self) -> None:
         with pytest.raises(ValueError, match="GPUUtilization is not predicted: ask for one of TimeToFirstToken"):
             latency(fit(), CONVERSATION, 1, 64).attainment(Signal.GPU_UTILIZATION, 1.0)
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_the_simulated_fleet_is_as_quick_as_predicted(replicas: int) -> None:
+    """The benchmark of the model's error has the figures; this is that nothing is far off."""
+    server = a_server(alpha_ms=20.58, beta_ms=0.41, gamma_ms=0.0)
+    requests = synthetic.make(f"poisson:level={0.6 * replicas},duration_s=3600", server, seed=1, max_replicas=8)
+    fleet = Fleet(server, requests, replicas=replicas, seed=1)
+    fleet.advance(requests.duration_s)
+    first_s = fleet.outcome().first_token_s - requests.arrival_s
+    asked = Traffic(len(requests) / 3600, requests.mean_prompt_tokens, requests.mean_output_tokens)
+    found = latency(fit(), asked, replicas, server.batch_max)
+    assert found.quantile(TTFT, 0.95) == pytest.approx(float(np.nanquantile(first_s, 0.95)), rel=0.35)
+    assert found.quantile(ITL, 0.95) == pytest.approx(fleet.token_totals().quantile(0.95, from_s=300), rel=0.35)
 
 
 class TestConfidence:

@@ -1,9 +1,9 @@
-"""What latency a fleet of continuous-batching replicas will have at a load, a replica count and a batch cap. Pure.
+"""What latency a fleet of continuous-batching replicas has at a load, a replica count and a cap. Pure.
 
-A replica with b requests works off one in A / b + C seconds, A = alpha x output tokens and C = beta x output + delta x
-prompt tokens. So the requests of a fleet are a birth-death queue whose weights have a closed form, with a geometric tail
-of those that wait. What a token waits for is the step it comes out of: its batch, and the prompts that are read in it;
-what a first token waits for is a place, the step under way, and the step that reads its prompt and others that came.
+A replica with b requests works off one in A / b + C seconds: A is alpha for each output token, C is beta for each
+output token and delta for each prompt token. So the requests of a fleet are a birth-death queue whose weights have a
+closed form, with a geometric tail of those that wait. What a token waits for is the step it comes out of: its batch,
+and the prompts read in it. A first token waits for a place, the step under way, and the step that reads its prompt.
 """
 
 from __future__ import annotations
