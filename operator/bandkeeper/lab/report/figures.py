@@ -333,7 +333,8 @@ def _whatif(result: WhatIf) -> Figure:
     if len(result.caps) > 1 and result.promises:
         about += f" Of each point the worst promise is shown; promised are {whatif.promised(result)}."
     head = _Head.of(f"{result.policy}: {whatif.headline(result)}", about, _WIDTH_IN)
-    left_in, wide_in = 1.25, min(3.0, (_WIDTH_IN - 1.25 - 1.95) / across)
+    left_in = 0.5 + 0.085 * max(len(whatif.points(result, row.replicas)) for row in result.rows)
+    wide_in = min(3.0, (_WIDTH_IN - left_in - 1.95) / across)
     keys = _what_if_keys(picture)
     grid_in, foot_in = 0.34 * count, 0.24 + 0.16 * ceil(len(keys) / _KEYS_ACROSS)
     total_in = head.height_in + 0.38 + grid_in + foot_in
@@ -402,8 +403,8 @@ def _beside(axes: Axes, result: WhatIf, across: int, wide_in: float) -> None:
         chosen = row.replicas == result.chosen.replicas
         colour, weight = (ROLES["predicted"].light, "bold") if chosen else (_MUTED, "normal")
         style: dict[str, Any] = {"va": "center", "color": colour, "fontweight": weight}
-        named = whatif.marker(result, row.replicas).removeprefix("<- ")
-        axes.text(-0.1 / wide_in, y + 0.48, f"{named}   {row.replicas}".lstrip(), ha="right", **style)
+        count = f"{whatif.points(result, row.replicas)}   {row.replicas}".lstrip()
+        axes.text(-0.1 / wide_in, y + 0.48, count, ha="right", **style)
         axes.text(share, y + 0.48, f"{100 * row.utilization:.0f} %", ha="right", **style)
         axes.text(cost, y + 0.48, whatif.paid(row), **style)
 

@@ -251,7 +251,7 @@ def _table(result: WhatIf) -> Iterator[str]:
                 f"{column.spots[index].text:<{width}}  {column.spots[index].verdict}"
                 for column, width in zip(shown, longest, strict=True)
             ),
-            marker(result, row.replicas),
+            f"<- {special}" if (special := points(result, row.replicas)) else "",
         ]
         for index, row in enumerate(result.rows)
     ]
@@ -280,20 +280,15 @@ def _shown(result: WhatIf) -> tuple[tuple[Column, ...], int]:
     return tuple(found[index] for index in sorted(kept)), len(found) - len(kept)
 
 
-def marker(result: WhatIf, replicas: int) -> str:
-    """What is special about a count."""
-    found = [
-        name
-        for name, count in (
-            ("chosen", result.chosen.replicas),
-            ("asked", result.asked_replicas),
-            ("now", result.current_replicas),
-        )
-        if count == replicas
-    ]
-    if replicas > result.max_replicas:
-        found.append("above replicas.max")
-    return f"<- {', '.join(found)}" if found else ""
+def points(result: WhatIf, replicas: int) -> str:
+    """What is special about a count: `chosen, now`."""
+    named = (
+        ("chosen", result.chosen.replicas),
+        ("asked", result.asked_replicas),
+        ("now", result.current_replicas),
+    )
+    found = [name for name, count in named if count == replicas]
+    return ", ".join([*found, *(["over max"] if replicas > result.max_replicas else [])])
 
 
 def _utilized(row: GridRow) -> str:

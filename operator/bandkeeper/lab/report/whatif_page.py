@@ -12,7 +12,7 @@ from bandkeeper.lab.report.html import Page, Row, Table, Tile
 from bandkeeper.lab.report.whatif import Picture, Spot
 from bandkeeper.lab.whatif import WhatIf
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _ROW = 1000.0, 120.0, 210.0, 30.0, 38.0
+_WIDTH, _LEFT, _RIGHT, _TOP, _ROW = 1000.0, 160.0, 210.0, 30.0, 38.0
 _WIDEST = 300.0  # of a column
 _NARROW = 84.0  # so wide that a figure with its promise fits one line
 
@@ -100,8 +100,7 @@ def _shapes(picture: Picture, width: float) -> Iterator[str]:
             yield _cell(spot, _LEFT + width * x, y(place + 1), width)
     for place, row in enumerate(result.rows):
         middle = y(place + 0.5) + 4
-        named = whatif.marker(result, row.replicas).removeprefix("<- ")
-        count_text = f"{named}  {row.replicas}" if named else f"{row.replicas}"
+        count_text = f"{whatif.points(result, row.replicas)}  {row.replicas}".lstrip()
         chosen = ' class="strong"' if row.replicas == result.chosen.replicas else ""
         yield f'<text{chosen} x="{_LEFT - 12:g}" y="{middle:.1f}" text-anchor="end">{escape(count_text)}</text>'
         yield f'<text{chosen} x="{share:g}" y="{middle:.1f}" text-anchor="end">{100 * row.utilization:.0f} %</text>'
@@ -168,7 +167,7 @@ def _table(result: WhatIf) -> Table:
         told = [whatif.value(promise, one) for promise, one in zip(result.promises, cell.promises, strict=True)]
         verdict = ("✓ kept" if cell.kept else "✗ broken") + ("" if cell.sure else ", perhaps")
         mark = "good" if cell.kept else "bad"
-        named = whatif.marker(result, row.replicas).removeprefix("<- ")
+        named = whatif.points(result, row.replicas)
         count = f"{row.replicas}  ({named})" if named else str(row.replicas)
         cells = (count, f"{100 * row.utilization:.0f} %", whatif.paid(row), *told, verdict if told else "")
         rows.append(Row(cells, mark if told else ""))
