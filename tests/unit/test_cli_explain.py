@@ -203,7 +203,7 @@ def test_bad_input_gets_a_sentence(
 
 def as_written(text: str) -> list[str]:
     """The words without the figures, which a better model moves a little."""
-    return re.sub(r"[0-9][0-9.,]*|-+", " # ", text).split()
+    return re.sub(r"[0-9][0-9.,]*|-+", " # ", text.replace("?", "")).split()
 
 
 def test_the_page_shows_what_is_printed(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -490,7 +490,7 @@ class _Grid:
             load=found.utilization,
             batch=found.batch,
             kept=not found.overloaded and all(one.kept for one in promises),
-            sure=found.overloaded or all(one.sure for one in promises),
+            sure=abs(found.utilization - 1) > self.known.error and all(one.sure for one in promises),
             worst=worst,
             promises=promises,
         )

@@ -334,7 +334,8 @@ def _worst(result: WhatIf, row: GridRow, cell: Cell) -> Spot:
 def _spot(result: WhatIf, row: GridRow, cell: Cell, place: int, *, named: bool) -> Spot:
     promise, one = result.promises[place], cell.promises[place]
     if cell.load >= 1:
-        return Spot("overload", "", "", OVERLOAD, False, _told(result, row, cell))
+        doubt = "" if cell.sure else "?"
+        return Spot(f"overload{doubt}", "", "", OVERLOAD, False, _told(result, row, cell))
     shade = next((name for name, most in SHADES if one.misses <= most), FAR)
     if one.kept != (shade in ("w-well", "w-kept")):  # just at the edge
         shade = "w-kept" if one.kept else "w-missed"
@@ -357,7 +358,9 @@ def _told(result: WhatIf, row: GridRow, cell: Cell) -> str:
     cost = _cost(result, row.replicas)
     lines += [cost] if cost else []
     if cell.load >= 1:
-        lines.append(f"overload: {100 * cell.load:.0f} % of what can be done at this cap, so the queue has no bound")
+        doubt = "" if cell.sure else ", as far as the prediction goes"
+        full = f"{100 * cell.load:.0f} % of what can be done at this cap"
+        lines.append(f"overload: {full}, so the queue has no bound{doubt}")
     for promise, one in zip(result.promises, cell.promises, strict=True):
         share = "" if one.attainment is None else f", {words.share(one.attainment)} within"
         verdict = ("" if cell.load >= 1 else ", kept" if one.kept else ", broken") + ("" if one.sure else "?")
