@@ -485,12 +485,13 @@ class _Grid:
     def cell(self, replicas: int, cap: int) -> Cell:
         found = self.at(replicas, cap)
         promises = [self._predicted(found, slo) for slo in self.policy.slos]
+        far = abs(found.utilization - 1) > self.known.error
         worst = max(range(len(promises)), key=lambda index: promises[index].misses) if promises else None
         return Cell(
             load=found.utilization,
             batch=found.batch,
             kept=not found.overloaded and all(one.kept for one in promises),
-            sure=abs(found.utilization - 1) > self.known.error and all(one.sure for one in promises),
+            sure=far and (found.overloaded or all(one.sure for one in promises)),
             worst=worst,
             promises=promises,
         )
