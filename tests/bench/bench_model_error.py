@@ -34,10 +34,14 @@ from tests.unit.builders import a_policy
 
 REPLICAS = (1, 2, 4, 8, 16)
 LOADS = (0.3, 0.5, 0.7, 0.8, 0.9)
-SIGNALS = {"TTFT": Signal.TIME_TO_FIRST_TOKEN, "ITL": Signal.INTER_TOKEN_LATENCY}
+SIGNALS = {
+    "TTFT": Signal.TIME_TO_FIRST_TOKEN,
+    "ITL": Signal.INTER_TOKEN_LATENCY,
+    "end to end": Signal.END_TO_END_LATENCY,
+}
 PERCENTILE = 95
 GOAL = {"median": 0.15, "p90": 0.35}
-RUN_S, WARMUP_S = 9000.0, 1800.0
+RUN_S, WARMUP_S = 5400.0, 1500.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class Cell:
             at_end = server.sustainable_per_s(self.drift * self.prompt, self.output)
             level = rho * replicas * at_end / server.sustainable_per_s(self.prompt, self.output)
             end = f"prompt_end_tokens={self.drift * self.prompt:g},output_end_tokens={self.output:g}"
-            made = synthetic.make(f"drifting:level={level:g},{lengths},{end}", server, seed=seed, max_replicas=1000)
+            made = synthetic.make(f"drift:level={level:g},{lengths},{end}", server, seed=seed, max_replicas=1000)
         if not self.cached:
             return made
         # Half of the requests share a long prefix: what is left of those is shorter than what they count as.

@@ -38,8 +38,8 @@ def at(traffic: Traffic, rho: float, replicas: int, cap: int = 64, steps: StepFi
 class TestClosedForms:
     """Steps that take the same at every batch: each place is a server with a service time of its own."""
 
-    FLAT = fit((0.01, 0.0, 0.0))
-    TRAFFIC = Traffic(0.0, 0.0, 100.0, output_spread=1.0)  # 1 s each, exponential
+    FLAT = fit((0.0001, 0.0, 0.0))
+    TRAFFIC = Traffic(0.0, 0.0, 10_000.0)  # 1 s each
 
     @pytest.mark.parametrize("rho", [0.3, 0.7, 0.95])
     def test_one_place_is_m_m_1(self, rho: float) -> None:
@@ -63,7 +63,7 @@ class TestClosedForms:
 
     def test_where_steps_grow_with_the_batch_only_it_is_a_shared_processor(self) -> None:
         """No base time: geometric numbers in process, as of M/M/1 with processor sharing."""
-        found = latency(fit((0.0, 0.01, 0.0)), replace(self.TRAFFIC, requests_per_s=0.8), 1, 200)
+        found = latency(fit((0.0, 0.0001, 0.0)), replace(self.TRAFFIC, requests_per_s=0.8), 1, 200)
         assert found.batch == pytest.approx(0.8 / 0.2, rel=0.03)
 
 
@@ -140,7 +140,7 @@ traffics = st.builds(
     st.floats(0.0, 1.5),
 )
 signals = st.sampled_from(PREDICTED)
-SLACK = 1.03  # distributions are cut into pieces
+SLACK = {TTFT: 1.01, ITL: 1.01, END: 1.01, QUEUE: 1.1}  # distributions are cut into pieces, and fitted by moments
 
 
 @given(servers, traffics, signals, st.floats(0.02, 1.2), st.floats(1.0, 2.0), st.integers(1, 40), st.integers(1, 256))
@@ -149,7 +149,7 @@ def test_more_load_is_never_quicker(
 ) -> None:
     less_s = latency(steps, at(traffic, rho, replicas, cap, steps), replicas, cap).quantile(signal, 0.95)
     more_s = latency(steps, at(traffic, rho * more, replicas, cap, steps), replicas, cap).quantile(signal, 0.95)
-    assert less_s <= SLACK * more_s + 1e-6
+    assert less_s <= SLACK[signal] * more_s + 1e-6
 
 
 @given(servers, traffics, signals, st.floats(0.02, 1.2), st.integers(1, 40), st.integers(1, 20), st.integers(1, 256))
@@ -158,7 +158,7 @@ def test_more_replicas_are_never_slower(
 ) -> None:
     asked = at(traffic, rho, replicas, cap, steps)
     few_s = latency(steps, asked, replicas, cap).quantile(signal, 0.95)
-    assert latency(steps, asked, replicas + more, cap).quantile(signal, 0.95) <= SLACK * few_s + 1e-6
+    assert latency(steps, asked, replicas + more, cap).quantile(signal, 0.95) <= SLACK[signal] * few_s + 1e-6
 
 
 @given(servers, traffics, signals, st.floats(0.02, 0.95), st.integers(1, 40), st.integers(1, 256), st.floats(0.5, 0.99))

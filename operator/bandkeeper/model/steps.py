@@ -9,7 +9,7 @@ time between two steps. No counter of steps is needed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bandkeeper.model.curve import LoadCurve
 
@@ -100,8 +100,15 @@ class StepFit:
     def work_s(self, prompt_tokens: float, output_tokens: float, batch: float) -> Estimate:
         """Replica-seconds that so many tokens take at a batch; needs an observation."""
         each = (output_tokens / batch, output_tokens, prompt_tokens)
-        variance = _dot(each, _solved(self.information, each))
-        return Estimate(_dot(each, self.parameters), math.sqrt(max(0.0, variance)))
+        return Estimate(_dot(each, self.parameters), self.deviation(each))
+
+    def deviation(self, along: Vector) -> float:
+        """Standard error of what changes so much with each parameter."""
+        return math.sqrt(max(0.0, _dot(along, _solved(self.information, along))))
+
+    def moved(self, by: Vector) -> StepFit:
+        """The same with other step times."""
+        return replace(self, parameters=_sum(self.parameters, by))
 
     def _expected_s(self, tokens_per_s: float, prompt_per_s: float) -> float:
         """The time between two tokens at rates of one replica."""
