@@ -48,21 +48,20 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Ask the model, and say what it says."""
     from bandkeeper.cli import inputs
-    from bandkeeper.kube.client import ApiError
     from bandkeeper.lab import changes, whatif
+    from bandkeeper.lab.report.whatif import summary
     from bandkeeper.lab.result import to_json
 
     try:
-        for path in filter(
-            None, (arguments.report, Path(arguments.json) if arguments.json not in (None, STDOUT) else None)
-        ):
+        written = (arguments.report, Path(arguments.json) if arguments.json not in (None, STDOUT) else None)
+        for path in filter(None, written):
             shared.check_writable(path)
         asked = changes.parse(arguments.what_if)
         found = _policy(arguments)
         known, gpus = _known(arguments, found, asked)
         money = money_of(found.spec, arguments.gpus or gpus)
         result = whatif.answer(found.policy, known, asked, name=found.name, money=money)
-    except (inputs.InputError, changes.ChangeError, whatif.WhatIfError, ApiError, shared.ArgumentError) as error:
+    except (inputs.InputError, changes.ChangeError, whatif.WhatIfError, shared.ArgumentError) as error:
         print(f"bandkeeper: {error}", file=sys.stderr)
         return 2
     for remark in found.remarks:
@@ -70,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json == STDOUT:
         sys.stdout.write(to_json(result))
     else:
-        tell(result)
+        print(summary(result))
         if arguments.json:
             Path(arguments.json).write_text(to_json(result), encoding="utf-8")
             print(f"JSON: {arguments.json}")
@@ -78,13 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
         _draw(result, arguments.report)
         print(f"Report: {arguments.report}", file=sys.stderr if arguments.json == STDOUT else sys.stdout)
     return 0
-
-
-def tell(result: WhatIf, *, aside: bool = False) -> None:
-    """Print it; `aside` of what standard output is for."""
-    from bandkeeper.lab.report import whatif
-
-    print(whatif.summary(result), file=sys.stderr if aside else sys.stdout)
 
 
 def money_of(spec: Spec, gpus: float) -> Money:
@@ -119,10 +111,14 @@ def _policy(arguments: argparse.Namespace) -> PolicyFile:
 
 async def _fetched(arguments: argparse.Namespace) -> Any:
     from bandkeeper.api.v1alpha1 import GROUP, PLURAL, VERSION
-    from bandkeeper.kube.client import KubeClient
+    from bandkeeper.kube.client import ApiError, KubeClient
 
-    async with await KubeClient.connect(arguments.kubeconfig) as client:
-        return await client.get(f"/apis/{GROUP}/{VERSION}/namespaces/{arguments.namespace}/{PLURAL}/{arguments.name}")
+    name, namespace = arguments.name, arguments.namespace
+    try:
+        async with await KubeClient.connect(arguments.kubeconfig) as client:
+            return await client.get(f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}/{name}")
+    except ApiError as error:
+        raise shared.ArgumentError(f"{name} in namespace {namespace} cannot be read: {error}") from None
 
 
 def _known(arguments: argparse.Namespace, found: PolicyFile, asked: Changes) -> tuple[Known, float]:
