@@ -28,12 +28,13 @@ def test_old_history_goes_first() -> None:
     short = [entry.model_copy(update={"message": f"Decision {n}."}) for n, entry in enumerate(full.history)]
     room = [condition.model_copy(update={"message": "Short."}) for condition in full.conditions]
     quality = QualityStatus(class_="Mixed", confidence_percent=90)
-    status = full.model_copy(update={"history": short, "conditions": room, "quality": quality, "cost": None})
+    others = {"conditions": room, "quality": quality, "cost": None, "power": None, "model": None}
+    status = full.model_copy(update={"history": short, **others})
 
     assert status.stored()["history"] == [
         entry.model_dump(mode="json", by_alias=True, exclude_none=True) for entry in short
     ]
-    crowded = full.model_copy(update={"conditions": room, "quality": quality, "cost": None}).stored()
+    crowded = full.model_copy(update=others).stored()
     assert 0 < len(crowded["history"]) < HISTORY_LIMIT
     assert crowded["conditions"][0]["message"] == "Short."
 

@@ -57,7 +57,7 @@ def saved(found: Held) -> dict[str, float]:
 CASES: list[tuple[str, Held, dict[str, float]]] = [
     ("the band alone", held(modelled(7.0), current=10), {"band": 2}),  # 7 / 0.7 = 10, 7 x 1.08 = 7.6
     ("the band's low edge", held(modelled(6.8), current=11), {"band": 3}),  # 6.8 / 11 is inside it
-    ("a promise alone", held(modelled(7.0, margin=2.0), current=14), {"slo": 3}),  # the band aims at 7 / 0.67
+    ("a promise alone", held(modelled(7.0, margin=2.0), current=14), {"slo": 4}),
     ("promise and band ask for the same", held(modelled(7.0, margin=10 / 7), current=10), {}),
     ("peaks alone", held(modelled(4.0, peak=10.0), current=11), {"peak": 5}),  # 10.8 against 4 / 0.7 = 5.7
     (

@@ -73,7 +73,8 @@ class TestBand:
     def test_a_model_aims_below_the_edge_by_about_its_error(self) -> None:
         policy = a_policy()
         assert not size.over_band(policy, a_demand(13.9, modelled=True), 20)
-        assert size.for_band(policy, a_demand(14.1, modelled=True)) == 22  # at 67 %; 21 would be at the edge of 70
+        assert size.for_band(policy, a_demand(28.0, modelled=True)) == 42  # 67 %; 40 would be at the edge of 70
+        assert size.for_band(policy, a_demand(8.07, modelled=True)) == 12  # 67.3 %: no whole replica more for that
 
 
 class TestQueue:

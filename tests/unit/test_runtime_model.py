@@ -14,7 +14,7 @@ from bandkeeper.api.v1alpha1 import ModelStatus
 from bandkeeper.decide.decision import FITTED_MODEL, Decision
 from bandkeeper.decide.engine import decide
 from bandkeeper.decide.state import State
-from bandkeeper.runtime.resume import model_of, remembered
+from bandkeeper.runtime.resume import learned_of, model_of, remembered
 from tests.unit.builders import a_distribution, a_policy, a_snapshot, a_target
 
 POLICY = a_policy(replicas=(1, 60))
@@ -89,6 +89,62 @@ def test_what_goes_round_is_the_same() -> None:
     again = model_of(decision.learned, "uid", wall_s=0.0)
     assert (again.batch_cap, again.peak_work, again.largest_rise) == (64, "16.2", "12.1")
     assert float(again.alpha_milliseconds) == pytest.approx(20.58, rel=0.1)
+
+
+def test_the_traffic_is_told_with_it() -> None:
+    """20 requests/s of 300 and 200 tokens, as the fleet was served."""
+    decision, _ = play(State.initial(0.0), [20.0] * 60, 6, 0.0)
+    assert decision.learned is not None
+    told = model_of(decision.learned, "uid", wall_s=0.0)
+    known = learned_of(told, wall_s=0.0)
+    assert known is not None
+    assert known.seen is not None
+    assert known.seen.requests_per_s == pytest.approx(20.0)
+    assert known.seen.prompt_tokens == pytest.approx(300.0)
+    assert known.seen.output_tokens == pytest.approx(200.0)
+    assert known.seen.room == 64.0
+    assert known.seen.windows == pytest.approx(15.0, abs=1.0)
+    assert 0 < known.seen.error < 0.2
+    assert known.seen.margin > 1
+    assert len(told.model_dump_json(by_alias=True)) < 1024
+
+
+def test_a_status_from_before_the_traffic_was_told_is_a_model_all_the_same() -> None:
+    known = learned_of(TOLD, wall_s=0.0)
+    assert known is not None
+    assert known.seen is None
+    assert begun(TOLD).model.best_cap == 64
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"requests_per_second": "0"},
+        {"prompt_tokens": "many"},
+        {"output_tokens": "nan"},
+        {"margin": "-1"},
+        {"room": None},
+        {"bound_by": "Smoothness"},
+    ],
+    ids=lambda wrong: "-".join(f"{name}={value}" for name, value in wrong.items()),
+)
+def test_traffic_that_cannot_be_meant_is_left_out_and_harms_nothing(wrong: dict[str, Any]) -> None:
+    seen = {
+        "requests_per_second": "20",
+        "prompt_tokens": "300",
+        "output_tokens": "200",
+        "room": "64",
+        "margin": "1.2",
+        "windows": "15",
+    }
+    whole = learned_of(TOLD.model_copy(update=seen), wall_s=0.0)
+    assert whole is not None
+    assert whole.seen is not None
+    told = TOLD.model_copy(update=seen | wrong)
+    known = learned_of(told, wall_s=0.0)
+    assert known is not None
+    assert known.seen is None
+    assert begun(told).model == begun(TOLD).model
 
 
 @pytest.mark.parametrize(

@@ -850,7 +850,10 @@ class HistoryEntry(DecisionStatus):
 
 
 class ModelStatus(_Model):
-    """What was learned of the servers and their load, for a process that begins anew. Read by that version only."""
+    """What was learned of the servers and their load, for a process that begins anew. Read by that version only.
+
+    What is not required came later, and is for people: `bandkeeper explain` reads it.
+    """
 
     version: Annotated[int, Field(ge=1, le=COUNT_LIMIT)] = Field(description="Version of this summary.")
     target_uid: Word = Field(alias="targetUID", description="The object that it was learned of.")
@@ -861,6 +864,18 @@ class ModelStatus(_Model):
     batch_cap: Count = Field(description="The batch cap that work is counted at.")
     peak_work: Length = Field(description="The most work of the time that is remembered, in replicas.")
     largest_rise: Length = Field(description="By how much work rose at most within one cold start, in replicas.")
+    requests_per_second: Length | None = Field(default=None, description="Requests that were finished lately.")
+    prompt_tokens: Length | None = Field(default=None, description="Prompt tokens of one request, a mean.")
+    output_tokens: Length | None = Field(default=None, description="Output tokens of one request, a mean.")
+    room: Length | None = Field(
+        default=None, description="Requests that a replica can have in process: its cap, or what its KV cache holds."
+    )
+    margin: Length | None = Field(
+        default=None, description="Replicas for each replica of the work to be ready for, as the promises need."
+    )
+    bound_by: Word | None = Field(default=None, description="The promise that asks for the margin, where one does.")
+    error_percent: Count | None = Field(default=None, description="Standard error of the work by these figures.")
+    windows: Length | None = Field(default=None, description="Windows of data that were learned from.")
 
 
 class Status(_Model):
@@ -900,7 +915,7 @@ class Status(_Model):
         status: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         while (size := _size(status)) > STATUS_LIMIT_BYTES and status["history"]:
             status["history"].pop()
-        for most in (128, 64, 32, 16):
+        for most in (128, 64, 32, 16, 8):
             if size <= STATUS_LIMIT_BYTES:
                 break
             status = _clipped(status, most)

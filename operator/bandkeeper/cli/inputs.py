@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ ADAPTERS: Mapping[AdapterType, tuple[CostClass, float]] = {
     AdapterType.POD_TEMPLATE: (CostClass.ROLLOUT, 300.0),
 }
 """Cost class and expected delay in seconds of each batch adapter, as the adapters themselves declare them."""
-
+STDIN = Path("-")
 _ANY_PROMETHEUS = CollectorSettings(servers=(PrometheusServer(name="default", url="http://127.0.0.1:9090"),))
 
 
@@ -48,6 +49,7 @@ class Inputs:
 
     policy_name: str
     server_name: str
+    spec: Spec
     setting: Setting
     start: int | None
     warmup_s: float
@@ -57,12 +59,13 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyFile:
-    """A policy as it was read, with its defaults resolved."""
+    """A policy as it was read, with its defaults resolved; `status` as it stands there, empty of one never applied."""
 
     name: str
     namespace: str
     spec: Spec
     policy: Policy
+    status: Mapping[str, Any]
     remarks: tuple[str, ...]
 
 
@@ -74,23 +77,36 @@ def read(arguments: argparse.Namespace) -> Inputs:
     return Inputs(
         policy_name=found.name,
         server_name=server_name,
+        spec=found.spec,
         setting=Setting(policy=found.policy, server=server, requests=requests),
         start=arguments.start,
         warmup_s=arguments.warmup,
         seed=arguments.seed,
-        remarks=(*found.remarks, *remarks),
+        remarks=(*found.remarks, *_of_simulation(found.spec), *remarks),
     )
 
 
 def read_policy(path: Path) -> PolicyFile:
-    """The first GPUScalingPolicy of a file, judged as `kubectl apply` and the operator would.
+    """The first GPUScalingPolicy of a file, `-` is standard input, judged as `kubectl apply` and the operator would.
 
     Raises
     ------
     InputError
         The file cannot be read or holds none, or the policy is not valid.
     """
-    policies = _policies(path)
+    if path == STDIN:
+        return policy_of(sys.stdin.read(), "standard input")
+    try:
+        return policy_of(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give an existing file with --policy") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not text in UTF-8; give a policy in YAML with --policy") from None
+
+
+def policy_of(text: str, path: str) -> PolicyFile:
+    """The first GPUScalingPolicy of a text that came from `path`. Raises InputError."""
+    policies = _policies(text, path)
     document = policies[0]
     metadata = document.get("metadata")
     known = metadata if isinstance(metadata, dict) else {}
@@ -114,17 +130,20 @@ def read_policy(path: Path) -> PolicyFile:
         )
     except PolicyError as error:
         raise InputError(f'{path}: the {KIND} "{name}": {error}') from None
-    remarks = tuple(_remarks(path, spec, policies))
-    return PolicyFile(name=name, namespace=namespace, spec=spec, policy=policy, remarks=remarks)
+    several = f"{path} has {len(policies)} policies; this is about the first one."
+    return PolicyFile(
+        name=name,
+        namespace=namespace,
+        spec=spec,
+        policy=policy,
+        status=document.get("status") or {},
+        remarks=(several,) if len(policies) > 1 else (),
+    )
 
 
-def _policies(path: Path) -> list[dict[str, Any]]:
+def _policies(text: str, path: str) -> list[dict[str, Any]]:
     try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give an existing file with --policy") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not text in UTF-8; give a policy in YAML with --policy") from None
+        documents = list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
         raise InputError(f"{path}: is not YAML: {error}") from None
     kinds, policies = [], []
@@ -148,9 +167,7 @@ def _flat(documents: list[Any]) -> Iterator[Any]:
             yield document
 
 
-def _remarks(path: Path, spec: Spec, policies: list[dict[str, Any]]) -> Iterator[str]:
-    if len(policies) > 1:
-        yield f"{path} has {len(policies)} policies; this is about the first one."
+def _of_simulation(spec: Spec) -> Iterator[str]:
     if spec.mode is Mode.RECOMMEND:
         yield "The policy only recommends (mode: Recommend); here its decisions are carried out."
     if spec.signals:
@@ -164,7 +181,7 @@ def _server(asked: str | None, found: PolicyFile) -> tuple[str, Server, list[str
         name, server, remark = _default_server(batching, runtime)
         remarks = [remark]
     else:
-        name, server, remarks = asked, _loaded(asked), []
+        name, server, remarks = asked, read_server(asked), []
     if batching is not Batching.UNKNOWN and (batching is Batching.DYNAMIC) != isinstance(server, DynamicServer):
         raise InputError(
             f"server {name} does not do the {batching.lower()} batching of the policy's runtime {runtime}: "
@@ -178,7 +195,8 @@ def _server(asked: str | None, found: PolicyFile) -> tuple[str, Server, list[str
 
 def _default_server(batching: Batching, runtime: str) -> tuple[str, Server, str]:
     name = DEFAULT_SERVERS[batching]
-    server, remark = _loaded(name), f"Server: {name}, the default for runtime {runtime}; give another with --server."
+    server = read_server(name)
+    remark = f"Server: {name}, the default for runtime {runtime}; give another with --server."
     if isinstance(server, ContinuousServer):
         return name, server, remark
     slowed = server.model_copy(update={"time_scale": DEFAULT_SLOWDOWN * server.time_scale})
@@ -190,7 +208,8 @@ def _default_server(batching: Batching, runtime: str) -> tuple[str, Server, str]
     )
 
 
-def _loaded(name: str) -> Server:
+def read_server(name: str) -> Server:
+    """A server by its preset or file. Raises InputError."""
     try:
         return load(name)
     except ServerError as error:

@@ -14,7 +14,11 @@ from bandkeeper.api import durations
 from bandkeeper.cli import arguments as shared
 
 if TYPE_CHECKING:
+    from bandkeeper.cli.inputs import Inputs
+    from bandkeeper.decide.decision import Decision
+    from bandkeeper.lab.changes import Changes
     from bandkeeper.lab.result import PowerResult, Result, SLOResult
+    from bandkeeper.lab.whatif import WhatIf
 
 REPORT = Path("bandkeeper-report.html")
 RULE = "bandkeeper"
@@ -40,12 +44,19 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help=f"as .html or .png; default: {REPORT}, unless --json is given without it",
     )
+    parser.add_argument(
+        "--what-if",
+        action="append",
+        metavar="KEY=VALUE",
+        help="then what the policy would choose, by what it learned: load=2x, prompt=2x, replicas=8 ..; see explain",
+    )
     parser.set_defaults(call=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Simulate, and say what came of it."""
     from bandkeeper.cli import inputs
+    from bandkeeper.lab.changes import ChangeError, parse
     from bandkeeper.lab.result import to_json
     from bandkeeper.lab.rules.bandkeeper import Rule
     from bandkeeper.lab.run import RunError, simulate
@@ -54,13 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         for path in filter(None, (report, Path(arguments.json) if arguments.json not in (None, STDOUT) else None)):
             shared.check_writable(path)
+        asked = parse(arguments.what_if) if arguments.what_if else None
         given = inputs.read(arguments)
         for remark in given.remarks:
             print(remark, file=sys.stderr)
+        rule = Rule(given.setting)
         with progress_bar("Simulating") as progress:
             result = simulate(
                 given.setting,
-                Rule(given.setting),
+                rule,
                 rule_name=RULE,
                 policy_name=given.policy_name,
                 server_name=given.server_name,
@@ -70,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
                 period_s=arguments.period,
                 progress=progress,
             )
-    except (inputs.InputError, RunError, shared.ArgumentError) as error:
+    except (inputs.InputError, ChangeError, RunError, shared.ArgumentError) as error:
         print(f"bandkeeper: {error}", file=sys.stderr)
         return 2
     if arguments.json == STDOUT:
@@ -80,21 +93,52 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             Path(arguments.json).write_text(to_json(result), encoding="utf-8")
             print(f"JSON: {arguments.json}")
+    answer = _what_if(given, rule.decision, asked) if asked else None
+    if asked:
+        print(*_told(answer), sep="\n", file=sys.stderr if arguments.json == STDOUT else sys.stdout)
     if report:
-        _draw(result, report)
+        _draw(result, report, answer)
         print(f"Report: {report}", file=sys.stderr if arguments.json == STDOUT else sys.stdout)
     return 0
 
 
-def _draw(result: Result, path: Path) -> None:
+def _what_if(given: Inputs, decision: Decision | None, asked: Changes) -> WhatIf | None:
+    """By what the policy has learned when the run is over; None where that is nothing."""
+    from bandkeeper.cli.explain import money_of
+    from bandkeeper.lab import whatif
+
+    if decision is None or decision.learned is None or decision.learned.seen is None:
+        return None
+    policy, server = given.setting.policy, given.setting.server
+    known = whatif.of_learned(
+        policy,
+        decision.learned,
+        source=f"{given.policy_name}'s load at the end of the run",
+        replicas=decision.current_replicas,
+        cap=decision.cap,
+        capacity=server.batch_max,
+    )
+    return whatif.answer(policy, known, asked, name=given.policy_name, money=money_of(given.spec, server.gpus))
+
+
+def _told(answer: WhatIf | None) -> tuple[str, str]:
+    from bandkeeper.lab.report import whatif
+
+    if answer is None:
+        return "", "No what-if: the policy learned no step times, which takes continuous batching and some traffic."
+    return "", whatif.summary(answer)
+
+
+def _draw(result: Result, path: Path, answer: WhatIf | None) -> None:
     if path.suffix == ".png":
         from bandkeeper.lab.report import figures
 
         figures.png(result, path)
     else:
-        from bandkeeper.lab.report import html
+        from bandkeeper.lab.report import html, whatif_page
 
-        html.write(result, path)
+        page = html.page(result)
+        path.write_text(html.render(whatif_page.added(page, answer) if answer else page), encoding="utf-8")
 
 
 def summary(result: Result) -> str:

@@ -10,7 +10,7 @@ import math
 from bandkeeper.decide.decision import Held
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.policy import Policy
-from bandkeeper.decide.size import aim
+from bandkeeper.decide.size import for_band
 from bandkeeper.decide.state import AskedMemory, ScaleMemory
 
 
@@ -28,7 +28,7 @@ def remember(policy: Policy, demand: Demand, asked: AskedMemory, now_s: float) -
 
 def _claims(policy: Policy, demand: Demand) -> tuple[float, float, float, float]:
     """Replicas by the band, and by what is to be ready for: in full, without promises, without memory."""
-    band = demand.band_work / aim(policy, demand)
+    band = float(for_band(policy, demand))
     if not demand.modelled:  # peaks are those of the scale-down window then, and nothing has a margin
         return band, demand.work, demand.work, demand.work
     ready, unpromised = demand.peak_work * demand.margin, demand.peak_work * demand.bare_margin

@@ -197,10 +197,38 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """The traffic that step times were learned of, as means of some minutes, and how sure they are.
+
+    Attributes
+    ----------
+    prompt_tokens, output_tokens
+        Of one request.
+    room
+        Requests that a replica can have in process: its cap, or what its KV cache holds.
+    margin, bound_by
+        Replicas per replica of work to be ready for, and the promise that asks for more than the fullest fleet.
+    error
+        Standard error of the work, as a share of it.
+    windows
+        Rate windows that were learned from.
+    """
+
+    requests_per_s: float
+    prompt_tokens: float
+    output_tokens: float
+    room: float
+    margin: float
+    bound_by: Signal | None
+    error: float
+    windows: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
     """What a process that begins anew should know: step times in seconds, and work in replicas at `best_cap`.
 
-    `age_s` is how long ago the peak was.
+    `age_s` is how long ago the peak was. `seen` is for people: no process begins with it.
     """
 
     alpha_s: float
@@ -210,6 +238,7 @@ class Learned:
     peak_work: float
     largest_rise: float
     age_s: float = 0.0
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.v1alpha1 import Objective
-from bandkeeper.decide.decision import Learned, SLOVerdict
+from bandkeeper.decide.decision import Learned, Seen, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
@@ -63,7 +63,11 @@ def predict(
     if flow is None:
         return _without_flow(demand, load, memory, now_s), memory
     memory = replace(
-        memory, prompt_per_s=flow.mean_prompt_per_s, output_per_s=flow.mean_output_per_s, seen_s=flow.seen_s
+        memory,
+        requests_per_s=flow.mean_finished_per_s,
+        prompt_per_s=flow.mean_prompt_per_s,
+        output_per_s=flow.mean_output_per_s,
+        seen_s=flow.seen_s,
     )
     before, (steps, revision) = memory, _of_revision(load, memory)
     memory = replace(memory, steps=_learned(policy, load, steps, flow), revision=revision, updated_s=now_s)
@@ -128,6 +132,24 @@ def learned(memory: ModelMemory, now_s: float) -> Learned | None:
         peak_work=peak,
         largest_rise=rise,
         age_s=max(0.0, now_s - memory.outlook.peaks.entries[0][0]),
+        seen=_seen(memory),
+    )
+
+
+def _seen(memory: ModelMemory) -> Seen | None:
+    """None before anything is asked for that could be measured."""
+    requests, prompts, outputs = memory.requests_per_s, memory.prompt_per_s, memory.output_per_s
+    if not requests or prompts is None or outputs is None:
+        return None
+    return Seen(
+        requests_per_s=requests,
+        prompt_tokens=prompts / requests,
+        output_tokens=outputs / requests,
+        room=memory.batch or float(memory.best_cap),
+        margin=memory.margin,
+        bound_by=memory.bound_by,
+        error=memory.error,
+        windows=memory.steps.observations,
     )
 
 
@@ -147,6 +169,13 @@ def relearned(policy: Policy, known: Learned, now_s: float) -> ModelMemory:
     )
 
 
+def first_margin(policy: Policy) -> tuple[float, Signal | None]:
+    """The margin that a policy begins with, before any promise was judged, and the promise that it is for."""
+    promises = [_unknown(slo) for slo in policy.slos if isinstance(slo, LatencySLO)]
+    margin, _, bound_by = _margin(policy, promises, _bare_margin(policy, 0.0), 0.0)
+    return margin, bound_by
+
+
 def _memory_s(policy: Policy) -> float:
     return MEMORY_WINDOWS[policy.objective] * policy.scale_down.stabilization_s
 
@@ -160,6 +189,7 @@ class _Flow:
     finished_per_s: float
     mean_prompt_per_s: float
     mean_output_per_s: float
+    mean_finished_per_s: float
     span_s: float
     gap_s: float
     seen_s: float
@@ -205,6 +235,7 @@ def _flow(policy: Policy, load: Load, memory: ModelMemory, now_s: float) -> _Flo
         finished_per_s=finished,
         mean_prompt_per_s=_mean(memory.prompt_per_s, prompt, span_s, memory_s, seen_s),
         mean_output_per_s=_mean(memory.output_per_s, output, span_s, memory_s, seen_s),
+        mean_finished_per_s=_mean(memory.requests_per_s, finished, span_s, memory_s, seen_s),
         span_s=max(0.0, span_s),
         gap_s=max(0.0, now_s - memory.updated_s),
         seen_s=seen_s,
@@ -292,7 +323,8 @@ def _modelled(
         updated_s=now_s,
     )
     each = memory.steps.work_s(1.0, flow.outputs, batch)
-    bare = _bare_margin(policy, each.error / each.value if each.value > 0 else 1.0)
+    error = each.error / each.value if each.value > 0 else 1.0
+    bare = _bare_margin(policy, error)
     margin, present_margin, bound_by = _margin(policy, promises, bare, now_s)
     return (
         replace(
@@ -309,7 +341,7 @@ def _modelled(
             modelled=True,
             **({} if policy.objective is Objective.THROUGHPUT_SENSITIVE else _promises(promises, now_s)),
         ),
-        memory,
+        replace(memory, error=error, margin=margin, bound_by=bound_by),
     )
 
 

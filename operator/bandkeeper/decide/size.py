@@ -36,14 +36,13 @@ CLEARLY = 1.1  # work this much larger would still do with one fewer: only then 
 
 
 def for_band(policy: Policy, demand: Demand) -> int:
-    """The fewest replicas whose utilisation stays below the band's high edge."""
-    return max(1, math.ceil(demand.band_work / aim(policy, demand) - 1e-9))
-
-
-def aim(policy: Policy, demand: Demand) -> float:
-    """Work per replica that the band aims at: with a model below its high edge by about the model's error."""
-    spare = BAND_SPARE * (policy.band.high - policy.band.low) if demand.modelled else 0.0
-    return demand.load(policy.band.high - spare)
+    """The fewest replicas below the band's high edge; with a model, below it by about the model's error, to the nearest
+    whole replica."""
+    band = policy.band
+    below_edge = math.ceil(demand.band_work / demand.load(band.high) - 1e-9)
+    aim = band.high - BAND_SPARE * (band.high - band.low)
+    aimed_at = round(demand.band_work / demand.load(aim)) if demand.modelled else 0
+    return max(1, below_edge, aimed_at)
 
 
 def for_held(demand: Demand) -> int | None:
@@ -54,8 +53,7 @@ def for_held(demand: Demand) -> int | None:
 def for_rest(policy: Policy, demand: Demand) -> int:
     """What the model asks for with a little to spare: so many are kept, so that noise does not bring back what went."""
     spare = 1.0 if policy.objective is Objective.THROUGHPUT_SENSITIVE else KEPT_SPARE
-    asked = max(demand.peak_work * demand.margin * spare, demand.band_work / aim(policy, demand))
-    return math.ceil(asked - 1e-9)
+    return max(for_band(policy, demand), math.ceil(demand.peak_work * demand.margin * spare - 1e-9))
 
 
 def over_band(policy: Policy, demand: Demand, current: int) -> bool:

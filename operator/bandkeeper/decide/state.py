@@ -148,14 +148,16 @@ class ModelMemory:
         Unit of the outlook: replicas at this cap.
     revision
         Pod template that the step times are of.
-    prompt_per_s, output_per_s
-        Tokens of the whole workload, as means over some minutes.
+    requests_per_s, prompt_per_s, output_per_s
+        Requests finished and tokens of the whole workload, as means over some minutes.
     batch
         Requests that a replica can have in process, as a mean of some minutes.
     mean_work
         Mean of some minutes, in replicas.
     seen_s
         Time that the means are of, at most.
+    error, margin, bound_by
+        Of the last look: standard error of the work as a share of it, and what the promises ask for.
     traces
         Looks of the longest window that promises are judged over.
     """
@@ -163,12 +165,16 @@ class ModelMemory:
     best_cap: int = 0
     revision: str | None = None
     steps: StepFit = NO_STEPS
+    requests_per_s: float | None = None
     prompt_per_s: float | None = None
     output_per_s: float | None = None
     outlook: Outlook = NO_OUTLOOK
     batch: float | None = None
     mean_work: float | None = None
     seen_s: float = 0.0
+    error: float = 1.0
+    margin: float = 1.0
+    bound_by: Signal | None = None
     traces: tuple[Trace, ...] = ()
     promises: tuple[LearnedPromise, ...] = ()
     updated_s: float = 0.0

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from bandkeeper.api import v1alpha1
 from bandkeeper.api.conditions import rfc3339
+from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Pod, PodState, Rollout
-from bandkeeper.decide.decision import Learned
+from bandkeeper.decide.decision import Learned, Seen
 from bandkeeper.decide.policy import CostClass, Policy
 from bandkeeper.decide.prediction import relearned
 from bandkeeper.decide.state import CapMemory, State
@@ -48,6 +50,7 @@ def begun_anew(
 def model_of(known: Learned, target_uid: str, *, wall_s: float) -> v1alpha1.ModelStatus:
     """What was learned, as the status keeps it; `wall_s` in epoch seconds."""
     return v1alpha1.ModelStatus(
+        **_traffic(known.seen),
         version=MODEL_VERSION,
         target_uid=target_uid,
         peak_time=rfc3339(wall_s - known.age_s),
@@ -58,6 +61,21 @@ def model_of(known: Learned, target_uid: str, *, wall_s: float) -> v1alpha1.Mode
         peak_work=f"{known.peak_work:.4g}",
         largest_rise=f"{known.largest_rise:.4g}",
     )
+
+
+def _traffic(seen: Seen | None) -> dict[str, Any]:
+    if seen is None:
+        return {}
+    return {
+        "requests_per_second": f"{seen.requests_per_s:.4g}",
+        "prompt_tokens": f"{seen.prompt_tokens:.4g}",
+        "output_tokens": f"{seen.output_tokens:.4g}",
+        "room": f"{seen.room:.4g}",
+        "margin": f"{seen.margin:.4g}",
+        "bound_by": seen.bound_by,
+        "error_percent": round(100 * seen.error),
+        "windows": f"{seen.windows:.3g}",
+    }
 
 
 def remembered(
@@ -73,8 +91,16 @@ def remembered(
 
     What cannot be meant is left out.
     """
-    if state.target_uid or told is None or (told.version, told.target_uid) != (MODEL_VERSION, target_uid):
+    if state.target_uid or told is None or told.target_uid != target_uid:
         return state
+    known = learned_of(told, wall_s=wall_s)
+    return state if known is None else replace(state, model=relearned(policy, known, now_s))
+
+
+def learned_of(told: v1alpha1.ModelStatus, *, wall_s: float) -> Learned | None:
+    """What a status tells; None where it is of another version, or cannot be meant."""
+    if told.version != MODEL_VERSION:
+        return None
     try:
         known = Learned(
             alpha_s=float(told.alpha_milliseconds) / 1000,
@@ -84,13 +110,47 @@ def remembered(
             peak_work=float(told.peak_work),
             largest_rise=float(told.largest_rise),
             age_s=max(0.0, wall_s - datetime.fromisoformat(told.peak_time).timestamp()),
+            seen=_seen(told),
         )
     except ValueError:
-        return state
+        return None
     figures = (known.alpha_s, known.beta_s, known.delta_s, known.peak_work, known.largest_rise)
     if not all(0 <= figure < MOST for figure in figures) or not known.best_cap or not known.alpha_s:
-        return state
-    return replace(state, model=relearned(policy, known, now_s))
+        return None
+    return known
+
+
+def _seen(told: v1alpha1.ModelStatus) -> Seen | None:
+    """The traffic that a status tells; None where it does not, as those written before it was kept, or cannot mean it.
+
+    It does no process any harm: nothing is decided by it.
+    """
+    fields = (
+        told.requests_per_second,
+        told.prompt_tokens,
+        told.output_tokens,
+        told.room,
+        told.margin,
+        told.windows,
+    )
+    try:
+        figures = [float(field) for field in fields if field is not None]
+        bound_by = Signal(told.bound_by) if told.bound_by else None
+    except ValueError:
+        return None
+    if len(figures) < len(fields) or not all(0 < figure < MOST for figure in figures):
+        return None
+    rate, prompt, output, room, margin, windows = figures
+    return Seen(
+        requests_per_s=rate,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        room=room,
+        margin=margin,
+        bound_by=bound_by,
+        error=1.0 if told.error_percent is None else told.error_percent / 100,
+        windows=windows,
+    )
 
 
 def unmoved(before: State, after: State) -> State:

@@ -54,6 +54,14 @@ QUALITY = {
     "nodata": Shade("#c1350a", "#f0683a"),
 }
 
+WHAT_IF = {
+    "w-well": Shade("#9ccbea", "#1f5c87"),
+    "w-kept": Shade("#d6e9f5", "#1c3a50"),
+    "w-missed": Shade("#fbd9c3", "#5a3222"),
+    "w-far": Shade("#f2a06f", "#97471f"),
+    "w-overload": Shade("#b0482c", "#7d2b15"),
+}
+
 OURS = Shade("#0b6fb3", "#5ab4ea")
 BOUND = Shade("#1f2933", "#e4e9ee")
 RULES = (

@@ -18,14 +18,15 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 
 from bandkeeper.lab.report import axes as ticks
-from bandkeeper.lab.report import plane, plane_svg, svg, words
-from bandkeeper.lab.report.colours import BOUND, PAGE, QUALITY, ROLES, Sign, signs
+from bandkeeper.lab.report import plane, plane_svg, svg, whatif, words
+from bandkeeper.lab.report.colours import BOUND, PAGE, QUALITY, ROLES, WHAT_IF, Sign, signs
 from bandkeeper.lab.report.plane import Curve, Plane, Rules
 from bandkeeper.lab.report.sheet import Kind, Mark, Panel, Sheet, Strip, of, thin
 from bandkeeper.lab.result import Result
 
 if TYPE_CHECKING:
     from bandkeeper.lab.bench import BenchResult
+    from bandkeeper.lab.whatif import WhatIf
 
 _INK, _MUTED, _FAINT = PAGE["ink"].light, PAGE["muted"].light, PAGE["faint"].light
 _STYLE: dict[Any, Any] = {
@@ -49,6 +50,7 @@ _WIDTH_IN, _DPI, _COLUMNS = 10.0, 150, 1200
 _MARGIN_IN, _LEFT_IN, _RIGHT_IN, _GAP_IN, _FOOT_IN = 0.18, 0.62, 0.18, 0.36, 0.32
 _STRIP_IN, _LANE_IN, _PIXELS_PER_IN = 0.16, 0.18, 118.0
 _PLANE_IN = 3.2
+_KEYS_ACROSS = 3
 _SHAPES = {"circle": "o", "square": "s", "up": "^", "diamond": "D", "down": "v", "cross": "P", "star": "*"}
 _SHARP = ("waiting", "broken")  # outlined, so that a short peak is seen
 _MARKERS = {
@@ -69,6 +71,12 @@ def png_bench(bench: BenchResult, path: Path) -> None:
     """Writes the planes of a comparison to `path`."""
     with mpl.rc_context(_STYLE):
         _save(_planes(bench), path)
+
+
+def png_whatif(result: WhatIf, path: Path) -> None:
+    """Writes the grid of a what-if to `path`."""
+    with mpl.rc_context(_STYLE):
+        _save(_whatif(result), path)
 
 
 def sheet_png(sheet: Sheet, headline: str, about: str, path: Path) -> None:
@@ -315,6 +323,90 @@ def _rule_key(name: str, sign: Sign) -> Line2D:
         [], [], color=sign.shade.light, marker=_SHAPES[sign.shape], markersize=8 if sign.shape == "star" else 5,
         linewidth=1.2, label=name,
     )  # fmt: skip
+
+
+def _whatif(result: WhatIf) -> Figure:
+    picture = whatif.Picture.of(result)
+    count, across = len(result.rows), len(picture.columns)
+    asked = f"What if {result.asked}: " if result.asked else ""
+    about = f"{asked}{whatif.load_of(result.then)}. {whatif.reasons(result)} {whatif.outlook(result)}"
+    if len(result.caps) > 1 and result.promises:
+        about += f" Of each point the worst promise is shown; promised are {whatif.promised(result)}."
+    head = _Head.of(f"{result.policy}: {whatif.headline(result)}", about, _WIDTH_IN)
+    left_in = 0.5 + 0.085 * max(len(whatif.points(result, row.replicas)) for row in result.rows)
+    wide_in = min(3.0, (_WIDTH_IN - left_in - 1.95) / across)
+    keys = _what_if_keys(picture)
+    grid_in, foot_in = 0.34 * count, 0.24 + 0.16 * ceil(len(keys) / _KEYS_ACROSS)
+    total_in = head.height_in + 0.38 + grid_in + foot_in
+    figure = Figure(figsize=(_WIDTH_IN, total_in), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    head.write(figure)
+    axes = figure.add_axes(
+        (left_in / _WIDTH_IN, foot_in / total_in, wide_in * across / _WIDTH_IN, grid_in / total_in), frameon=False
+    )
+    axes.set_xlim(0, across)
+    axes.set_ylim(0, count)
+    bare(axes)
+    _cells(axes, picture, wide_in)
+    _beside(axes, result, across, wide_in)
+    low, high = picture.band
+    green = QUALITY["efficient"].light
+    axes.add_patch(
+        Rectangle((across + 0.12 / wide_in, low), 0.09 / wide_in, high - low, color=green, linewidth=0, clip_on=False)
+    )
+    for x1, y1, x2, y2 in picture.edge:
+        axes.plot([x1, x2], [y1, y2], color=_INK, linewidth=3, solid_capstyle="round", clip_on=False, zorder=5)
+    x, y, wide, high = picture.chosen
+    chosen = Rectangle((x, y), wide, high, fill=False, edgecolor=ROLES["predicted"].light, linewidth=2.6, clip_on=False)
+    chosen.set_zorder(6)
+    axes.add_patch(chosen)
+    figure.legend(
+        handles=keys, loc="lower left", bbox_to_anchor=(_MARGIN_IN / _WIDTH_IN, 0.1 / total_in), ncols=_KEYS_ACROSS,
+        borderaxespad=0, columnspacing=1.4, handlelength=1.6, fontsize=7.5,
+    )  # fmt: skip
+    return figure
+
+
+def _what_if_keys(picture: whatif.Picture) -> list[Any]:
+    result, used = picture.result, {spot.shade for column in picture.columns for spot in column.spots}
+    names = [(name, text) for name, text in whatif.SHADE_NAMES.items() if name in used]
+    keys: list[Any] = [Patch(color=WHAT_IF[name].light, label=text) for name, text in names]
+    keys += [Line2D([], [], color=_INK, linewidth=3, label=whatif.EDGE)] if picture.edge else []
+    low, high = words.number(100 * result.band_low), words.number(100 * result.band_high)
+    return [*keys, Patch(color=QUALITY["efficient"].light, label=f"inside the band, {low} to {high} % utilised")]
+
+
+def _cells(axes: Axes, picture: whatif.Picture, wide_in: float) -> None:
+    for x, column in enumerate(picture.columns):
+        axes.text(x + 0.5, len(column.spots) + 0.22, column.title, ha="center", va="bottom", fontsize=8, color=_MUTED)
+        for y, spot in enumerate(column.spots):
+            gap = 0.012 / wide_in
+            axes.add_patch(
+                Rectangle((x + gap, y + 0.04), 1 - 2 * gap, 0.92, color=WHAT_IF[spot.shade].light, linewidth=0)
+            )
+            colour = "white" if spot.shade == whatif.OVERLOAD else _INK
+            text = spot.text if wide_in > 1.1 or not spot.name else f"{spot.figure}\n{spot.name}"
+            axes.text(
+                x + 0.5, y + 0.48, text, ha="center", va="center", color=colour, linespacing=1.05,
+                fontsize=8.5 if wide_in > 0.8 else 7,
+            )  # fmt: skip
+
+
+def _beside(axes: Axes, result: WhatIf, across: int, wide_in: float) -> None:
+    """Counts to the left, utilisation and cost to the right."""
+    share, cost, top = across + 0.95 / wide_in, across + 1.15 / wide_in, len(result.rows) + 0.22
+    small: dict[str, Any] = {"va": "bottom", "fontsize": 8, "color": _MUTED}
+    axes.text(-0.1 / wide_in, top, "replicas", ha="right", **small)
+    axes.text(share, top, "utilised", ha="right", **small)
+    axes.text(cost, top, f"{result.currency}/h" if result.currency else "GPUs", **small)
+    for y, row in enumerate(result.rows):
+        chosen = row.replicas == result.chosen.replicas
+        colour, weight = (ROLES["predicted"].light, "bold") if chosen else (_MUTED, "normal")
+        style: dict[str, Any] = {"va": "center", "color": colour, "fontweight": weight}
+        count = f"{whatif.points(result, row.replicas)}   {row.replicas}".lstrip()
+        axes.text(-0.1 / wide_in, y + 0.48, count, ha="right", **style)
+        axes.text(share, y + 0.48, f"{100 * row.utilization:.0f} %", ha="right", **style)
+        axes.text(cost, y + 0.48, whatif.paid(row), **style)
 
 
 def bare(axes: Axes) -> None:

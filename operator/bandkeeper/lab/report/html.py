@@ -65,6 +65,7 @@ class Page:
     small_print: tuple[str, ...]
     figures: str = ""
     after: tuple[Table, ...] = ()
+    below: str = ""
 
 
 def write(result: Result, path: Path) -> None:
@@ -162,6 +163,7 @@ def style() -> str:
     named = {
         **colours.PAGE,
         **colours.ROLES,
+        **colours.WHAT_IF,
         **{f"q-{name}": shade for name, shade in colours.QUALITY.items()},
     }
     light = "".join(f"--{name}:{shade.light};" for name, shade in named.items())
@@ -203,6 +205,7 @@ def _body(content: Page) -> Iterator[str]:
         yield "".join(_panels(content.sheet))
         yield "".join(_moves(content.sheet))
     yield from (_titled(one) for one in content.after)
+    yield content.below
     notes = "".join(f"<li>{escape(note)}</li>" for note in content.small_print)
     yield f"<footer><h2>How this was counted</h2><ul>{notes}</ul></footer>"
 

@@ -45,6 +45,12 @@ def count(value: int, thing: str) -> str:
     return f"{value:,} {thing}{'' if value == 1 else 's'}"
 
 
+def count_of(value: float, thing: str) -> str:
+    """`1.6 replicas`."""
+    text = number(value)
+    return f"{text} {thing}{'' if text == '1' else 's'}"
+
+
 def share(value: float | None, *, below: float = 1.0) -> str:
     """A ratio in percent; one less than `below` never reads as if it were not, nor one above 0 as 0."""
     if value is None:
