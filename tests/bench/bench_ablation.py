@@ -23,7 +23,7 @@ import yaml
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.cli import inputs
-from bandkeeper.decide.policy import BatchControl, CostClass
+from bandkeeper.decide.policy import CostClass
 from bandkeeper.decide.state import QualityMemory
 from bandkeeper.lab.bench import BenchPoint, Comparison, Load, Mean, compare, goals_of, mean_of
 from bandkeeper.lab.rules.bandkeeper import Rule
@@ -202,7 +202,7 @@ class Variant:
     rule: type[Rule] = Rule
 
 
-REPLICAS, JOINT, LIVE = Variant("replicas only"), Variant("joint", batch=True), Variant("joint, live", True, live=True)
+REPLICAS, JOINT, LIVE = Variant("replicas only"), Variant("joint", batch=True), Variant("joint, live", batch=True, live=True)
 WITHOUT = (
     Variant("without outlook", batch=True, rule=WithoutOutlook),
     Variant("without quality", batch=True, rule=WithoutQuality),
@@ -269,7 +269,7 @@ def run(job: Job) -> Row:
         drawn[seed] = given.setting.requests
     policy, server = given.setting.policy, given.setting.server
     if variant.live and policy.batch is not None:
-        control = BatchControl(policy.batch.candidates, CostClass.LIVE, LIVE_S)
+        control = replace(policy.batch, cost_class=CostClass.LIVE, expected_delay_s=LIVE_S)
         policy, server = replace(policy, batch=control), _changed(server, cap_delay_s=LIVE_S)
     if variant.fixed is not None:
         server = _changed(server, batch_max=variant.fixed)
