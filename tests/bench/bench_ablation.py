@@ -202,7 +202,11 @@ class Variant:
     rule: type[Rule] = Rule
 
 
-REPLICAS, JOINT, LIVE = Variant("replicas only"), Variant("joint", batch=True), Variant("joint, live", batch=True, live=True)
+REPLICAS, JOINT, LIVE = (
+    Variant("replicas only"),
+    Variant("joint", batch=True),
+    Variant("joint, live", batch=True, live=True),
+)
 WITHOUT = (
     Variant("without outlook", batch=True, rule=WithoutOutlook),
     Variant("without quality", batch=True, rule=WithoutQuality),

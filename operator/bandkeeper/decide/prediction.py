@@ -18,6 +18,7 @@ from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
 from bandkeeper.decide.size import LONE_BATCH
 from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace
+from bandkeeper.model.batches import NO_BATCHES, BatchTimes
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK
 from bandkeeper.model.peaks import NO_PEAKS
@@ -25,6 +26,7 @@ from bandkeeper.model.steps import StepFit
 
 FEWEST_OBSERVATIONS = 1.0  # whole rate windows
 FEWEST_TOKENS = 200.0  # in one rate window, for a mean to mean anything
+FEWEST_SAMPLES = 20.0
 LEAST_BATCH = 0.2
 RATIO_MEMORY_S = 300.0  # output tokens per prompt token: they come later than the prompt
 MEMORY_S = {Objective.LATENCY_SENSITIVE: 7200.0, Objective.BALANCED: 3600.0}
@@ -45,6 +47,8 @@ TRACES = 20
 REMEMBERED_S = 3600.0  # after the last tokens: later a server that tells none any more is decided on without
 LOST_S = 7200.0  # a promise that no replicas kept is not tried again sooner
 
+Fit = StepFit | BatchTimes
+
 
 def predict(
     policy: Policy,
@@ -56,8 +60,10 @@ def predict(
     now_s: float,
 ) -> tuple[Demand | None, ModelMemory]:
     """`demand` in the model's terms; unchanged where there is no model."""
-    if demand is None or policy.batching is not Batching.CONTINUOUS:
+    if demand is None or policy.batching is Batching.UNKNOWN:
         return demand, memory
+    if policy.batching is Batching.DYNAMIC and not isinstance(memory.steps, BatchTimes):
+        memory = replace(memory, steps=NO_BATCHES)
     flow = _flow(policy, load, memory, now_s) if load.complete else None
     if flow is None:
         return _without_flow(demand, load, memory, now_s), memory
@@ -154,7 +160,7 @@ class _Flow:
         return self.mean_output_per_s / self.mean_prompt_per_s
 
     def work(
-        self, steps: StepFit, batch: float, load: Load, samples: Sequence[Sample], window_s: float, now_s: float
+        self, steps: Fit, batch: float, load: Load, samples: Sequence[Sample], window_s: float, now_s: float
     ) -> float:
         """Replicas that what arrives keeps busy: prompts read, with the answers they bring, and what begins to wait."""
         token_s = steps.work_s(1.0, self.outputs, batch).value
@@ -175,7 +181,8 @@ class _Flow:
 
 def _flow(policy: Policy, load: Load, memory: ModelMemory, now_s: float) -> _Flow | None:
     prompt, output, finished = load.prompt_per_s, load.output_per_s, load.finished_per_s
-    if not prompt or output is None or finished is None or output * policy.rate_window_s < FEWEST_TOKENS:
+    fewest = FEWEST_SAMPLES if policy.batching is Batching.DYNAMIC else FEWEST_TOKENS
+    if not prompt or output is None or finished is None or output * policy.rate_window_s < fewest:
         return None  # idle, or not told
     span_s = min(LONGEST_STEP_S, now_s - memory.updated_s) if memory.steps.observations else LONGEST_STEP_S / 4
     return _Flow(
@@ -193,19 +200,21 @@ def _mean(before: float | None, now: float, span_s: float, memory_s: float) -> f
     return now if before is None else before + (1 - math.exp(-max(0.0, span_s) / memory_s)) * (now - before)
 
 
-def _learned(policy: Policy, load: Load, steps: StepFit, flow: _Flow) -> StepFit:
+def _learned(policy: Policy, load: Load, steps: Fit, flow: _Flow) -> Fit:
     """With what this look tells: tokens per second of one replica, and the time between two of them."""
     weight = min(1.0, flow.span_s / policy.rate_window_s)
     token_s = load.token_s or 0.0
     if not 0 < token_s < math.inf or not load.told or weight <= 0:
         return steps
     batch = token_s * flow.output_per_s / load.told
+    if policy.batching is Batching.DYNAMIC:  # a replica is idle between batches: their size has to be told
+        batch = load.batch_size or 0.0
     if batch < LEAST_BATCH:
         return steps
     return steps.seen(batch, flow.prompt_per_s / flow.output_per_s * batch, token_s, weight)
 
 
-def _of_revision(load: Load, memory: ModelMemory) -> tuple[StepFit, str | None]:
+def _of_revision(load: Load, memory: ModelMemory) -> tuple[Fit, str | None]:
     """Another pod template may be another server: what was learned is a first guess of it."""
     if load.revision is None or load.revision == memory.revision:
         return memory.steps, memory.revision
@@ -345,7 +354,7 @@ def _judged(
     known = replace(known, shape=known.shape.seen(work, held, span_s))
     window = [trace for trace in traces if now_s - trace.at_s <= verdict.window_s] or traces[-1:]
     low, high = verdict.attainment_low, verdict.attainment_high
-    told = verdict.state not in (SLOState.NO_DATA, SLOState.TOO_FEW_REQUESTS) and verdict.observations
+    told = verdict.state not in (SLOState.NO_DATA, SLOState.TOO_FEW_REQUESTS) and verdict.observations != 0
     if lone or low is None or high is None or not told or any(trace.queued for trace in window):
         return known
     power = known.misses.power
