@@ -68,7 +68,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     load = assess(policy, snapshot, state.demand)
     verdicts = judge(policy, snapshot, load)
     metrics, sight = watch(policy, snapshot, load, verdicts, state.sight, now_s)
-    best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s)
+    best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s, state.model.steps)
     batch_first = is_batch_first(policy, load, best, state.cap, now_s)
     demand, memory = observe(policy, load, verdicts, state.demand, best, now_s, batch_first=batch_first)
     samples = state.demand.samples

@@ -103,6 +103,11 @@ class StepFit:
         variance = _dot(each, _solved(self.information, each))
         return Estimate(_dot(each, self.parameters), math.sqrt(max(0.0, variance)))
 
+    def decode_s(self, batch: float) -> Estimate:
+        """One step that decodes for so many requests and reads no prompt; needs an observation."""
+        x = (1.0, batch, 0.0)
+        return Estimate(_dot(x, self.parameters), math.sqrt(max(0.0, _dot(x, _solved(self.information, x)))))
+
     def _expected_s(self, tokens_per_s: float, prompt_per_s: float) -> float:
         """The time between two tokens at rates of one replica."""
         alpha, beta, delta = self.parameters
