@@ -319,7 +319,7 @@ def tables(rows: Sequence[Row]) -> str:
     """Markdown for docs/ablation.md."""
     cells = dict.fromkeys(row.cell for row in rows)
     by_name = {(row.cell, row.variant): row for row in rows}
-    head = ("cell", REPLICAS.name, "best fixed cap", JOINT.name, "joint, live adapter", "cap moves")
+    head: tuple[str, ...] = ("cell", REPLICAS.name, "best fixed cap", JOINT.name, "joint, live adapter", "cap moves")
     knob = [head, ("---",) * len(head)]
     for cell in cells:
         best = best_fixed([row for row in rows if row.cell == cell])

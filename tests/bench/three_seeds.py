@@ -1,6 +1,6 @@
 """The matrix of reference loads at several seeds: the goals that Bandkeeper keeps, and its cost over the bound.
 
-`python tests/bench/bench_matrix.py --cold-start 90`. The least setting that keeps the goals is searched by halving, not
+`python tests/bench/three_seeds.py --cold-start 90`. The least setting that keeps the goals is searched by halving, not
 swept as in `bandkeeper bench`, so that three seeds take minutes: more margin or a larger count never keeps less.
 """
 
@@ -22,6 +22,7 @@ from bandkeeper.cli import inputs
 from bandkeeper.lab.bench import Comparison, Load, Mean, compare, goals_of, mean_of
 from bandkeeper.lab.rules.catalogue import OURS, RuleSource
 from bandkeeper.lab.rules.choice import Choice
+from bandkeeper.lab.rules.rule import Setting
 from bandkeeper.lab.server import load
 from bandkeeper.lab.workloads import scale, synthetic, traces
 
@@ -36,7 +37,7 @@ class One(RuleSource):
 
     choice: Choice = field(default_factory=lambda: Choice("as written"))
 
-    def choices(self, setting: object) -> tuple[Choice, ...]:
+    def choices(self, setting: Setting) -> tuple[Choice, ...]:
         return (self.choice,)
 
 
@@ -61,7 +62,7 @@ def run(cold_start_s: float, seeds: int, named: tuple[str, str]) -> Row:
     server = server.model_copy(update={"cold_start": server.cold_start.model_copy(update={"median_s": cold_start_s})})
     most = found.policy.max_replicas
     drawn = {
-        seed: scale.rescale(traces.read(Path(text)), RATE_SCALE, seed)
+        seed: scale.rescale(traces.read(Path(text), skip_bad=False), RATE_SCALE, seed)
         if text.endswith(".csv")
         else synthetic.make(text, server, seed=seed, max_replicas=most)
         for seed in range(1, seeds + 1)
@@ -95,7 +96,7 @@ def run(cold_start_s: float, seeds: int, named: tuple[str, str]) -> Row:
         return cost
 
     ours, moves_per_hour = asked(OURS, Choice("as written"))
-    setting = inputs.Setting(policy=found.policy, server=server, requests=drawn[1])
+    setting = Setting(policy=found.policy, server=server, requests=drawn[1])
     static = least("static", RuleSource("static").choices(setting))
     by_window = groupby(RuleSource("foresight").choices(setting), key=lambda choice: choice.parameters["window_s"])
     known = [static, *(least("foresight", list(choices)) for _, choices in by_window)]
@@ -152,9 +153,9 @@ def main() -> None:
         for row in pool.map(partial(run, given.cold_start, given.seeds), loads.items()):
             rows.append(row)
             print(f"{len(rows)}/{len(loads)} {row.load}", file=sys.stderr, flush=True)
+            if given.json is not None:
+                given.json.write_text(json.dumps([asdict(one) for one in rows], indent=1), encoding="utf-8")
     print(f"Cold start {given.cold_start:g} s, {given.seeds} seed(s)\n\n{table(rows)}")
-    if given.json is not None:
-        given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
