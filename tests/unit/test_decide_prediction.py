@@ -146,6 +146,14 @@ class TestDynamicBatching:
         assert demand.modelled
         assert demand.utilization == pytest.approx(share, rel=0.05)
 
+    def test_what_larger_batches_show_holds_for_the_past_too(self) -> None:
+        """Forty replicas with a request or two each look busier than eight show that they were."""
+        fleet = Fleet(a_policy(batching=Batching.DYNAMIC), best_cap=32)
+        before = [fleet.look(a_dynamic_load(120.0, ready=40)) for _ in range(20)][-1]
+        after = [fleet.look(a_dynamic_load(120.0, ready=8)) for _ in range(20)][-1]
+        assert after.work < before.work / 2
+        assert after.peak_work == pytest.approx(after.work, rel=0.05)
+
     def test_a_pod_that_runs_nothing_tells_no_batch_and_spoils_none(self) -> None:
         fleet = Fleet(a_policy(batching=Batching.DYNAMIC), best_cap=32)
         for _ in range(20):

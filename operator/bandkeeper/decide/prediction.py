@@ -96,7 +96,10 @@ def _at_cap(memory: ModelMemory, best_cap: int) -> float | None:
 def _in_new_unit(before: ModelMemory, memory: ModelMemory, flow: _Flow, best_cap: int) -> ModelMemory:
     """Work of the past in replicas as they are now, where the cap or the server became another one."""
     anew = memory.steps.guess is not before.steps.guess or memory.revision != before.revision
+    anew = anew or isinstance(memory.steps, BatchTimes)  # larger batches were seen, and show that replicas can do more
     if not before.best_cap or before.batch is None or not (anew or before.best_cap != best_cap):
+        return memory
+    if not before.steps.observations:
         return memory
     old = before.steps.work_s(1.0, flow.outputs, before.batch).value
     new = memory.steps.work_s(1.0, flow.outputs, memory.batch or best_cap).value
