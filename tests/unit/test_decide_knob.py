@@ -14,10 +14,12 @@ from bandkeeper.api.snapshot import Distribution, Pod, PodState, Rollout, Snapsh
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.engine import decide, written
-from bandkeeper.decide.knob import is_batch_first
+from bandkeeper.decide.knob import best_cap, is_batch_first
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, CostClass, Policy
-from bandkeeper.decide.state import CapMemory, State
+from bandkeeper.decide.state import CapMemory, ModelMemory, State
+from bandkeeper.model.batches import NO_BATCHES, BatchTimes
+from bandkeeper.model.steps import NO_STEPS, StepFit
 from tests.unit.builders import E2E, ITL, TTFT, a_batch, a_distribution, a_pod, a_policy, a_snapshot, a_target
 from tests.unit.tiny_fleet import Fleet, Server, play
 
@@ -503,6 +505,62 @@ class TestThroughput:
         policy = a_policy(Objective.THROUGHPUT_SENSITIVE, batch=knob, replicas=(1, 8))
         ticks = play(fleet, policy, lambda at_s: 6.0, seconds=600)
         assert ticks[-1].cap > 8
+
+
+SURE = ((1e8, 0.0, 0.0), (0.0, 1e11, 0.0), (0.0, 0.0, 1e11))
+UNSURE = ((1e2, 0.0, 0.0), (0.0, 1e5, 0.0), (0.0, 0.0, 1e5))
+FIT = StepFit((0.025, 0.0006, 0.0001), SURE, observations=10.0)  # 44 ms at a batch of 32, 54 at 48, 63 at 64
+
+
+class TestGuard:
+    """Continuous batching: the cap rests where full batches keep the promise of 50 ms between tokens."""
+
+    @pytest.mark.parametrize(
+        ("policy", "steps", "before", "want"),
+        [
+            (POLICY, FIT, 64, 32),
+            (POLICY, FIT, 32, 32),
+            (POLICY, replace(FIT, parameters=(0.027, 0.0006, 0.0001)), 32, 32),  # 46.2 ms: kept where it is,
+            (POLICY, replace(FIT, parameters=(0.027, 0.0006, 0.0001)), 24, 24),  # and not gone to without room
+            (POLICY, replace(FIT, parameters=(0.010, 0.0004, 0.0001)), 64, 64),  # the rest place of most servers
+            (POLICY, replace(FIT, parameters=(0.060, 0.0006, 0.0001)), 64, 64),  # no cap keeps it
+            (POLICY, replace(FIT, observations=4.0), 64, 64),
+            (POLICY, replace(FIT, information=UNSURE), 64, 64),
+            (POLICY, NO_STEPS, 64, 64),
+            (POLICY, NO_BATCHES, 64, 64),
+            (replace(POLICY, slos=(TTFT,)), FIT, 64, 64),
+            (replace(POLICY, objective=Objective.THROUGHPUT_SENSITIVE), FIT, 64, 64),
+            (replace(POLICY, batch=None), FIT, 64, 64),
+        ],
+    )
+    def test_the_largest_that_keeps_the_promise(
+        self, policy: Policy, steps: StepFit | BatchTimes, before: int, want: int
+    ) -> None:
+        load = Load(ready=4, running=100.0, waiting=0.0, complete=True, capacity=64, caps=frozenset({64}))
+        assert best_cap(policy, load, CapMemory(), before, 0.0, steps) == want
+
+    def decided(self, now: Snapshot, policy: Policy = POLICY) -> Decision:
+        state = replace(settle(policy, look(running=60.0)), model=ModelMemory(steps=FIT))
+        return decide(policy, now, state, 180.0)[0]
+
+    @pytest.mark.parametrize("rejected", [0.0, None])
+    def test_goes_there_whether_the_queue_has_a_bound_or_not(self, rejected: float | None) -> None:
+        decision = self.decided(look(running=60.0, requests_rejected=rejected))
+        assert (decision.cap, decision.reason) == (32, Reason.CAP_LOWERED)
+        assert "full batches of 64 are predicted to take longer than promised" in decision.message
+        assert decision.inputs.best_cap == 32
+
+    @pytest.mark.parametrize(
+        ("change", "why"),
+        [
+            ({"running": 140.0}, "the fleet could not carry its work at 32"),
+            ({"running": 60.0, "waiting": 60.0}, "work waits"),
+            ({"running": 60.0, "ready": capped(32)}, "it is there"),
+        ],
+    )
+    def test_is_not_lowered(self, change: dict[str, Any], why: str) -> None:
+        decision = self.decided(look(**change))
+        assert decision.reason is not Reason.CAP_LOWERED, why
 
 
 def test_a_cap_and_a_count_share_one_message() -> None:

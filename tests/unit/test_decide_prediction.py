@@ -120,6 +120,49 @@ class Fleet:
 UNCHANGED = a_demand()
 
 
+def a_dynamic_load(per_s: float, ready: int = 4) -> Load:
+    """Batches of what came while the last one ran; one of b samples takes 0.2 + 0.03 b seconds."""
+    batch = max(1.0, 0.2 * per_s / ready / (1 - 0.03 * per_s / ready))
+    batch_s = 0.2 + 0.03 * batch
+    return a_load(
+        per_s / OUTPUT,
+        ready,
+        running=per_s * batch_s,
+        finished_per_s=per_s,
+        prompt_per_s=per_s,
+        output_per_s=per_s,
+        token_s=batch_s,
+        batch_size=batch,
+    )
+
+
+class TestDynamicBatching:
+    @pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+    def test_work_is_what_replicas_can_do_at_the_best_size_that_was_seen(self, share: float) -> None:
+        fleet, most = Fleet(a_policy(batching=Batching.DYNAMIC), best_cap=32), 32 / (0.2 + 0.03 * 32)
+        for tick in range(80):
+            fleet.look(a_dynamic_load(4 * most * (0.6 + 0.35 * math.sin(tick / 6))))
+        demand = fleet.look(a_dynamic_load(4 * most * share))
+        assert demand.modelled
+        assert demand.utilization == pytest.approx(share, rel=0.05)
+
+    def test_what_larger_batches_show_holds_for_the_past_too(self) -> None:
+        """Forty replicas with a request or two each look busier than eight show that they were."""
+        fleet = Fleet(a_policy(batching=Batching.DYNAMIC), best_cap=32)
+        before = [fleet.look(a_dynamic_load(120.0, ready=40)) for _ in range(20)][-1]
+        after = [fleet.look(a_dynamic_load(120.0, ready=8)) for _ in range(20)][-1]
+        assert after.work < before.work / 2
+        assert after.peak_work == pytest.approx(after.work, rel=0.05)
+
+    def test_a_pod_that_runs_nothing_tells_no_batch_and_spoils_none(self) -> None:
+        fleet = Fleet(a_policy(batching=Batching.DYNAMIC), best_cap=32)
+        for _ in range(20):
+            fleet.look(a_dynamic_load(60.0))
+        before = fleet.memory.steps
+        fleet.look(replace(a_dynamic_load(60.0), batch_size=None))
+        assert fleet.memory.steps == before
+
+
 class TestWithoutAModel:
     @pytest.mark.parametrize(
         "lacks",
@@ -144,12 +187,17 @@ class TestWithoutAModel:
             assert fleet.look(replace(a_load(5.0), **lacks)) == UNCHANGED
         assert fleet.memory.steps.observations == 0
 
-    @pytest.mark.parametrize("batching", [one for one in Batching if one is not Batching.CONTINUOUS])
-    def test_servers_that_do_not_batch_continuously_have_another(self, batching: Batching) -> None:
-        fleet = Fleet(a_policy(batching=batching))
+    def test_of_servers_of_an_unknown_kind_nothing_is_learned(self) -> None:
+        fleet = Fleet(a_policy(batching=Batching.UNKNOWN))
         for _ in range(20):
             assert fleet.look(a_load(5.0)) == UNCHANGED
         assert fleet.memory == NO_MODEL
+
+    def test_with_dynamic_batching_the_size_of_batches_has_to_be_told(self) -> None:
+        fleet = Fleet(a_policy(batching=Batching.DYNAMIC))
+        for _ in range(20):
+            assert fleet.look(a_load(5.0)) == UNCHANGED
+        assert fleet.memory.steps.observations == 0
 
     def test_no_demand_stays_none(self) -> None:
         assert predict(a_policy(), a_load(5.0), (), None, (), NO_MODEL, 0.0) == (None, NO_MODEL)

@@ -18,7 +18,16 @@ from bandkeeper.decide.engine import decide, written
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.ownership import recorded
 from bandkeeper.decide.policy import Policy, ThroughputSLO
-from bandkeeper.decide.state import EVENTS_LIMIT, Regret, ScaleEvent, ScaleMemory, Shrink, State
+from bandkeeper.decide.state import (
+    EVENTS_LIMIT,
+    Order,
+    PromiseMemory,
+    Regret,
+    ScaleEvent,
+    ScaleMemory,
+    Shrink,
+    State,
+)
 from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.peaks import NO_PEAKS
 from tests.unit.builders import ITL, TTFT, a_batch, a_distribution, a_policy, a_snapshot, a_target, pods, rules
@@ -317,6 +326,23 @@ class TestPromises:
     def test_an_unreachable_promise_does_not_keep_the_fleet(self) -> None:
         looks = [self.look(8, itl_s=0.9, running=30)] * 10
         assert 4 in {decision.replicas for decision in self.ran(looks)}
+
+    @pytest.mark.parametrize(("queued_s_ago", "given_up"), [(30.0, False), (300.0, True)])
+    def test_a_queue_that_is_gone_says_nothing_of_what_replicas_help(self, queued_s_ago: float, given_up: bool) -> None:
+        """One more replica, a smaller batch, and an end-to-end latency that still shows the queue of a while ago."""
+        slow = SLOVerdict(
+            signal=Signal.END_TO_END_LATENCY,
+            percentile=95,
+            limit=2.0,
+            window_s=60.0,
+            state=SLOState.BREACHED,
+            value=3.0,
+        )
+        order = Order(signal=slow.signal, at_s=0.0, replicas=5, batch=40.0, value=2.5)
+        demand, load = a_demand(2.0, queued_s_ago=queued_s_ago), a_load(5, youngest_s=90.0)
+        memory = PromiseMemory(order=order)
+        asked, _ = size.for_promises([slow], demand, load, memory, current=5, written_s=0.0, now_s=180.0)
+        assert (asked.unreachable is slow) is given_up
 
     def test_a_rate_that_is_promised_while_work_waits(self) -> None:
         slo = ThroughputSLO(signal=Signal.GENERATION_TOKENS, min_per_s=3000, window_s=60)

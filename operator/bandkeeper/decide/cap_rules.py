@@ -166,6 +166,7 @@ class CapRules:
             yield self._climb() if throughput else self._raise_for_queue()
             return
         yield self._lower_for_memory()
+        yield self._lower_to_best()
         yield self._lower_for_latency()
         if self._quiet():
             if self.policy.batching is Batching.DYNAMIC and self.policy.objective is Objective.LATENCY_SENSITIVE:
@@ -200,6 +201,16 @@ class CapRules:
         share = 100 * self.preempted_share
         text = f"{share:.0f}% of requests are preempted; KV memory holds about {self.batch:.0f} per replica"
         return Move(fitting[-1], Reason.PREEMPTIONS, text)
+
+    def _lower_to_best(self) -> Move | None:
+        """Continuous batching: full batches of this cap are predicted to break the promise on tokens."""
+        best = self.demand.best_cap
+        fixed = (
+            self.policy.batching is Batching.CONTINUOUS and self.policy.objective is not Objective.THROUGHPUT_SENSITIVE
+        )
+        if not fixed or self.cap <= best or self.load.queueing or not self._carries(best):
+            return None
+        return Move(best, Reason.CAP_LOWERED, f"full batches of {self.cap} are predicted to take longer than promised")
 
     def _lower_for_latency(self) -> Move | None:
         verdict = self._cured_by_cap()

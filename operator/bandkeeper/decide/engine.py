@@ -31,6 +31,7 @@ from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import watch
 from bandkeeper.decide.state import State
 from bandkeeper.decide.workers import watch_workers
+from bandkeeper.model.steps import NO_STEPS, StepFit
 
 
 def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tuple[Decision, State]:
@@ -74,7 +75,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     workers = watch_workers(policy, load, state.workers, now_s)
     power, power_memory = judge_power(policy, snapshot, load, state.power, now_s)
     policy = within(policy, power_memory)
-    best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s)
+    best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s, state.model.steps)
     batch_first = is_batch_first(policy, load, best, state.cap, now_s)
     demand, memory = observe(policy, load, verdicts, state.demand, best, now_s, batch_first=batch_first)
     samples = state.demand.samples
@@ -97,7 +98,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         now_s=now_s,
         quality=quality,
         power=power,
-        steps=model.steps,
+        steps=model.steps if isinstance(model.steps, StepFit) else NO_STEPS,
     )
     state = replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, power=power_memory, quality=judged)
     return scene, replace(state, workers=workers)

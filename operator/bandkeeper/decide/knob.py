@@ -6,25 +6,62 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bandkeeper.api.reasons import Reason
+from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Rollout
 from bandkeeper.api.v1alpha1 import Objective
-from bandkeeper.decide.cap_rules import CapChoice, CapRules, Move, into_bounds, is_busy, knee, moved, told
+from bandkeeper.decide.cap_rules import (
+    GUARD,
+    RETURN_GUARD,
+    CapChoice,
+    CapRules,
+    Move,
+    into_bounds,
+    is_busy,
+    knee,
+    moved,
+    told,
+)
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.ownership import undone_by
-from bandkeeper.decide.policy import BatchControl, CostClass, Policy
+from bandkeeper.decide.policy import BatchControl, CostClass, LatencySLO, Policy
 from bandkeeper.decide.state import UNDOS_LIMIT, CapMemory, Undo
+from bandkeeper.model.batches import BatchTimes
+from bandkeeper.model.steps import NO_STEPS, StepFit
+
+GUARD_OBSERVATIONS = 5.0  # whole windows of step times, for the cap to follow what they say
 
 
-def best_cap(policy: Policy, load: Load, memory: CapMemory, before: int, now_s: float) -> int:
+def best_cap(
+    policy: Policy, load: Load, memory: CapMemory, before: int, now_s: float, steps: StepFit | BatchTimes = NO_STEPS
+) -> int:
     """b*: the best cap that is permitted, whatever is set now. `before` is kept while no pod is ready to tell."""
     if not load.ready and before:
         return before
     if policy.batch is None:
         return min(load.caps, default=policy.default_capacity)
     permitted = _permitted(policy.batch, load)
-    return knee(memory, permitted, now_s) or permitted[-1]
+    return knee(memory, permitted, now_s) or _guard(policy, steps, permitted, before)
+
+
+def _guard(policy: Policy, steps: StepFit | BatchTimes, permitted: tuple[int, ...], before: int) -> int:
+    """The largest cap whose full batches keep the promise on tokens, as far as the fit is sure; a larger one than
+    before needs something to spare. The largest of all where no cap keeps it, or throughput is what is promised.
+    """
+    promised = [slo for slo in policy.slos if isinstance(slo, LatencySLO)]
+    limits = [slo.threshold_s for slo in promised if slo.signal is Signal.INTER_TOKEN_LATENCY]
+    if not limits or policy.objective is Objective.THROUGHPUT_SENSITIVE or not isinstance(steps, StepFit):
+        return permitted[-1]
+    if steps.observations < GUARD_OBSERVATIONS:
+        return permitted[-1]
+    limit_s = min(limits)
+
+    def fits(cap: int) -> bool:
+        step = steps.decode_s(cap)
+        return step.value - step.error <= (GUARD if cap <= before else RETURN_GUARD) * limit_s
+
+    return max((cap for cap in permitted if fits(cap)), default=permitted[-1])
 
 
 def is_batch_first(policy: Policy, load: Load, best_cap: int, memory: CapMemory, now_s: float) -> bool:

@@ -41,9 +41,12 @@ class Load:
     kv
         Mean share of the KV cache in use.
     prompt_per_s, output_per_s, told
-        Tokens read and made by the workload, and how many replicas told that.
+        Tokens read and made by the workload, and how many replicas told that; with dynamic batching both are samples.
     token_s
-        Mean time between two tokens of a request, as the latency promises' histogram has it, else by Little's law.
+        Mean time between two tokens of a request, as the latency promises' histogram has it, else by Little's law. With
+        dynamic batching the time that a request's batch takes.
+    batch_size
+        With dynamic batching the mean size of the batches.
     revision
         Of the ready pods' template; None where they differ or do not tell.
     capacity
@@ -76,6 +79,7 @@ class Load:
     output_per_s: float | None = None
     told: int = 0
     token_s: float | None = None
+    batch_size: float | None = None
     revision: str | None = None
     capacity: int | None = None
     caps: frozenset[int] = frozenset()
@@ -130,8 +134,9 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
     caps = frozenset(cap for pod in ready if (cap := pod.cap or pod.capacity))
     rejected = _total(snapshot, Signal.REQUESTS_REJECTED, ready)
     finished = _total(snapshot, Signal.REQUESTS_FINISHED, ready)
-    output = _total(snapshot, Signal.GENERATION_TOKENS, ready)
-    prompt = _total(snapshot, Signal.PROMPT_TOKENS, ready)
+    dynamic = policy.batching is Batching.DYNAMIC
+    output = _total(snapshot, Signal.SAMPLES if dynamic else Signal.GENERATION_TOKENS, ready)
+    prompt = output if dynamic else _total(snapshot, Signal.PROMPT_TOKENS, ready)
     revisions = {pod.revision for pod in ready}
     per_replica = max(caps, default=policy.default_capacity)
     produced = _produced(snapshot, ready, output, finished)
@@ -151,7 +156,8 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         prompt_per_s=prompt.value,
         output_per_s=output.value,
         told=min(output.replicas(len(ready)), prompt.replicas(len(ready))),
-        token_s=_token_s(policy, snapshot, running.value, output.value),
+        token_s=_token_s(policy, snapshot, running.value, finished.value if dynamic else output.value),
+        batch_size=_total(snapshot, Signal.BATCH_SIZE, ready).mean if dynamic else None,
         revision=revisions.pop() if len(revisions) == 1 else None,
         capacity=min(capacities, default=None),
         caps=caps,

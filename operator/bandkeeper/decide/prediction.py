@@ -18,6 +18,7 @@ from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
 from bandkeeper.decide.size import LONE_BATCH
 from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace
+from bandkeeper.model.batches import NO_BATCHES, BatchTimes
 from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK
@@ -26,6 +27,7 @@ from bandkeeper.model.steps import StepFit
 
 FEWEST_OBSERVATIONS = 1.0  # whole rate windows
 FEWEST_TOKENS = 200.0  # in one rate window, for a mean to mean anything
+FEWEST_SAMPLES = 20.0
 LEAST_BATCH = 0.2
 RATIO_WINDOWS = 5.0  # rate windows that output tokens per prompt token are a mean of: they come later than the prompt
 MEMORY_WINDOWS = {Objective.LATENCY_SENSITIVE: 24.0, Objective.BALANCED: 12.0, Objective.THROUGHPUT_SENSITIVE: 1.0}
@@ -46,6 +48,8 @@ TRACES = 20
 REMEMBERED_S = 3600.0  # after the last tokens: later a server that tells none any more is decided on without
 LOST_S = 7200.0  # a promise that no replicas kept is not tried again sooner
 
+Fit = StepFit | BatchTimes
+
 
 def predict(
     policy: Policy,
@@ -57,8 +61,10 @@ def predict(
     now_s: float,
 ) -> tuple[Demand | None, ModelMemory]:
     """`demand` in the model's terms; unchanged where there is no model."""
-    if demand is None or policy.batching is not Batching.CONTINUOUS:
+    if demand is None or policy.batching is Batching.UNKNOWN:
         return demand, memory
+    if policy.batching is Batching.DYNAMIC and not isinstance(memory.steps, BatchTimes):
+        memory = replace(memory, steps=NO_BATCHES)
     flow = _flow(policy, load, memory, now_s) if load.complete else None
     if flow is None:
         return _without_flow(demand, load, memory, now_s), memory
@@ -109,7 +115,10 @@ def _at_cap(memory: ModelMemory, best_cap: int) -> float | None:
 def _in_new_unit(before: ModelMemory, memory: ModelMemory, flow: _Flow, best_cap: int) -> ModelMemory:
     """Work of the past in replicas as they are now, where the cap or the server became another one."""
     anew = memory.steps.guess is not before.steps.guess or memory.revision != before.revision
+    anew = anew or isinstance(memory.steps, BatchTimes)  # larger batches were seen, and show that replicas can do more
     if not before.best_cap or before.batch is None or not (anew or before.best_cap != best_cap):
+        return memory
+    if not before.steps.observations:
         return memory
     old = before.steps.work_s(1.0, flow.outputs, before.batch).value
     new = memory.steps.work_s(1.0, flow.outputs, memory.batch or best_cap).value
@@ -199,12 +208,12 @@ class _Flow:
         """Output tokens per prompt token."""
         return self.mean_output_per_s / self.mean_prompt_per_s
 
-    def curve(self, steps: StepFit, batch: float) -> LoadCurve:
+    def curve(self, steps: Fit, batch: float) -> LoadCurve:
         """Throughput against the share of `batch` in process."""
         return steps.curve(batch, 1 / self.outputs if self.outputs > 0 else 0.0)
 
     def work(
-        self, steps: StepFit, batch: float, load: Load, samples: Sequence[Sample], window_s: float, now_s: float
+        self, steps: Fit, batch: float, load: Load, samples: Sequence[Sample], window_s: float, now_s: float
     ) -> float:
         """Replicas that what arrives keeps busy: prompts read, with the answers they bring, and what begins to wait."""
         token_s = steps.work_s(1.0, self.outputs, batch).value
@@ -225,7 +234,8 @@ class _Flow:
 
 def _flow(policy: Policy, load: Load, memory: ModelMemory, now_s: float) -> _Flow | None:
     prompt, output, finished = load.prompt_per_s, load.output_per_s, load.finished_per_s
-    if not prompt or output is None or finished is None or output * policy.rate_window_s < FEWEST_TOKENS:
+    fewest = FEWEST_SAMPLES if policy.batching is Batching.DYNAMIC else FEWEST_TOKENS
+    if not prompt or output is None or finished is None or output * policy.rate_window_s < fewest:
         return None  # idle, or not told
     span_s = min(LONGEST_STEP_S, now_s - memory.updated_s) if memory.steps.observations else policy.rate_window_s / 4
     memory_s, seen_s = RATIO_WINDOWS * policy.rate_window_s, memory.seen_s + max(0.0, span_s)
@@ -252,19 +262,21 @@ def _mean(before: float | None, now: float, span_s: float, memory_s: float, seen
     return before + share * (now - before)
 
 
-def _learned(policy: Policy, load: Load, steps: StepFit, flow: _Flow) -> StepFit:
+def _learned(policy: Policy, load: Load, steps: Fit, flow: _Flow) -> Fit:
     """With what this look tells: tokens per second of one replica, and the time between two of them."""
     weight = min(1.0, flow.span_s / policy.rate_window_s)
     token_s = load.token_s or 0.0
     if not 0 < token_s < math.inf or not load.told or weight <= 0:
         return steps
     batch = token_s * flow.output_per_s / load.told
+    if policy.batching is Batching.DYNAMIC:  # a replica is idle between batches: their size has to be told
+        batch = load.batch_size or 0.0
     if batch < LEAST_BATCH:
         return steps
     return steps.seen(batch, flow.prompt_per_s / flow.output_per_s * batch, token_s, weight)
 
 
-def _of_revision(load: Load, memory: ModelMemory) -> tuple[StepFit, str | None]:
+def _of_revision(load: Load, memory: ModelMemory) -> tuple[Fit, str | None]:
     """Another pod template may be another server: what was learned is a first guess of it."""
     if load.revision is None or load.revision == memory.revision:
         return memory.steps, memory.revision
@@ -408,7 +420,7 @@ def _judged(
     known = replace(known, shape=known.shape.seen(work, held, span_s))
     window = [trace for trace in traces if now_s - trace.at_s <= verdict.window_s] or traces[-1:]
     low, high = verdict.attainment_low, verdict.attainment_high
-    told = verdict.state not in (SLOState.NO_DATA, SLOState.TOO_FEW_REQUESTS) and verdict.observations
+    told = verdict.state not in (SLOState.NO_DATA, SLOState.TOO_FEW_REQUESTS) and verdict.observations != 0
     if lone or low is None or high is None or not told or any(trace.queued for trace in window):
         return known
     power = known.misses.power

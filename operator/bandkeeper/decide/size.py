@@ -13,7 +13,7 @@ from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
-from bandkeeper.decide.promises import WAIT_SIGNALS, is_wait
+from bandkeeper.decide.promises import WAIT_SIGNALS, is_total, is_wait
 from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret, ScaleMemory
 
 DRAIN_S = 60.0  # a queue is to be gone in this time
@@ -135,7 +135,7 @@ def _without_old_order(memory: PromiseMemory, broken: Sequence[SLOVerdict], load
 
 def _is_queue(verdict: SLOVerdict, demand: Demand, load: Load) -> bool:
     """A latency that is broken by a queue, which `for_queue` sizes, or by one that is gone and still in the window."""
-    waits = verdict.percentile is not None and is_wait(verdict, load)
+    waits = verdict.percentile is not None and (is_wait(verdict, load) or is_total(verdict))
     return waits and (demand.saturated or 0 < demand.queued_s_ago <= verdict.window_s + SCRAPE_S)
 
 

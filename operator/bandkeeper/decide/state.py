@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from bandkeeper.api.reasons import PowerState
 from bandkeeper.api.signals import Signal
+from bandkeeper.model.batches import BatchTimes
 from bandkeeper.model.curve import NO_FIT, ServiceFit
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK, Outlook
@@ -164,7 +165,7 @@ class ModelMemory:
 
     best_cap: int = 0
     revision: str | None = None
-    steps: StepFit = NO_STEPS
+    steps: StepFit | BatchTimes = NO_STEPS
     requests_per_s: float | None = None
     prompt_per_s: float | None = None
     output_per_s: float | None = None

@@ -110,6 +110,11 @@ class StepFit:
         """The same with other step times."""
         return replace(self, parameters=_sum(self.parameters, by))
 
+    def decode_s(self, batch: float) -> Estimate:
+        """One step that decodes for so many requests and reads no prompt; needs an observation."""
+        x = (1.0, batch, 0.0)
+        return Estimate(_dot(x, self.parameters), math.sqrt(max(0.0, _dot(x, _solved(self.information, x)))))
+
     def _expected_s(self, tokens_per_s: float, prompt_per_s: float) -> float:
         """The time between two tokens at rates of one replica."""
         alpha, beta, delta = self.parameters

@@ -1,0 +1,95 @@
+"""How long one batch of a dynamic-batching server takes, by its size, as it was seen. Pure.
+
+A table and no line: throughput may have its maximum at an inner size, and what was never tried is not known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bandkeeper.model.curve import LoadCurve
+from bandkeeper.model.steps import Estimate
+
+_STEPS = 2  # rows of the table in each doubling of the size
+_MEMORY = 20.0  # whole observations that a row remembers
+_FARTHEST = 1.5  # times the largest size seen: so far is a straight line believed
+_NOISE = 0.1  # of one observation, as a share
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Means of the sizes near each other, and how many whole observations they are of."""
+
+    batch: float
+    seconds: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTimes:
+    """Seconds of a batch by its size, in rising order. With the methods of `StepFit`: a sample stands for a token."""
+
+    rows: tuple[tuple[int, _Row], ...] = ()
+    observations: float = 0.0
+    guess: bool = False
+
+    def seen(self, batch: float, prompt_tokens: float, token_s: float, weight: float) -> BatchTimes:
+        """With one more observation: mean size of a batch and the time that it took."""
+        place = round(_STEPS * math.log2(max(1.0, batch)))
+        rows = dict(self.rows)
+        before = rows.get(place, _Row(batch, token_s, 0.0))
+        share = weight / (weight + min(_MEMORY, before.weight))
+        rows[place] = _Row(
+            before.batch + share * (batch - before.batch),
+            before.seconds + share * (token_s - before.seconds),
+            min(_MEMORY, before.weight + weight),
+        )
+        return BatchTimes(tuple(sorted(rows.items())), self.observations + weight)
+
+    def loosened(self) -> BatchTimes:
+        """Another server: nothing is known of it."""
+        return NO_BATCHES
+
+    @property
+    def parameters(self) -> tuple[float, float, float]:
+        """Seconds of a batch that is nearly empty, and for each more of its samples; there are no prompt tokens."""
+        line = self._line()
+        return (*line, 0.0)
+
+    def seconds(self, batch: float) -> float:
+        """Of one batch; between two rows and beyond them along a straight line."""
+        rows = [row for _, row in self.rows]
+        if len(rows) == 1:
+            return rows[0].seconds * max(1.0, batch / rows[0].batch)
+        index = next((place for place, row in enumerate(rows) if row.batch >= batch), len(rows) - 1)
+        below, above = rows[max(0, index - 1)], rows[max(1, index)]
+        slope = max(0.0, (above.seconds - below.seconds) / max(1e-9, above.batch - below.batch))
+        return max(rows[0].seconds * min(1.0, batch / rows[0].batch), below.seconds + slope * (batch - below.batch))
+
+    def best(self, batch: float) -> float:
+        """The size of most throughput up to `batch`, no farther than is believed."""
+        farthest = min(batch, _FARTHEST * max((row.batch for _, row in self.rows), default=batch))
+        known = [row.batch for _, row in self.rows if row.batch <= farthest]
+        return max((*known, farthest), key=lambda size: size / self.seconds(size))
+
+    def work_s(self, prompt_tokens: float, output_tokens: float, batch: float) -> Estimate:
+        """Replica-seconds of so many samples at the best size up to `batch`; needs an observation."""
+        size = self.best(batch)
+        each_s = output_tokens * self.seconds(size) / size
+        near = min((row for _, row in self.rows), key=lambda row: abs(row.batch - size))
+        return Estimate(each_s, each_s * _NOISE / math.sqrt(max(1.0, near.weight)))
+
+    def curve(self, batch: float, prompts_per_output: float) -> LoadCurve:
+        """Throughput against the share of `batch`, as near as the straight line from the smallest size comes."""
+        base, each = self._line()
+        return LoadCurve(batch * each / base)
+
+    def _line(self) -> tuple[float, float]:
+        """From the least time to that at the best size."""
+        size = self.best(math.inf)
+        base = min(row.seconds for _, row in self.rows)
+        return base, max(0.0, self.seconds(size) - base) / size
+
+
+NO_BATCHES = BatchTimes()
