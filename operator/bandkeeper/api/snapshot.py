@@ -190,6 +190,39 @@ class Distribution:
         return self.counts[-1] if self.counts else 0.0
 
 
+class Earlier(StrEnum):
+    """An earlier day, at the same hour."""
+
+    DAY = "Day"
+    WEEK = "Week"
+
+    @property
+    def ago_s(self) -> float:
+        return 86_400.0 if self is Earlier.DAY else 7 * 86_400.0
+
+
+RECALL_STEP_S = 120.0
+RECALL_AHEAD_S = 2400.0
+"""How far ahead of now an earlier day is looked at: two cold starts of 20 minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the whole workload did in one step of an earlier day.
+
+    Attributes
+    ----------
+    ends_s
+        When the step ends, in seconds from now, were that day today; negative where it is over.
+    prompt_per_s, output_per_s
+        Tokens read and made, as means of the step.
+    """
+
+    ends_s: float
+    prompt_per_s: float
+    output_per_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything that a decision may look at.
@@ -214,6 +247,8 @@ class Snapshot:
         What was wanted and could not be read.
     gpus
         The GPUs of each ready pod, where an exporter shows them.
+    recalled
+        Earlier days around this hour, in steps of `RECALL_STEP_S`, ascending; a step that nobody recorded is not there.
     """
 
     target: Target | None
@@ -225,6 +260,7 @@ class Snapshot:
     distributions: Mapping[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     gpus: Mapping[str, GPUs] = field(default_factory=dict)
+    recalled: Mapping[Earlier, tuple[Recalled, ...]] = field(default_factory=dict)
 
     def pods_in(self, *states: PodState) -> tuple[Pod, ...]:
         """The pods that are in one of `states`."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bandkeeper.api import durations
 from bandkeeper.api.reasons import BandReason
-from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.api.snapshot import Earlier, Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
 from bandkeeper.decide.decision import MESSAGE_LIMIT, SLOVerdict
-from bandkeeper.decide.demand import Demand
+from bandkeeper.decide.demand import Demand, Foreseen
 from bandkeeper.decide.promises import WORDS, describe
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.state import Ownership
@@ -21,6 +21,7 @@ _SENTENCES_OF_BAND = {
     BandReason.HOLDING_PEAK: "a recent peak is still held",
     BandReason.AT_BOUND: "replicas.min is reached",
 }
+_EARLIER = {Earlier.DAY: "yesterday", Earlier.WEEK: "a week ago"}
 
 
 def clipped(message: str) -> str:
@@ -81,6 +82,18 @@ def outlook(scene: Scene, demand: Demand, wanted: int) -> str:
     return f"{_change(scene, wanted)}: {work}{promise}{_cold_start(scene)}."
 
 
+def foreseen(scene: Scene, demand: Demand, forecast: Foreseen, wanted: int) -> str:
+    """An earlier day asks for more than everything else."""
+    return (
+        f"{_change(scene, wanted)}: {_as_then(forecast)}; {demand.work:.1f} is offered now{_cold_start(scene)}. "
+        "What does not come is not ordered for again soon."
+    )
+
+
+def _as_then(forecast: Foreseen) -> str:
+    return f"{_EARLIER[forecast.source]} at this hour work rose to {forecast.work:.1f} replicas'"
+
+
 def queue_grows(scene: Scene, wanted: int) -> str:
     demand, waiting = scene.demand, scene.load.waiting or 0.0
     work = "" if demand is None else f", the work of {demand.work:.1f} replicas is offered to {scene.load.ready}"
@@ -120,8 +133,15 @@ def kept(scene: Scene, reason: BandReason) -> str:
     if scene.load.pending:
         text += f", {scene.load.pending} of them not ready yet"
     below = scene.demand is not None and scene.demand.utilization < scene.policy.band.low
-    why = _SENTENCES_OF_BAND.get(reason, "") if below else _above(scene)
+    why = _below(scene, reason) if below else _above(scene)
     return f"{text}: {why}." if why else f"{text}."
+
+
+def _below(scene: Scene, reason: BandReason) -> str:
+    forecast = scene.demand.foreseen if scene.demand else None
+    if forecast is not None and forecast.replicas >= scene.current and reason is BandReason.HOLDING_PEAK:
+        return _as_then(forecast)
+    return _SENTENCES_OF_BAND.get(reason, "")
 
 
 def _above(scene: Scene) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bandkeeper.api.signals import Signal
+from bandkeeper.api.snapshot import Earlier
 from bandkeeper.model.curve import NO_FIT, ServiceFit
+from bandkeeper.model.forecast import Record
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK, Outlook
 from bandkeeper.model.peaks import NO_PEAKS, Peaks
@@ -154,6 +157,8 @@ class ModelMemory:
         Mean of some minutes, in replicas.
     traces
         Looks of the longest window that promises are judged over.
+    records
+        How right the forecasts of each earlier day were.
     """
 
     best_cap: int = 0
@@ -166,6 +171,7 @@ class ModelMemory:
     mean_work: float | None = None
     traces: tuple[Trace, ...] = ()
     promises: tuple[LearnedPromise, ...] = ()
+    records: Mapping[Earlier, Record] = field(default_factory=dict)
     updated_s: float = 0.0
 
 

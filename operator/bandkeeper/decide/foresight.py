@@ -1,0 +1,66 @@
+"""What earlier days ask for: work of then in replicas of now, and only more, never less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from bandkeeper.api.snapshot import RECALL_STEP_S, Earlier, Recalled
+from bandkeeper.decide.demand import Foreseen
+from bandkeeper.decide.state import ModelMemory
+from bandkeeper.model import forecast
+from bandkeeper.model.forecast import NO_RECORD, Record, Step
+from bandkeeper.model.steps import StepFit
+
+SPARE = 1.05  # of what an earlier day had as a mean of some minutes
+LEADS = 2.0  # looked ahead: a load that was not met in time then was served a cold start late
+NO_RECALL: Mapping[Earlier, tuple[Recalled, ...]] = {}
+
+
+def foresee(
+    recalled: Mapping[Earlier, tuple[Recalled, ...]],
+    memory: ModelMemory,
+    *,
+    work: float,
+    held: float,
+    margin: float,
+    batch: float,
+    lead_s: float,
+    now_s: float,
+) -> tuple[Foreseen | None, ModelMemory]:
+    """The most that a believed source asks for beyond what is `held` anyway, and what was learned of all of them."""
+    if not recalled and not memory.records:
+        return None, memory
+    records: dict[Earlier, Record] = {}
+    most: Foreseen | None = None
+    until_s = LEADS * lead_s + RECALL_STEP_S
+    for source in Earlier:
+        past = recalled.get(source, ())
+        record = memory.records.get(source, NO_RECORD)
+        if not past and record is NO_RECORD:
+            continue
+        steps = _steps(past, memory.steps, batch)
+        record = record.compared(forecast.present(steps, RECALL_STEP_S), work, now_s, RECALL_STEP_S)
+        target = forecast.ahead(steps, until_s, RECALL_STEP_S)
+        if target is not None and forecast.is_clear(target, held) and record.believed(lead_s, now_s):
+            rise_s = forecast.rise_s(steps, work, target)
+            record = record.raising(target, work, rise_s, now_s, RECALL_STEP_S)
+            if most is None or target > most.work:
+                replicas = math.ceil(SPARE * target * margin - 1e-9)
+                most = Foreseen(source=source, work=target, replicas=replicas)
+        records[source] = record
+    return most, replace(memory, records=records)
+
+
+def unraised(records: Mapping[Earlier, Record]) -> Mapping[Earlier, Record]:
+    """Without the raises under way, which were in another unit."""
+    return {source: replace(record, raised=None) for source, record in records.items()}
+
+
+def _steps(past: Sequence[Recalled], steps: StepFit, batch: float) -> tuple[Step, ...]:
+    """Work of then, were it done today: the output of a prompt is that of all steps, as it comes later."""
+    prompts = math.fsum(one.prompt_per_s for one in past)
+    outputs = math.fsum(one.output_per_s for one in past)
+    token_s = steps.work_s(1.0, outputs / prompts, batch).value if prompts > 0 else 0.0
+    return tuple(Step(one.ends_s, one.prompt_per_s * token_s) for one in past)

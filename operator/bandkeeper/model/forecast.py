@@ -1,0 +1,138 @@
+"""What an earlier day says is coming, and how far it is to be believed. Pure.
+
+A forecast is silent until it was right for an hour, and muted when what it ordered for did not come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+MEMORY_S = 7200.0
+PROVEN_S = 3600.0
+PROVEN_LEADS = 4.0
+RIGHT_SHARE = 0.7  # of the time that was compared
+MOST_OVER, MOST_UNDER = 1.33, 0.5  # of the work that came: too much costs, too little only helps less
+SLACK = 0.5  # replicas that no forecast is wrong by
+CLEARLY = 0.1  # of what is held, and at least SLACK: less is no reason to raise
+CAME = 0.5  # of a rise that was foretold: with less it was in vain
+PATIENCE_STEPS = 2.0  # steps that a rise may be late by
+MUTE_S = 3600.0  # after the first raise in vain, twice as long after each more
+LONGEST_MUTE_S = 7 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Work of one step of an earlier day, in replicas; `ends_s` in seconds from now."""
+
+    ends_s: float
+    work: float
+
+
+def present(steps: Sequence[Step], step_s: float) -> float | None:
+    """The work of the step that now lies in; None where it was not recorded."""
+    return next((step.work for step in steps if 0 <= step.ends_s < step_s), None)
+
+
+def ahead(steps: Sequence[Step], until_s: float, step_s: float) -> float | None:
+    """The most work of two neighbouring steps from now until then: what only one step shows is no level."""
+    near = [step for step in steps if step.ends_s >= 0 and step.ends_s - step_s < until_s]
+    both = [min(one.work, other.work) for one, other in pairwise(near) if other.ends_s - one.ends_s < 1.5 * step_s]
+    return max(both, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raise:
+    """A forecast that asked for more than was held: work was to rise from `base` to `target` by `due_s`.
+
+    `most` is the most that came so far.
+    """
+
+    base: float
+    target: float
+    due_s: float
+    most: float
+
+    @property
+    def came(self) -> bool:
+        return self.most >= self.base + CAME * (self.target - self.base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """How right one source of forecasts was.
+
+    Attributes
+    ----------
+    compared_s, right_s
+        Time for which the forecast of that moment was compared with what came, and of that the time it was right for;
+        both decay.
+    strikes
+        Raises in vain since the last one that was right.
+    """
+
+    compared_s: float = 0.0
+    right_s: float = 0.0
+    strikes: int = 0
+    muted_until_s: float = -math.inf
+    raised: Raise | None = None
+    seen_s: float = -math.inf
+
+    def compared(self, expected: float | None, work: float, now_s: float, step_s: float) -> Record:
+        """With the work of now beside what was expected of now; without an expectation there is nothing to learn."""
+        gap_s = max(0.0, now_s - self.seen_s)
+        keep = math.exp(-gap_s / MEMORY_S)
+        span_s = 0.0 if expected is None else min(gap_s, step_s)
+        right = expected is not None and is_right(expected, work)
+        return replace(
+            self,
+            compared_s=keep * self.compared_s + span_s,
+            right_s=keep * self.right_s + (span_s if right else 0.0),
+            seen_s=now_s,
+        )._judged(work, now_s)
+
+    def _judged(self, work: float, now_s: float) -> Record:
+        """With what became of the last raise."""
+        if self.raised is None:
+            return self
+        raised = replace(self.raised, most=max(self.raised.most, work))
+        if raised.came:
+            return replace(self, raised=None, strikes=0)
+        if now_s < raised.due_s:
+            return replace(self, raised=raised)
+        mute_s = min(LONGEST_MUTE_S, MUTE_S * 2.0 ** min(self.strikes, 16))
+        return replace(self, raised=None, strikes=self.strikes + 1, muted_until_s=now_s + mute_s)
+
+    def believed(self, lead_s: float, now_s: float) -> bool:
+        """Whether it was right often and long enough, and is not muted."""
+        enough_s = min(0.8 * MEMORY_S, max(PROVEN_S, PROVEN_LEADS * lead_s))
+        proven = self.compared_s >= enough_s and self.right_s >= RIGHT_SHARE * self.compared_s
+        return proven and now_s >= self.muted_until_s
+
+    def raising(self, target: float, work: float, rise_s: float, now_s: float, step_s: float) -> Record:
+        """Ordered for `target`, which is to be half there in `rise_s`; the raise under way is judged first."""
+        if self.raised is not None:
+            return self
+        due_s = now_s + rise_s + PATIENCE_STEPS * step_s
+        return replace(self, raised=Raise(base=work, target=target, due_s=due_s, most=work))
+
+
+NO_RECORD = Record()
+
+
+def is_right(expected: float, work: float) -> bool:
+    """Neither clearly more than what came, nor far less."""
+    return MOST_UNDER * work - SLACK <= expected <= MOST_OVER * work + SLACK
+
+
+def is_clear(target: float, held: float) -> bool:
+    """Whether so much more than what is held anyway is worth an order."""
+    return target > held + max(SLACK, CLEARLY * held)
+
+
+def rise_s(steps: Sequence[Step], base: float, target: float) -> float:
+    """Seconds until half of the rise is there."""
+    half = base + CAME * (target - base)
+    return next((step.ends_s for step in steps if step.ends_s >= 0 and step.work >= half), 0.0)

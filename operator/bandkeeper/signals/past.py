@@ -1,0 +1,89 @@
+"""What Prometheus told of earlier days: one step ahead at a time, kept until it is over. Asks nobody itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bandkeeper.api.snapshot import RECALL_AHEAD_S, RECALL_STEP_S, Earlier, Recalled
+from bandkeeper.signals import promql
+from bandkeeper.signals.prometheus import PrometheusServer
+from bandkeeper.signals.promql import Scope
+from bandkeeper.signals.sources import Source
+
+EARLY_S = 10.0  # a step is asked for so much early rather than a tick late
+Rows = Mapping[tuple[str, str], float]
+"""Tokens per second by (namespace, row)."""
+Tokens = tuple[Source, Source]
+"""Where prompt and output tokens come from."""
+_Told = tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]
+
+
+@dataclass(frozen=True, slots=True)
+class PastQuestion:
+    """Rates of the tokens on an earlier day."""
+
+    server: PrometheusServer
+    scope: Scope
+    earlier: Earlier
+    tokens: Tokens
+
+    def queries(self, window_s: float) -> tuple[str, str]:
+        """Of prompt tokens and of output tokens, in the step that ends in `RECALL_AHEAD_S`."""
+        ago_s = self.earlier.ago_s - RECALL_AHEAD_S
+        prompts, outputs = (promql.recalled(source, self.scope, window_s, ago_s) for source in self.tokens)
+        return prompts, outputs
+
+
+class Past:
+    """Rates by row, at the moment at which their step would end today."""
+
+    def __init__(self) -> None:
+        self._asked_s: dict[PastQuestion, float] = {}
+        self._steps: dict[tuple[PrometheusServer, Earlier, Tokens], dict[float, _Told]] = {}
+
+    def is_due(self, question: PastQuestion, now_s: float) -> bool:
+        """Whether the next step has begun since it was last asked."""
+        asked_s = self._asked_s.get(question)
+        return asked_s is None or not 0 <= now_s - asked_s < RECALL_STEP_S - EARLY_S
+
+    def asked(self, question: PastQuestion, now_s: float) -> None:
+        """Note the attempt: a step that fails is not asked for again."""
+        self._asked_s[question] = now_s
+
+    def told(self, question: PastQuestion, now_s: float, prompts: Rows, outputs: Rows) -> None:
+        """The answers to what was asked at `now_s`."""
+        steps = self._steps.setdefault((question.server, question.earlier, question.tokens), {})
+        read, made = steps.setdefault(now_s + RECALL_AHEAD_S, ({}, {}))
+        read.update(prompts)
+        made.update(outputs)
+
+    def forget(self, now_s: float) -> None:
+        """What is over, and what nobody asks for any more."""
+        latest_s = now_s + RECALL_AHEAD_S
+        for question in [key for key, at_s in self._asked_s.items() if not 0 <= now_s - at_s <= 2 * RECALL_STEP_S]:
+            del self._asked_s[question]
+        for steps in self._steps.values():
+            for ends_s in [one for one in steps if not now_s - RECALL_STEP_S < one <= latest_s]:
+                del steps[ends_s]
+        for key in [key for key, steps in self._steps.items() if not steps]:
+            del self._steps[key]
+
+    def of(
+        self, server: PrometheusServer, tokens: Tokens, namespace: str, rows: Sequence[str], now_s: float
+    ) -> dict[Earlier, tuple[Recalled, ...]]:
+        """The steps of one workload, ascending; none where its pods' names do not tell whose they were."""
+        if any(row.startswith("pod/") for row in rows):
+            return {}
+        keys = [(namespace, row) for row in rows]
+        found: dict[Earlier, tuple[Recalled, ...]] = {}
+        for earlier in Earlier:
+            told = self._steps.get((server, earlier, tokens), {})
+            steps = tuple(
+                Recalled(ends_s - now_s, sum(read[key] for key in keys), sum(made[key] for key in keys))
+                for ends_s, (read, made) in sorted(told.items())
+                if all(key in read and key in made for key in keys)
+            )
+            if steps:
+                found[earlier] = steps
+        return found
