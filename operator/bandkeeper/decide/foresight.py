@@ -13,7 +13,6 @@ from bandkeeper.model import forecast
 from bandkeeper.model.forecast import NO_RECORD, Record, Step
 from bandkeeper.model.steps import StepFit
 
-SPARE = 1.05  # of what an earlier day had as a mean of some minutes
 LEADS = 2.0  # looked ahead: a load that was not met in time then was served a cold start late
 NO_RECALL: Mapping[Earlier, tuple[Recalled, ...]] = {}
 
@@ -29,7 +28,7 @@ def foresee(
     lead_s: float,
     now_s: float,
 ) -> tuple[Foreseen | None, ModelMemory]:
-    """The most that a believed source asks for beyond what is `held` anyway, and what was learned of all of them."""
+    """The most that a believed source asks for, beside what is `held` anyway, and what was learned of all of them."""
     if not recalled and not memory.records:
         return None, memory
     records: dict[Earlier, Record] = {}
@@ -41,13 +40,15 @@ def foresee(
         if not past and record is NO_RECORD:
             continue
         steps = _steps(past, memory.steps, batch)
+        proven = record.proven(lead_s)  # by what was seen before: a load is no reason to doubt what foretold it
         record = record.compared(forecast.present(steps, RECALL_STEP_S), work, now_s, RECALL_STEP_S)
         target = forecast.ahead(steps, until_s, RECALL_STEP_S)
-        if target is not None and forecast.is_clear(target, held) and record.believed(lead_s, now_s):
-            rise_s = forecast.rise_s(steps, work, target)
-            record = record.raising(target, work, rise_s, now_s, RECALL_STEP_S)
-            if most is None or target > most.work:
-                replicas = math.ceil(SPARE * target * margin - 1e-9)
+        if target is not None and proven and not record.muted(now_s):
+            replicas = math.ceil(target * margin - 1e-9)
+            if forecast.is_clear(target, held):
+                rise_s = forecast.rise_s(steps, work, target)
+                record = record.raising(target, work, rise_s, now_s, RECALL_STEP_S)
+            if most is None or replicas > most.replicas:
                 most = Foreseen(source=source, work=target, replicas=replicas)
         records[source] = record
     return most, replace(memory, records=records)

@@ -16,7 +16,7 @@ PROVEN_LEADS = 4.0
 RIGHT_SHARE = 0.7  # of the time that was compared
 MOST_OVER, MOST_UNDER = 1.33, 0.5  # of the work that came: too much costs, too little only helps less
 SLACK = 0.5  # replicas that no forecast is wrong by
-CLEARLY = 0.1  # of what is held, and at least SLACK: less is no reason to raise
+CLEARLY = 0.1  # of what is held, and at least SLACK: whether less came does not tell
 CAME = 0.5  # of a rise that was foretold: with less it was in vain
 PATIENCE_STEPS = 2.0  # steps that a rise may be late by
 MUTE_S = 3600.0  # after the first raise in vain, twice as long after each more
@@ -105,11 +105,14 @@ class Record:
         mute_s = min(LONGEST_MUTE_S, MUTE_S * 2.0 ** min(self.strikes, 16))
         return replace(self, raised=None, strikes=self.strikes + 1, muted_until_s=now_s + mute_s)
 
-    def believed(self, lead_s: float, now_s: float) -> bool:
-        """Whether it was right often and long enough, and is not muted."""
+    def proven(self, lead_s: float) -> bool:
+        """Whether it was right often and long enough."""
         enough_s = min(0.8 * MEMORY_S, max(PROVEN_S, PROVEN_LEADS * lead_s))
-        proven = self.compared_s >= enough_s and self.right_s >= RIGHT_SHARE * self.compared_s
-        return proven and now_s >= self.muted_until_s
+        return self.compared_s >= enough_s and self.right_s >= RIGHT_SHARE * self.compared_s
+
+    def muted(self, now_s: float) -> bool:
+        """Whether it raised in vain a short while ago."""
+        return now_s < self.muted_until_s
 
     def raising(self, target: float, work: float, rise_s: float, now_s: float, step_s: float) -> Record:
         """Ordered for `target`, which is to be half there in `rise_s`; the raise under way is judged first."""
@@ -128,7 +131,7 @@ def is_right(expected: float, work: float) -> bool:
 
 
 def is_clear(target: float, held: float) -> bool:
-    """Whether so much more than what is held anyway is worth an order."""
+    """Whether it is so much more than what is held anyway that one can tell whether it came."""
     return target > held + max(SLACK, CLEARLY * held)
 
 
