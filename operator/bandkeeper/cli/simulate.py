@@ -33,6 +33,9 @@ def add_parser(commands: Any) -> None:
         metavar="SECONDS",
         help="between two decisions (default: 15)",
     )
+    parser.add_argument(
+        "--no-forecast", action="store_true", help="decide without what earlier days had, to see what that is worth"
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything for machines there; - is standard output")
     parser.add_argument(
         "--report",
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         with progress_bar("Simulating") as progress:
             result = simulate(
                 given.setting,
-                Rule(given.setting),
+                Rule(given.setting, forecasts=not arguments.no_forecast),
                 rule_name=RULE,
                 policy_name=given.policy_name,
                 server_name=given.server_name,

@@ -84,10 +84,7 @@ def outlook(scene: Scene, demand: Demand, wanted: int) -> str:
 
 def foreseen(scene: Scene, demand: Demand, forecast: Foreseen, wanted: int) -> str:
     """An earlier day asks for more than everything else."""
-    return (
-        f"{_change(scene, wanted)}: {_as_then(forecast)}; {demand.work:.1f} is offered now{_cold_start(scene)}. "
-        "What does not come is not ordered for again soon."
-    )
+    return f"{_change(scene, wanted)}: {_as_then(forecast)}; {demand.work:.1f} is offered now{_cold_start(scene)}."
 
 
 def _as_then(forecast: Foreseen) -> str:
