@@ -1,6 +1,4 @@
-"""Earlier days in a real Prometheus: yesterday's pods, filled in by promtool, found by the names that their workloads gave
-them.
-"""
+"""Earlier days in a real Prometheus: pods of yesterday, filled in by promtool, told by the names that workloads give."""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bandkeeper.api.signals import CATALOGUE, Signal, SignalKind
-from bandkeeper.api.snapshot import RECALL_AHEAD_S, RECALL_STEP_S, Earlier, PodState, Recalled
+from bandkeeper.api.snapshot import RECALL_STEP_S, PodState
 from bandkeeper.lab.fleet import Counters, Fleet, Histograms, PodNow
+from bandkeeper.lab.past import Past
 from bandkeeper.lab.server import DynamicServer, Server
 
 SCRAPE_S = 15.0
@@ -118,9 +119,8 @@ class Scraper:
         self._columns: dict[str, int] = {}
         self._buckets: dict[str, slice] = {}
         self._edges: dict[str, tuple[float, ...]] = {}
-        self._tokens: list[tuple[float, float]] = []  # read and made per second, one entry per `_token_times`
-        self._token_times: list[float] = []
-        self._tokens_due_s = RECALL_STEP_S
+        self.past = Past()
+        self._step_ends_s = RECALL_STEP_S
 
     @property
     def next_s(self) -> float:
@@ -148,7 +148,7 @@ class Scraper:
         self.now_s = now_s
         self._ready = tuple(pod.name for pod in pods if pod.state is PodState.READY)
         self._growths.clear()
-        if not self._dynamic and now_s >= self._tokens_due_s:
+        if not self._dynamic and now_s >= self._step_ends_s:
             self._remember_tokens()
 
     # What `Metrics` promises.
@@ -222,26 +222,14 @@ class Scraper:
         """Whether the last scrape has this pod."""
         return bool(self._scrapes) and pod in self._scrapes[-1].pods
 
-    def recalled(self) -> Mapping[Earlier, tuple[Recalled, ...]]:
-        """Earlier days around this hour, as far as this run has them."""
-        found = {earlier: self._around(self.now_s - earlier.ago_s) for earlier in Earlier}
-        return {earlier: steps for earlier, steps in found.items() if steps}
-
-    def _around(self, then_s: float) -> tuple[Recalled, ...]:
-        times = self._token_times
-        first, end = bisect_right(times, then_s - RECALL_STEP_S), bisect_right(times, then_s + RECALL_AHEAD_S)
-        return tuple(Recalled(times[index] - then_s, *self._tokens[index]) for index in range(first, end))
-
     # Collecting.
 
     def _remember_tokens(self) -> None:
-        self._tokens_due_s += RECALL_STEP_S
+        self._step_ends_s += RECALL_STEP_S
         growth = self._growth(RECALL_STEP_S)
         if growth.pods:
             columns = [self._column(signal) for signal in (Signal.PROMPT_TOKENS, Signal.GENERATION_TOKENS)]
-            prompts, outputs = growth.extrapolated[:, columns].sum(axis=0) / RECALL_STEP_S
-            self._tokens.append((float(prompts), float(outputs)))
-            self._token_times.append(self.now_s)
+            self.past.add(self.now_s, *(growth.extrapolated[:, columns].sum(axis=0) / RECALL_STEP_S).tolist())
 
     def _collect_gpus(self, pods: Sequence[PodNow], counters: Counters) -> None:
         totals = np.column_stack((counters.busy_s, counters.tensor_s, counters.dram_s))

@@ -108,7 +108,7 @@ class Observer:
             by_pod=by_pod,
             distributions=distributions,
             gaps=tuple(gaps),
-            recalled=self._scraper.recalled(),
+            recalled=self._scraper.past.recalled(now_s),
         )
 
     def _level(self, signal: Signal) -> Mapping[str, float]:

@@ -70,6 +70,8 @@ class CollectorSettings:
         Label that names the workload on all series, "" to tell it from the pods' names.
     namespace_label, pod_label
         What this cluster's scrape configuration calls them.
+    earlier_days
+        Whether to ask what earlier days had at this hour.
     """
 
     servers: tuple[PrometheusServer, ...]
@@ -83,6 +85,7 @@ class CollectorSettings:
     workload_label: str = ""
     namespace_label: str = "namespace"
     pod_label: str = "pod"
+    earlier_days: bool = True
 
 
 @dataclass(slots=True)
@@ -364,7 +367,7 @@ class _Run:
                 task.add_done_callback(self._forgetter(question))
 
     def _questions_of_past(self, cohort: Cohort) -> list[PastQuestion]:
-        if cohort.tokens is None:
+        if cohort.tokens is None or not self._settings.earlier_days:
             return []
         shard = self._shards[cohort.shard]
         return [PastQuestion(shard.server, shard.scope, earlier, cohort.tokens) for earlier in Earlier]
