@@ -524,7 +524,8 @@ steps_of_a_day = st.lists(st.floats(0, 60), max_size=21)
 
 def with_past(snapshot: Snapshot, day: list[float]) -> Snapshot:
     """The same beside a day that had so many requests a second, in steps from now on."""
-    steps = tuple(Recalled(30 + 120.0 * number, 300 * rate, 200 * rate) for number, rate in enumerate(day))
+    ends_s = tuple(30 + 120.0 * number for number in range(len(day)))
+    steps = Recalled(ends_s, tuple(300 * rate for rate in day), tuple(200 * rate for rate in day))
     return replace(snapshot, recalled={Earlier.DAY: steps})
 
 

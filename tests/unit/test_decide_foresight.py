@@ -16,15 +16,12 @@ from bandkeeper.decide.state import State
 from tests.properties.test_decide import served
 from tests.unit.builders import a_policy
 
-Steps = tuple[Recalled, ...]
 
-
-def then(*requests_per_s: float, first_s: float = 60.0) -> Steps:
+def then(*requests_per_s: float, first_s: float = 60.0) -> Recalled:
     """Steps of an earlier day, in requests like those of `served`."""
-    return tuple(
-        Recalled(first_s + RECALL_STEP_S * number, 300.0 * one, 200.0 * one)
-        for number, one in enumerate(requests_per_s)
-    )
+    ends_s = tuple(5000.0 + first_s + RECALL_STEP_S * number for number in range(len(requests_per_s)))
+    prompts, outputs = (tuple(tokens * one for one in requests_per_s) for tokens in (300.0, 200.0))
+    return Recalled(ends_s, prompts, outputs, now_s=5000.0)
 
 
 CALM = then(*[8.0] * 10)
@@ -41,7 +38,7 @@ class Days:
     ready: int = 4
     snapshot: Snapshot = field(default_factory=lambda: served(8.0, 4))
 
-    def look(self, requests_per_s: float = 8.0, **recalled: Steps) -> Decision:
+    def look(self, requests_per_s: float = 8.0, **recalled: Recalled) -> Decision:
         self.snapshot = replace(
             served(requests_per_s, self.ready), recalled={Earlier(name): steps for name, steps in recalled.items()}
         )
@@ -52,19 +49,21 @@ class Days:
         self.now_s += 15.0
         return decision
 
-    def ordered(self, **recalled: Steps) -> int:
+    def ordered(self, **recalled: Recalled) -> int:
         """Replicas after some looks: behavior adds four in one."""
         for _ in range(6):
-            self.look(**recalled)
+            self.look(8.0, **recalled)
         return self.ready
 
-    def proven(self, requests_per_s: float = 8.0, **recalled: Steps) -> Days:
-        """After two hours that were as foretold."""
+    def proven(self, requests_per_s: float = 8.0, **recalled: Recalled) -> Days:
+        """After two hours that were as foretold, by yesterday unless another day is given."""
+        if not recalled:
+            return self.proven(requests_per_s, Day=CALM)
         for _ in range(2 * 240):
-            self.look(requests_per_s, **(recalled or {"Day": CALM}))
+            self.look(requests_per_s, **recalled)
         return self
 
-    def again(self, requests_per_s: float = 8.0, **recalled: Steps) -> Decision:
+    def again(self, requests_per_s: float = 8.0, **recalled: Recalled) -> Decision:
         """The next decision, without a step in time."""
         snapshot = replace(
             served(requests_per_s, self.ready), recalled={Earlier(name): steps for name, steps in recalled.items()}
@@ -156,8 +155,8 @@ def test_throughput_waits_for_its_work() -> None:
     assert not days.state.model.records
 
 
-@pytest.mark.parametrize("steps", [(), then(48.0), then(48.0, 48.0, first_s=-400.0)])
-def test_what_was_not_recorded_is_no_forecast(steps: Steps) -> None:
+@pytest.mark.parametrize("steps", [then(), then(48.0), then(48.0, 48.0, first_s=-400.0)])
+def test_what_was_not_recorded_is_no_forecast(steps: Recalled) -> None:
     days = Days().proven()
     assert days.again(Day=steps) == days.again()
 

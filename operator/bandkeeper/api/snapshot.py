@@ -208,19 +208,22 @@ RECALL_AHEAD_S = 2400.0
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """What the whole workload did in one step of an earlier day.
+    """An earlier day around this hour: what the whole workload did in steps of `RECALL_STEP_S`.
 
     Attributes
     ----------
     ends_s
-        When the step ends, in seconds from now, were that day today; negative where it is over.
+        When each step ends, ascending, were that day today. A step that nobody recorded is not there.
     prompt_per_s, output_per_s
-        Tokens read and made, as means of the step.
+        Tokens read and made, as means of each step.
+    now_s
+        The present, on the clock of `ends_s`.
     """
 
-    ends_s: float
-    prompt_per_s: float
-    output_per_s: float
+    ends_s: tuple[float, ...]
+    prompt_per_s: tuple[float, ...]
+    output_per_s: tuple[float, ...]
+    now_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +251,7 @@ class Snapshot:
     gpus
         The GPUs of each ready pod, where an exporter shows them.
     recalled
-        Earlier days around this hour, in steps of `RECALL_STEP_S`, ascending; a step that nobody recorded is not there.
+        Earlier days around this hour, as far as Prometheus has them.
     """
 
     target: Target | None
@@ -260,7 +263,7 @@ class Snapshot:
     distributions: Mapping[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     gpus: Mapping[str, GPUs] = field(default_factory=dict)
-    recalled: Mapping[Earlier, tuple[Recalled, ...]] = field(default_factory=dict)
+    recalled: Mapping[Earlier, Recalled] = field(default_factory=dict)
 
     def pods_in(self, *states: PodState) -> tuple[Pod, ...]:
         """The pods that are in one of `states`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import replace
 
 from bandkeeper.api.snapshot import RECALL_STEP_S, Earlier, Recalled
@@ -14,11 +15,11 @@ from bandkeeper.model.forecast import NO_RECORD, Record, Step
 from bandkeeper.model.steps import StepFit
 
 LEADS = 2.0  # looked ahead: a load that was not met in time then was served a cold start late
-NO_RECALL: Mapping[Earlier, tuple[Recalled, ...]] = {}
+NO_RECALL: Mapping[Earlier, Recalled] = {}
 
 
 def foresee(
-    recalled: Mapping[Earlier, tuple[Recalled, ...]],
+    recalled: Mapping[Earlier, Recalled],
     memory: ModelMemory,
     *,
     work: float,
@@ -35,11 +36,11 @@ def foresee(
     most: Foreseen | None = None
     until_s = LEADS * lead_s + RECALL_STEP_S
     for source in Earlier:
-        past = recalled.get(source, ())
+        past = recalled.get(source)
         record = memory.records.get(source, NO_RECORD)
-        if not past and record is NO_RECORD:
+        if past is None and record is NO_RECORD:
             continue
-        steps = _steps(past, memory.steps, batch)
+        steps = () if past is None else _steps(past, memory.steps, batch, until_s)
         proven = record.proven(lead_s)  # by what was seen before: a load is no reason to doubt what foretold it
         record = record.compared(forecast.present(steps, RECALL_STEP_S), work, now_s, RECALL_STEP_S)
         target = forecast.ahead(steps, until_s, RECALL_STEP_S)
@@ -59,9 +60,13 @@ def unraised(records: Mapping[Earlier, Record]) -> Mapping[Earlier, Record]:
     return {source: replace(record, raised=None) for source, record in records.items()}
 
 
-def _steps(past: Sequence[Recalled], steps: StepFit, batch: float) -> tuple[Step, ...]:
-    """Work of then, were it done today: the output of a prompt is that of all steps, as it comes later."""
-    prompts = math.fsum(one.prompt_per_s for one in past)
-    outputs = math.fsum(one.output_per_s for one in past)
-    token_s = steps.work_s(1.0, outputs / prompts, batch).value if prompts > 0 else 0.0
-    return tuple(Step(one.ends_s, one.prompt_per_s * token_s) for one in past)
+def _steps(past: Recalled, steps: StepFit, batch: float, until_s: float) -> tuple[Step, ...]:
+    """Work of then, were it done today, from now on. A prompt's output is that of all steps, because it comes later."""
+    prompts, now_s = math.fsum(past.prompt_per_s), past.now_s
+    token_s = steps.work_s(1.0, math.fsum(past.output_per_s) / prompts, batch).value if prompts > 0 else 0.0
+    first = bisect_left(past.ends_s, now_s)
+    end = bisect_left(past.ends_s, now_s + until_s + RECALL_STEP_S)
+    return tuple(
+        Step(ends_s - now_s, per_s * token_s)
+        for ends_s, per_s in zip(past.ends_s[first:end], past.prompt_per_s[first:end], strict=True)
+    )

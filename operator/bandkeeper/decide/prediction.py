@@ -56,7 +56,7 @@ def predict(
     samples: Sequence[Sample],
     memory: ModelMemory,
     now_s: float,
-    recalled: Mapping[Earlier, tuple[Recalled, ...]] = NO_RECALL,
+    recalled: Mapping[Earlier, Recalled] = NO_RECALL,
 ) -> tuple[Demand | None, ModelMemory]:
     """`demand` in the model's terms; unchanged where there is no model."""
     if demand is None or policy.batching is not Batching.CONTINUOUS:
@@ -103,7 +103,7 @@ def _with_foresight(
     load: Load,
     demand: Demand,
     memory: ModelMemory,
-    recalled: Mapping[Earlier, tuple[Recalled, ...]],
+    recalled: Mapping[Earlier, Recalled],
     now_s: float,
 ) -> tuple[Demand, ModelMemory]:
     """With what a forecast asks for besides. An idle fleet has one too, in the terms of the model that it had."""

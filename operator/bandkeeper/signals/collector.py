@@ -642,7 +642,7 @@ class _Run:
         else:
             self._explained[want.key] = _Explained(self._now_s, want.pods, answers, found)
 
-    def _recalled(self, cohort: Cohort, want: Want, rows: Sequence[str]) -> Mapping[Earlier, tuple[Recalled, ...]]:
+    def _recalled(self, cohort: Cohort, want: Want, rows: tuple[str, ...]) -> Mapping[Earlier, Recalled]:
         server = self._shards[cohort.shard].server
         return self._past.of(server, cohort.tokens, want.namespace, rows, self._now_s) if cohort.tokens else {}
 
@@ -760,7 +760,7 @@ def _of_query(signal: str, trouble: Trouble) -> Trouble:
     return Trouble(trouble.reason, f"the query for {signal}: {trouble.sentence}")
 
 
-def _observations(builder: Builder, recalled: Mapping[Earlier, tuple[Recalled, ...]] | None = None) -> Observations:
+def _observations(builder: Builder, recalled: Mapping[Earlier, Recalled] | None = None) -> Observations:
     builder.name_sources()
     return Observations(
         by_pod=builder.by_pod,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bandkeeper.api.snapshot import RECALL_AHEAD_S, RECALL_STEP_S, Earlier, Recalled
@@ -17,6 +17,8 @@ Rows = Mapping[tuple[str, str], float]
 Tokens = tuple[Source, Source]
 """Where prompt and output tokens come from."""
 _Told = tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]
+
+_Days = tuple[PrometheusServer, Earlier, Tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Past:
 
     def __init__(self) -> None:
         self._asked_s: dict[PastQuestion, float] = {}
-        self._steps: dict[tuple[PrometheusServer, Earlier, Tokens], dict[float, _Told]] = {}
+        self._steps: dict[_Days, dict[float, _Told]] = {}
+        self._built: dict[_Days, dict[tuple[str, tuple[str, ...]], Recalled | None]] = {}
 
     def is_due(self, question: PastQuestion, now_s: float) -> bool:
         """Whether the next step has begun since it was last asked."""
@@ -53,7 +56,9 @@ class Past:
 
     def told(self, question: PastQuestion, now_s: float, prompts: Rows, outputs: Rows) -> None:
         """The answers to what was asked at `now_s`."""
-        steps = self._steps.setdefault((question.server, question.earlier, question.tokens), {})
+        days = (question.server, question.earlier, question.tokens)
+        steps = self._steps.setdefault(days, {})
+        self._built.pop(days, None)
         read, made = steps.setdefault(now_s + RECALL_AHEAD_S, ({}, {}))
         read.update(prompts)
         made.update(outputs)
@@ -63,27 +68,40 @@ class Past:
         latest_s = now_s + RECALL_AHEAD_S
         for question in [key for key, at_s in self._asked_s.items() if not 0 <= now_s - at_s <= 2 * RECALL_STEP_S]:
             del self._asked_s[question]
-        for steps in self._steps.values():
+        for days, steps in list(self._steps.items()):
             for ends_s in [one for one in steps if not now_s - RECALL_STEP_S < one <= latest_s]:
                 del steps[ends_s]
-        for key in [key for key, steps in self._steps.items() if not steps]:
-            del self._steps[key]
+                self._built.pop(days, None)
+            if not steps:
+                del self._steps[days]
 
     def of(
-        self, server: PrometheusServer, tokens: Tokens, namespace: str, rows: Sequence[str], now_s: float
-    ) -> dict[Earlier, tuple[Recalled, ...]]:
-        """The steps of one workload, ascending; none where its pods' names do not tell whose they were."""
-        if any(row.startswith("pod/") for row in rows):
-            return {}
-        keys = [(namespace, row) for row in rows]
-        found: dict[Earlier, tuple[Recalled, ...]] = {}
+        self, server: PrometheusServer, tokens: Tokens, namespace: str, rows: tuple[str, ...], now_s: float
+    ) -> dict[Earlier, Recalled]:
+        """The steps of one workload; none where its pods' names do not tell whose they were."""
+        found: dict[Earlier, Recalled] = {}
         for earlier in Earlier:
-            told = self._steps.get((server, earlier, tokens), {})
-            steps = tuple(
-                Recalled(ends_s - now_s, sum(read[key] for key in keys), sum(made[key] for key in keys))
-                for ends_s, (read, made) in sorted(told.items())
-                if all(key in read and key in made for key in keys)
-            )
-            if steps:
-                found[earlier] = steps
+            days = (server, earlier, tokens)
+            if days not in self._steps:
+                continue
+            built = self._built.setdefault(days, {})
+            key = (namespace, rows)
+            if key not in built:
+                built[key] = _added(self._steps[days], namespace, rows)
+            if (one := built[key]) is not None:
+                found[earlier] = Recalled(one.ends_s, one.prompt_per_s, one.output_per_s, now_s)
         return found
+
+
+def _added(steps: Mapping[float, _Told], namespace: str, rows: tuple[str, ...]) -> Recalled | None:
+    """The rows added up, in the steps that have all of them."""
+    keys = [(namespace, row) for row in rows]
+    told = [
+        (ends_s, sum(read[key] for key in keys), sum(made[key] for key in keys))
+        for ends_s, (read, made) in sorted(steps.items())
+        if all(key in read and key in made for key in keys)
+    ]
+    if not told or any(row.startswith("pod/") for row in rows):
+        return None
+    ends_s, prompts, outputs = zip(*told, strict=True)
+    return Recalled(ends_s, prompts, outputs)

@@ -185,13 +185,22 @@ def _asked_aside(want: Want) -> frozenset[Signal]:
 
 
 def _tokens(want: Want) -> tuple[Source, Source] | None:
-    """The preset's sources of tokens; none where the policy wants no tokens, or has a source of its own."""
+    """The preset's sources of tokens; none where the policy wants no tokens, or has a source of its own.
+
+    Only plain counters: their rows are added up on the server, whatever their pods were called.
+    """
     asked = (Signal.PROMPT_TOKENS, Signal.GENERATION_TOKENS)
     preset = PRESETS.get(want.runtime)
     if preset is None or not want.signals.issuperset(asked) or any(one.signal in asked for one in want.overrides):
         return None
     prompts, outputs = (preset.sources.get(signal) for signal in asked)
-    return (prompts, outputs) if prompts is not None and outputs is not None else None
+    if prompts is None or outputs is None or not (_is_plain(prompts) and _is_plain(outputs)):
+        return None
+    return prompts, outputs
+
+
+def _is_plain(source: Source) -> bool:
+    return all(len(one.metrics) == 1 and one.scale == 1.0 and not one.per for one in source.any_of)
 
 
 def _aside(shard: int, want: Want, asked: frozenset[Signal], rate_window_s: float) -> Aside:

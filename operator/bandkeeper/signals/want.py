@@ -86,7 +86,7 @@ class ObservationFields(TypedDict):
     distributions: Mapping[tuple[Signal, int], Distribution]
     gaps: tuple[Gap, ...]
     gpus: Mapping[str, GPUs]
-    recalled: Mapping[Earlier, tuple[Recalled, ...]]
+    recalled: Mapping[Earlier, Recalled]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class Observations:
     distributions: Mapping[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     gpus: Mapping[str, GPUs] = field(default_factory=dict)
-    recalled: Mapping[Earlier, tuple[Recalled, ...]] = field(default_factory=dict)
+    recalled: Mapping[Earlier, Recalled] = field(default_factory=dict)
 
     def as_fields(self) -> ObservationFields:
         """For `Snapshot(target=..., pods=..., **observations.as_fields())`."""
