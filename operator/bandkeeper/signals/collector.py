@@ -597,6 +597,8 @@ class _Run:
             for position, jobs in cohort.own_latencies
         ]
 
+        past = self._past.of(self._shards[cohort.shard].server, cohort.tokens, self._now_s) if cohort.tokens else None
+
         def fill(want: Want, rows: tuple[str, ...]) -> Observations:
             builder = Builder(want)
             for signal, trouble in cohort.troubles:
@@ -615,7 +617,7 @@ class _Run:
                 _fill_own_level(builder, signal, results[job])
             for position, by_percentile in own_latencies:
                 _fill_own_latency(builder, want.latencies[position], by_percentile)
-            return _observations(builder, self._recalled(cohort, want, rows))
+            return _observations(builder, past.workload(want.namespace, rows) if past else {})
 
         return fill
 
@@ -641,10 +643,6 @@ class _Run:
             self._explained.pop(want.key, None)  # a gap's sentence can tell an age
         else:
             self._explained[want.key] = _Explained(self._now_s, want.pods, answers, found)
-
-    def _recalled(self, cohort: Cohort, want: Want, rows: tuple[str, ...]) -> Mapping[Earlier, Recalled]:
-        server = self._shards[cohort.shard].server
-        return self._past.of(server, cohort.tokens, want.namespace, rows, self._now_s) if cohort.tokens else {}
 
     def _ages(self, source: Source, timed: _Result) -> Ages:
         limit_s = self._settings.gpu_stale_after_s if source.clock.gpu else self._settings.stale_after_s

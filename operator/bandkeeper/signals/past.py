@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bandkeeper.api.snapshot import RECALL_AHEAD_S, RECALL_STEP_S, Earlier, Recalled
@@ -19,6 +19,7 @@ Tokens = tuple[Source, Source]
 _Told = tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]
 
 _Days = tuple[PrometheusServer, Earlier, Tokens]
+_Built = dict[tuple[str, tuple[str, ...]], Recalled | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Past:
     def __init__(self) -> None:
         self._asked_s: dict[PastQuestion, float] = {}
         self._steps: dict[_Days, dict[float, _Told]] = {}
-        self._built: dict[_Days, dict[tuple[str, tuple[str, ...]], Recalled | None]] = {}
+        self._built: dict[_Days, _Built] = {}
 
     def is_due(self, question: PastQuestion, now_s: float) -> bool:
         """Whether the next step has begun since it was last asked."""
@@ -75,21 +76,28 @@ class Past:
             if not steps:
                 del self._steps[days]
 
-    def of(
-        self, server: PrometheusServer, tokens: Tokens, namespace: str, rows: tuple[str, ...], now_s: float
-    ) -> dict[Earlier, Recalled]:
+    def of(self, server: PrometheusServer, tokens: Tokens, now_s: float) -> PastOf:
+        """What is known of the workloads of a server now."""
+        days = [(server, earlier, tokens) for earlier in Earlier]
+        known = [(one[1], self._steps[one], self._built.setdefault(one, {})) for one in days if one in self._steps]
+        return PastOf(known, now_s)
+
+
+class PastOf:
+    """The earlier days of one server's workloads; each is added up once a step."""
+
+    def __init__(self, known: Sequence[tuple[Earlier, dict[float, _Told], _Built]], now_s: float) -> None:
+        self._known, self._now_s = known, now_s
+
+    def workload(self, namespace: str, rows: tuple[str, ...]) -> dict[Earlier, Recalled]:
         """The steps of one workload; none where its pods' names do not tell whose they were."""
         found: dict[Earlier, Recalled] = {}
-        for earlier in Earlier:
-            days = (server, earlier, tokens)
-            if days not in self._steps:
-                continue
-            built = self._built.setdefault(days, {})
-            key = (namespace, rows)
+        key = (namespace, rows)
+        for earlier, steps, built in self._known:
             if key not in built:
-                built[key] = _added(self._steps[days], namespace, rows)
+                built[key] = _added(steps, namespace, rows)
             if (one := built[key]) is not None:
-                found[earlier] = Recalled(one.ends_s, one.prompt_per_s, one.output_per_s, now_s)
+                found[earlier] = Recalled(one.ends_s, one.prompt_per_s, one.output_per_s, self._now_s)
         return found
 
 
