@@ -38,11 +38,15 @@ STEADY_SHARE = 0.2  # requests in the fleet may change by this share in a window
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foreseen:
-    """What a forecast asks for: `work` that an earlier day had at this hour, in replicas of now, and the `replicas`."""
+    """What a forecast asks for: `replicas` for the `work` of an earlier day at this hour, in replicas of now.
+
+    `scale` is how much of that day's work today has, 1 where they do not differ clearly.
+    """
 
     source: Earlier
     work: float
     replicas: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,10 @@ def foreseen(scene: Scene, demand: Demand, forecast: Foreseen, wanted: int) -> s
 
 
 def _as_then(forecast: Foreseen) -> str:
-    return f"{_EARLIER[forecast.source]} at this hour work rose to {forecast.work:.1f} replicas'"
+    day = f"{_EARLIER[forecast.source]} at this hour"
+    if forecast.scale != 1:
+        return f"{day} work rose, to {forecast.work:.1f} replicas' at {forecast.scale:.1f} times that day's level"
+    return f"{day} work rose to {forecast.work:.1f} replicas'"
 
 
 def queue_grows(scene: Scene, wanted: int) -> str:

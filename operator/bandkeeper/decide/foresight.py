@@ -11,7 +11,7 @@ from bandkeeper.api.snapshot import RECALL_STEP_S, Earlier, Recalled
 from bandkeeper.decide.demand import Foreseen
 from bandkeeper.decide.state import ModelMemory
 from bandkeeper.model import forecast
-from bandkeeper.model.forecast import NO_RECORD, Record, Step
+from bandkeeper.model.forecast import NO_RECORD, Levels, Record, Step
 from bandkeeper.model.steps import StepFit
 
 LEADS = 2.0  # looked ahead: a load that was not met in time then was served a cold start late
@@ -40,9 +40,11 @@ def foresee(
         record = memory.records.get(source, NO_RECORD)
         if past is None and record is NO_RECORD:
             continue
-        steps = () if past is None else _steps(past, memory.steps, batch, until_s)
-        proven = record.proven(lead_s)  # by what was seen before: a load is no reason to doubt what foretold it
-        record = record.compared(forecast.present(steps, RECALL_STEP_S), work, now_s, RECALL_STEP_S)
+        then = () if past is None else _steps(past, memory.steps, batch, until_s)
+        # By what was seen before this look: a load is no reason to doubt what foretold it.
+        proven, steps = record.proven(lead_s), tuple(Step(one.ends_s, record.levels.scaled(one.work)) for one in then)
+        scale = record.levels.scale
+        record = record.compared(forecast.present(then, RECALL_STEP_S), work, now_s, RECALL_STEP_S)
         target = forecast.ahead(steps, until_s, RECALL_STEP_S)
         if target is not None and proven and not record.muted(now_s):
             replicas = math.ceil(target * margin - 1e-9)
@@ -50,14 +52,14 @@ def foresee(
                 rise_s = forecast.rise_s(steps, work, target)
                 record = record.raising(target, work, rise_s, now_s, RECALL_STEP_S)
             if most is None or replicas > most.replicas:
-                most = Foreseen(source=source, work=target, replicas=replicas)
+                most = Foreseen(source=source, work=target, replicas=replicas, scale=scale)
         records[source] = record
     return most, replace(memory, records=records)
 
 
 def unraised(records: Mapping[Earlier, Record]) -> Mapping[Earlier, Record]:
-    """Without the raises under way, which were in another unit."""
-    return {source: replace(record, raised=None) for source, record in records.items()}
+    """Without raises under way and levels, which were in another unit."""
+    return {source: replace(record, raised=None, levels=Levels()) for source, record in records.items()}
 
 
 def _steps(past: Recalled, steps: StepFit, batch: float, until_s: float) -> tuple[Step, ...]:

@@ -19,6 +19,10 @@ SLACK = 0.5  # replicas that no forecast is wrong by
 CLEARLY = 0.1  # of what is held, and at least SLACK: whether less came does not tell
 CAME = 0.5  # of a rise that was foretold: with less it was in vain
 PATIENCE_STEPS = 2.0  # steps that a rise may be late by
+LEVEL_S = 1800.0  # that today and then are compared over, for how much more or less today has:
+SAME = 0.2  # a difference that is none
+MOST_SCALE = 2.0
+TELLING = 0.2  # of a step's work: the level of a quiet hour tells little of a busy one
 MUTE_S = 3600.0  # after the first raise in vain, twice as long after each more
 LONGEST_MUTE_S = 7 * 86_400.0
 
@@ -41,6 +45,37 @@ def ahead(steps: Sequence[Step], until_s: float, step_s: float) -> float | None:
     near = [step for step in steps if step.ends_s >= 0 and step.ends_s - step_s < until_s]
     both = [min(one.work, other.work) for one, other in pairwise(near) if other.ends_s - one.ends_s < 1.5 * step_s]
     return max(both, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """Today beside an earlier day: decaying sums of time and of the work of both."""
+
+    span_s: float = 0.0
+    today: float = 0.0
+    then: float = 0.0
+
+    def seen(self, today: float, then: float | None, gap_s: float, span_s: float) -> Levels:
+        """With `span_s` seconds more, `gap_s` after the last ones."""
+        keep = math.exp(-gap_s / LEVEL_S)
+        if then is None:
+            return Levels(keep * self.span_s, keep * self.today, keep * self.then)
+        return Levels(keep * self.span_s + span_s, keep * self.today + span_s * today, keep * self.then + span_s * then)
+
+    @property
+    def scale(self) -> float:
+        """Today's work over that of then, where the two differ clearly; else 1."""
+        if self.then <= 0:
+            return 1.0
+        scale = self.today / self.then
+        return 1.0 if 1 - SAME <= scale <= 1 / (1 - SAME) else min(MOST_SCALE, max(1 / MOST_SCALE, scale))
+
+    def scaled(self, work: float) -> float:
+        """What `work` of that day would be today."""
+        if work <= 0 or self.span_s <= 0:
+            return work
+        told = min(1.0, self.then / self.span_s / (TELLING * work))
+        return work * (1 + (self.scale - 1) * told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,19 +112,21 @@ class Record:
     right_s: float = 0.0
     strikes: int = 0
     muted_until_s: float = -math.inf
+    levels: Levels = Levels()
     raised: Raise | None = None
     seen_s: float = -math.inf
 
-    def compared(self, expected: float | None, work: float, now_s: float, step_s: float) -> Record:
-        """With the work of now beside what was expected of now; without an expectation there is nothing to learn."""
+    def compared(self, then: float | None, work: float, now_s: float, step_s: float) -> Record:
+        """With the work of now beside that of then; where that was not recorded there is nothing to learn."""
         gap_s = max(0.0, now_s - self.seen_s)
         keep = math.exp(-gap_s / MEMORY_S)
-        span_s = 0.0 if expected is None else min(gap_s, step_s)
-        right = expected is not None and is_right(expected, work)
+        span_s = 0.0 if then is None else min(gap_s, step_s)
+        right = then is not None and is_right(self.levels.scaled(then), work)
         return replace(
             self,
             compared_s=keep * self.compared_s + span_s,
             right_s=keep * self.right_s + (span_s if right else 0.0),
+            levels=self.levels.seen(work, then, gap_s, span_s),
             seen_s=now_s,
         )._judged(work, now_s)
 
