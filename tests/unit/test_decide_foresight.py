@@ -49,10 +49,10 @@ class Days:
         self.now_s += 15.0
         return decision
 
-    def ordered(self, **recalled: Recalled) -> int:
+    def ordered(self, requests_per_s: float = 8.0, **recalled: Recalled) -> int:
         """Replicas after some looks: behavior adds four in one."""
         for _ in range(6):
-            self.look(8.0, **recalled)
+            self.look(requests_per_s, **recalled)
         return self.ready
 
     def proven(self, requests_per_s: float = 8.0, **recalled: Recalled) -> Days:
@@ -80,6 +80,15 @@ def test_a_proven_day_orders_ahead_of_its_crowd_and_says_so() -> None:
     assert "yesterday at this hour work rose to" in decision.message
     assert "8.0" not in decision.message  # work in replicas, not requests
     assert not decision.emergency
+
+
+def test_a_day_that_has_half_of_the_one_before_orders_half_and_says_so() -> None:
+    half = Days().proven(4.0)
+    message = half.again(4.0, Day=CROWD).message
+    assert "yesterday at this hour work rose, to" in message
+    assert "at 0.5 times that day's level" in message
+    as_much = Days().proven()
+    assert half.ordered(4.0, Day=CROWD) < as_much.ordered(8.0, Day=CROWD)
 
 
 def test_a_week_is_named_as_such() -> None:

@@ -18,6 +18,7 @@ from bandkeeper.model.forecast import (
     NO_RECORD,
     PATIENCE_STEPS,
     PROVEN_S,
+    Levels,
     Raise,
     Record,
     Step,
@@ -111,7 +112,7 @@ class TestBelief:
 
     @pytest.mark.parametrize(("wrong", "proven"), [(0.2, True), (0.4, False)])
     def test_right_often_enough(self, wrong: float, proven: bool) -> None:
-        record = after(6.0, lambda now_s: 9.0 if now_s % 600 < 600 * wrong else 4.0)
+        record = after(6.0, lambda now_s: 9.0 if now_s % 600 < 600 * wrong else 3.0)
         assert record.proven(LEAD_S) is proven
 
     def test_nothing_recorded_proves_nothing(self) -> None:
@@ -123,6 +124,55 @@ class TestBelief:
 
     def test_a_gap_counts_as_one_step(self) -> None:
         assert NO_RECORD.compared(4.0, 4.0, 0.0, STEP_S).compared_s == STEP_S
+
+
+class TestLevels:
+    def levels(self, today: float, then: float, minutes: float = 60.0) -> Levels:
+        found = Levels()
+        for _ in range(round(minutes * 4)):
+            found = found.seen(today, then, TICK_S, TICK_S)
+        return found
+
+    @pytest.mark.parametrize(
+        ("today", "then", "scale"),
+        [
+            (4, 4, 1),
+            (3.3, 4, 1),
+            (4.9, 4, 1),
+            (3, 4, 0.75),
+            (6, 4, 1.5),
+            (1, 4, 0.5),
+            (40, 4, 2),
+            (4, 0, 1),
+            (0, 4, 0.5),
+        ],
+    )
+    def test_today_has_clearly_more_or_less_or_the_same(self, today: float, then: float, scale: float) -> None:
+        assert self.levels(today, then).scale == pytest.approx(scale)
+
+    def test_a_crowd_is_as_much_larger_as_the_hour_before_it(self) -> None:
+        assert self.levels(6, 4).scaled(16) == pytest.approx(24)
+        assert self.levels(2, 4).scaled(16) == pytest.approx(8)
+        assert self.levels(4, 4).scaled(16) == 16
+
+    def test_a_quiet_hour_tells_little_of_a_busy_one(self) -> None:
+        assert self.levels(0.3, 0.1).scaled(16) == pytest.approx(16.5)
+        assert self.levels(0.3, 0.1).scaled(0.1) == pytest.approx(0.2)
+
+    def test_nothing_known_scales_nothing(self) -> None:
+        assert Levels().scaled(16) == 16
+        assert self.levels(6, 4).scaled(0) == 0
+        assert Levels().seen(6, None, TICK_S, TICK_S) == Levels()
+
+    def test_the_last_half_hour_counts(self) -> None:
+        levels = self.levels(4, 4, minutes=300)
+        for _ in range(2 * 240):
+            levels = levels.seen(8, 4, TICK_S, TICK_S)
+        assert levels.scale == pytest.approx(2, rel=0.02)
+
+    def test_a_day_of_half_the_size_is_believed_as_such(self) -> None:
+        assert after(2.0, lambda _: 8.0, lambda _: 4.0).proven(LEAD_S)
+        assert not after(2.0, lambda _: 12.0, lambda _: 4.0).proven(LEAD_S)
 
 
 class TestMute:
@@ -193,6 +243,8 @@ def test_whatever_is_seen_the_record_stays_sound(seen: list[tuple[float | None, 
             record = record.raising(target, work, 300.0, now_s, STEP_S)
         assert 0 <= record.right_s <= record.compared_s + 1e-9
         assert record.compared_s <= MEMORY_S + STEP_S
+        assert 0.5 <= record.levels.scale <= 2
+        assert 0 <= record.levels.scaled(16.0) <= 32 + 1e-9
         assert record.muted_until_s <= now_s + LONGEST_MUTE_S
         assert record.raised is None or isinstance(record.raised, Raise)
         assert not math.isnan(record.compared_s)
