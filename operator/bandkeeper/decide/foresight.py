@@ -15,6 +15,7 @@ from bandkeeper.model.forecast import NO_RECORD, Levels, Record, Step
 from bandkeeper.model.steps import StepFit
 
 LEADS = 2.0  # looked ahead: a load that was not met in time then was served a cold start late
+LEVEL_STEPS = 2.0  # more: so many steps make a level, and a crowd comes some minutes earlier than the day before
 NO_RECALL: Mapping[Earlier, Recalled] = {}
 
 
@@ -34,7 +35,7 @@ def foresee(
         return None, memory
     records: dict[Earlier, Record] = {}
     most: Foreseen | None = None
-    until_s = LEADS * lead_s + RECALL_STEP_S
+    until_s = LEADS * lead_s + LEVEL_STEPS * RECALL_STEP_S
     for source in Earlier:
         past = recalled.get(source)
         record = memory.records.get(source, NO_RECORD)
