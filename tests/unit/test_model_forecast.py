@@ -164,9 +164,12 @@ class TestLevels:
         assert self.levels(6, 4).scaled(0) == 0
         assert Levels().seen(6, None, TICK_S, TICK_S) == Levels()
 
-    def test_the_last_half_hour_counts(self) -> None:
-        levels = self.levels(4, 4, minutes=300)
-        for _ in range(2 * 240):
+    def test_the_last_hour_counts_and_a_crowd_a_little_early_does_not(self) -> None:
+        levels = self.levels(4, 4, minutes=600)
+        for _ in range(4 * 4):
+            levels = levels.seen(16, 4, TICK_S, TICK_S)
+        assert levels.scale == 1
+        for _ in range(4 * 240):
             levels = levels.seen(8, 4, TICK_S, TICK_S)
         assert levels.scale == pytest.approx(2, rel=0.02)
 
