@@ -375,8 +375,8 @@ async def test_one_query_per_signal_whatever_the_number_of_policies(prometheus: 
         collector.close()
     # 15 gauges and rates, the clocks of vLLM and dcgm-exporter, 2 histograms; their edges, once, at first. The GPUs'
     # 6 gauges and their clock are asked for in every second tick; once a minute, beside these, the 27 signals that
-    # explain a GPU's work, and the clocks of their 3 exporters.
-    assert counted == [21 + 27 + 3, 12, 19] * 2
+    # explain a GPU's work, and the clocks of their 3 exporters; every two minutes 2 rates of 2 earlier days.
+    assert counted == [21 + 27 + 3 + 4, 12, 19] * 2
 
 
 async def test_no_policies_no_queries(collector: Collector) -> None:

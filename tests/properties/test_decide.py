@@ -17,7 +17,19 @@ from hypothesis import strategies as st
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import Distribution, Gap, GapReason, Pod, PodState, Reading, Rollout, Snapshot, Target
+from bandkeeper.api.snapshot import (
+    Distribution,
+    Earlier,
+    Gap,
+    GapReason,
+    Pod,
+    PodState,
+    Reading,
+    Recalled,
+    Rollout,
+    Snapshot,
+    Target,
+)
 from bandkeeper.api.v1alpha1 import FallbackBehavior, Objective, SelectPolicy
 from bandkeeper.decide.behavior import highest, lowest
 from bandkeeper.decide.decision import FITTED_MODEL, MESSAGE_LIMIT, Decision
@@ -36,6 +48,7 @@ from bandkeeper.decide.policy import (
 )
 from bandkeeper.decide.prediction import TRACES
 from bandkeeper.decide.state import EVENTS_LIMIT, RATES_LIMIT, REGRETS_LIMIT, SAMPLES_LIMIT, UNDOS_LIMIT, State
+from bandkeeper.model.forecast import Record
 from tests.unit.builders import BANDS, a_policy, a_snapshot
 
 T = TypeVar("T")
@@ -504,6 +517,81 @@ def test_more_modelled_load_never_wants_fewer_replicas(
     assert fewer.replicas is not None
     assert larger.replicas is not None
     assert fewer.replicas <= larger.replicas
+
+
+steps_of_a_day = st.lists(st.floats(0, 60), max_size=21)
+
+
+def with_past(snapshot: Snapshot, day: list[float]) -> Snapshot:
+    """The same beside a day that had so many requests a second, in steps from now on."""
+    ends_s = tuple(30 + 120.0 * number for number in range(len(day)))
+    steps = Recalled(ends_s, tuple(300 * rate for rate in day), tuple(200 * rate for rate in day))
+    return replace(snapshot, recalled={Earlier.DAY: steps})
+
+
+def believing(state: State, now_s: float) -> State:
+    """A state in which yesterday was always right."""
+    record = Record(compared_s=7000.0, right_s=7000.0, seen_s=now_s)
+    return replace(state, model=replace(state.model, records={Earlier.DAY: record}))
+
+
+@given(
+    st.sampled_from(Objective),
+    st.integers(1, 6),
+    modelled_pasts,
+    st.floats(0, 5.5),
+    st.lists(steps_of_a_day, min_size=1, max_size=4),
+)
+def test_a_forecast_never_wants_fewer_replicas(
+    objective: Objective, ready: int, past: list[float], rate: float, days: list[list[float]]
+) -> None:
+    """Looks beside a day that is believed, and the same looks without it."""
+    policy = a_policy(objective, slos=(a_promise(),), replicas=(1, 60))
+    without = after(policy, ready, past)
+    now_s = 30.0 * len(past)
+    state = believing(without, now_s)
+    for number, day in enumerate(days):
+        look = served(rate * ready, ready)
+        fewer, without = decide(policy, look, without, now_s + 15 * number)
+        more, state = decide(policy, with_past(look, day), state, now_s + 15 * number)
+        assert fewer.replicas is not None
+        assert more.replicas is not None
+        assert fewer.replicas <= more.replicas
+
+
+@given(
+    st.sampled_from(Objective),
+    st.integers(1, 6),
+    modelled_pasts,
+    st.floats(0.3, 5.5),
+    st.floats(0.3, 5.5),
+    steps_of_a_day,
+)
+def test_more_load_beside_a_forecast_never_wants_fewer_replicas(
+    objective: Objective, ready: int, past: list[float], some: float, more: float, day: list[float]
+) -> None:
+    policy, now_s = a_policy(objective, replicas=(1, 60)), 30.0 * len(past)
+    state = believing(after(policy, ready, past), now_s)
+    low, high = sorted((some, more))
+    fewer, _ = decide(policy, with_past(served(low * ready, ready), day), state, now_s)
+    larger, _ = decide(policy, with_past(served(high * ready, ready), day), state, now_s)
+    assert fewer.replicas is not None
+    assert larger.replicas is not None
+    assert fewer.replicas <= larger.replicas
+
+
+@given(st.sampled_from(Objective), st.integers(1, 6), modelled_pasts, st.lists(st.floats(0, 5), min_size=1, max_size=8))
+def test_without_history_a_believed_day_changes_nothing(
+    objective: Objective, ready: int, past: list[float], rates: list[float]
+) -> None:
+    policy = a_policy(objective, slos=(a_promise(),), replicas=(1, 60))
+    without, now_s = after(policy, ready, past), 30.0 * len(past)
+    believed = believing(without, now_s)
+    for number, rate in enumerate(rates):
+        look = served(rate * ready, ready)
+        decision, without = decide(policy, look, without, now_s + 15 * number)
+        same, believed = decide(policy, look, believed, now_s + 15 * number)
+        assert decision == same
 
 
 @given(st.sampled_from(Objective), st.integers(1, 6), modelled_pasts, st.floats(0, 300), st.floats(0, 300))

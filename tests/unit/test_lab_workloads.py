@@ -160,7 +160,7 @@ def test_a_load_beyond_the_policys_bound_says_so() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("wave", r"no load 'wave' \(did you mean waves\?\)(.|\n)*diurnal  a working day"),
+        ("wave", r"no load 'wave' \(did you mean waves\?\)(.|\n)*diurnal +a working day"),
         ("", "no load ''(.|\n)*steady "),
         ("waves:perod_s=3", r"no key 'perod_s' \(did you mean period_s\?\)(.|\n)*period_s .*\[s; default 1200\]"),
         ("waves:high", "high= is not a number"),

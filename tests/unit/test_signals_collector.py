@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from bandkeeper.api.signals import LATENCY_SIGNALS, Signal
-from bandkeeper.api.snapshot import Gap, GapReason, Reading
+from bandkeeper.api.snapshot import Earlier, Gap, GapReason, Reading
 from bandkeeper.api.v1alpha1 import PrometheusSelection, SignalSource, Spec
 from bandkeeper.signals.answer import Answer, Sample
 from bandkeeper.signals.collector import ASIDE_WAIT_S, Collector, CollectorSettings
@@ -147,8 +147,9 @@ async def test_policies_of_one_preset_share_their_queries(world: World) -> None:
         numbers.append(collector.last.queries)
         assert collector.last.queries == len(world.queries)
         world.asked.clear()
-    # 15 levels and rates, two clocks, two histogram queries; aside 27 signals and the clocks of three exporters.
-    assert numbers[0] == numbers[1] == 15 + 2 + 2 + 27 + 3
+    # 15 levels and rates, two clocks, two histogram queries; aside 27 signals and the clocks of three exporters; and
+    # two rates of yesterday and of a week ago.
+    assert numbers[0] == numbers[1] == 15 + 2 + 2 + 27 + 3 + 4
 
 
 async def test_one_query_per_metric_and_window(world: World) -> None:
@@ -699,6 +700,149 @@ async def test_explanations_have_threads_of_their_own_and_are_no_policys_expense
     assert found.by_pod.keys() == signals
     (reader,) = world.readers
     assert reader.workers == WORKERS[Lane.ASIDE]
+
+
+# What earlier days had at this hour: asked a step ahead, beside the decision.
+
+TOKENS = frozenset({Signal.PROMPT_TOKENS, Signal.GENERATION_TOKENS})
+
+
+@pytest.fixture
+def past(world: World) -> World:
+    """Rows of the past: prompts of chat at the world's value, half as much output, twice that of chat-large."""
+
+    async def answers(server: PrometheusServer, promql: str) -> Answer:
+        if " offset " not in promql:
+            return await world.answer(server, promql)
+        value = world.value * (0.5 if "generation" in promql else 1.0)
+        rows = {"hash/chat": value, "hash/chat-large": 2 * value, "hash/idle": 0.0, "": 7.0, "hash/odd": math.nan}
+        return Answer(
+            tuple(({"namespace": "serving", "bandkeeper_row": row}, one, NOW_S) for row, one in rows.items()), ()
+        )
+
+    world.answers = answers
+    return world
+
+
+def past_queries(world: World) -> list[str]:
+    return [query for query in world.queries if " offset " in query]
+
+
+def ends(found: Observations) -> list[float]:
+    """When the steps of yesterday end, from now."""
+    day = found.recalled[Earlier.DAY]
+    return [end_s - day.now_s for end_s in day.ends_s]
+
+
+async def test_a_step_of_earlier_days_is_asked_every_two_minutes(past: World) -> None:
+    collector = a_collector()
+    asked = []
+    for now_s in (0.0, 15.0, 105.0, 120.0, 225.0, 239.0):
+        past.asked.clear()
+        await collect(collector, a_want(signals=TOKENS), now_s=now_s)
+        asked.append(len(past_queries(past)))
+    assert asked == [4, 0, 0, 4, 0, 4]  # each of both tokens, yesterday and a week ago
+
+
+async def test_the_queries_of_earlier_days_are_shared(past: World) -> None:
+    wants = [a_want(f"{number}", workload=f"w{number}", signals=TOKENS) for number in range(50)]
+    await collect(a_collector(), *wants)
+    assert len(past_queries(past)) == 4
+    assert {re.findall(r"\[(\d+)s\] offset (\d+)s", query)[0] for query in past_queries(past)} == {
+        ("120", str(86_400 - 2400)),
+        ("120", str(7 * 86_400 - 2400)),
+    }
+
+
+async def test_steps_come_nearer_and_go(past: World) -> None:
+    collector, want = a_collector(), a_want(signals=TOKENS)
+    for number in range(30):
+        past.value = 100.0 + number
+        found = (await collect(collector, want, now_s=120.0 * number))["chat"]
+    day = found.recalled[Earlier.DAY]
+    assert ends(found) == [120.0 * number for number in range(21)]
+    assert day.prompt_per_s == tuple(109.0 + number for number in range(21))
+    assert day.output_per_s == tuple((109.0 + number) / 2 for number in range(21))
+    assert found.recalled[Earlier.WEEK] == day
+    assert found.gaps == ()
+
+
+async def test_a_workload_has_its_own_past_alone(past: World) -> None:
+    pods = {"chat": PODS, "chat-large": ("chat-large-7d9c5b8f6-x2x4k",), "new": ("new-7d9c5b8f6-x2x4k",)}
+    wants = [a_want(name, workload=name, pods=pods[name], signals=TOKENS) for name in pods]
+    found = await collect(a_collector(), *wants)
+    told = {name: [day.prompt_per_s for day in one.recalled.values()] for name, one in found.items()}
+    assert told == {"chat": [(1.0,)] * 2, "chat-large": [(2.0,)] * 2, "new": []}
+
+
+async def test_no_traffic_then_is_a_past_and_nonsense_is_none(past: World) -> None:
+    pods = ("7d9c5b8f6-x2x4k",)
+    wants = [a_want(name, workload=name, pods=(f"{name}-{pods[0]}",), signals=TOKENS) for name in ("idle", "odd")]
+    found = await collect(a_collector(), *wants)
+    assert found["idle"].recalled[Earlier.DAY].prompt_per_s == (0.0,)
+    assert found["odd"].recalled == {}
+
+
+async def test_pods_that_do_not_tell_their_workload_have_no_past(past: World) -> None:
+    past.pods = {"serving": ["chat", "other"]}
+    found = await collect(a_collector(), a_want(pods=("chat", "other"), signals=TOKENS))
+    assert found["chat"].recalled == {}
+
+
+async def test_a_policy_with_tokens_of_its_own_has_no_past(past: World) -> None:
+    own_one = SignalSource(signal=Signal.PROMPT_TOKENS, metric="my_prompt_tokens_total")
+    await collect(a_collector(), a_want(signals=TOKENS, overrides=(own_one,)))
+    await collect(a_collector(), a_want(signals=frozenset({Signal.PROMPT_TOKENS})))
+    assert past_queries(past) == []
+
+
+@pytest.mark.parametrize("fails", ["prompt_tokens", "generation_tokens"])
+async def test_a_past_that_fails_is_a_hole_and_costs_nobody_else(past: World, fails: str) -> None:
+    answers = past.answers
+
+    async def failing(server: PrometheusServer, promql: str) -> Answer:
+        if " offset " in promql and fails in promql:
+            raise PrometheusError(ErrorKind.TIMEOUT, "too late")
+        return await answers(server, promql)
+
+    collector, want = a_collector(), a_want(signals=TOKENS)
+    found = []
+    for number in range(3):
+        past.answers = failing if number == 1 else answers
+        found.append((await collect(collector, want, now_s=120.0 * number))["chat"])
+    assert [one.gaps for one in found] == [()] * 3
+    assert all(one.by_pod.keys() == TOKENS for one in found)
+    assert ends(found[2]) == [2400 - 240, 2400]
+
+
+async def test_a_slow_past_holds_up_no_decision(past: World) -> None:
+    answered, answers = asyncio.Event(), past.answers
+
+    async def waiting(server: PrometheusServer, promql: str) -> Answer:
+        if " offset " in promql:
+            await answered.wait()
+        return await answers(server, promql)
+
+    past.answers = waiting
+    collector = a_collector()
+    for now_s in (0.0, 15.0, 300.0):
+        found = {key: one async for key, one in collector.stream([a_want(signals=TOKENS)], now_s)}["chat"]
+        assert not found.recalled
+        assert found.by_pod.keys() == TOKENS
+    assert len(past_queries(past)) == 2  # once, however long it takes: the first of both tokens of both days
+    answered.set()
+    await asyncio.sleep(0.05)
+    found = {key: one async for key, one in collector.stream([a_want(signals=TOKENS)], 315.0)}["chat"]
+    assert ends(found)[0] == 2400 - 315
+    await asyncio.sleep(0.05)
+    collector.close()
+
+
+async def test_a_clock_that_was_set_back_forgets_the_past(past: World) -> None:
+    collector, want = a_collector(), a_want(signals=TOKENS)
+    await collect(collector, want, now_s=1000.0)
+    found = (await collect(collector, want, now_s=100.0))["chat"]
+    assert ends(found) == [2400]
 
 
 async def test_a_policys_own_source_of_an_explanation_is_asked_with_its_decision(world: World) -> None:

@@ -105,3 +105,11 @@ def test_every_preset_can_be_asked(name: str) -> None:
             text = promql.values(source, SCOPE, 60)
             assert text.count("(") == text.count(")")
             assert ("rate(" in text) == (source.read is Read.RATE)
+
+
+def test_a_counter_of_an_earlier_day_is_added_up_by_workload() -> None:
+    source = PRESETS["VLLM"].sources[Signal.PROMPT_TOKENS]
+    query = promql.recalled(source, SCOPE, 120.0, 84_000.0)
+    assert 'rate(vllm:prompt_tokens_total{namespace=~"serving", pod!=""}[120s] offset 84000s)' in query
+    assert query.startswith("sum by (namespace, bandkeeper_row) (label_replace(")
+    assert "max without (job, service, endpoint)" in query

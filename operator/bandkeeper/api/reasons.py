@@ -25,6 +25,10 @@ class Reason(_Documented):
     NO_CHANGE = "NoChange", "Nothing asks for a change that would help."
     HOLDING = "Holding", "Capacity is more than needed now, and a rule holds it for a while."
     DEMAND_ROSE = "DemandRose", "Offered work needs more replicas to stay below the band's high edge."
+    DEMAND_FORESEEN = (
+        "DemandForeseen",
+        "Work rose at this hour on an earlier day, which foretold the last hours well, so replicas are added in time.",
+    )
     QUEUE_GROWS = "QueueGrows", "Work arrives faster than it is done, so replicas are added at once."
     SLO_BREACHED = "SLOBreached", "A promise is broken and replicas are what can mend it."
     SLO_UNREACHABLE = "SLOUnreachable", "A promise is broken that neither more replicas nor a smaller batch can keep."

@@ -203,6 +203,42 @@ class Distribution:
         return self.counts[-1] if self.counts else 0.0
 
 
+class Earlier(StrEnum):
+    """An earlier day, at the same hour."""
+
+    DAY = "Day"
+    WEEK = "Week"
+
+    @property
+    def ago_s(self) -> float:
+        return 86_400.0 if self is Earlier.DAY else 7 * 86_400.0
+
+
+RECALL_STEP_S = 120.0
+RECALL_AHEAD_S = 2400.0
+"""How far ahead of now an earlier day is looked at: two cold starts of 20 minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """An earlier day around this hour: what the whole workload did in steps of `RECALL_STEP_S`.
+
+    Attributes
+    ----------
+    ends_s
+        When each step ends, ascending, were that day today. A step that nobody recorded is not there.
+    prompt_per_s, output_per_s
+        Tokens read and made, as means of each step.
+    now_s
+        The present, on the clock of `ends_s`.
+    """
+
+    ends_s: tuple[float, ...]
+    prompt_per_s: tuple[float, ...]
+    output_per_s: tuple[float, ...]
+    now_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything that a decision may look at.
@@ -227,6 +263,8 @@ class Snapshot:
         What was wanted and could not be read.
     gpus
         The GPUs of each ready pod, where an exporter shows them.
+    recalled
+        Earlier days around this hour, as far as Prometheus has them.
     """
 
     target: Target | None
@@ -238,6 +276,7 @@ class Snapshot:
     distributions: Mapping[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     gpus: Mapping[str, GPUs] = field(default_factory=dict)
+    recalled: Mapping[Earlier, Recalled] = field(default_factory=dict)
 
     def pods_in(self, *states: PodState) -> tuple[Pod, ...]:
         """The pods that are in one of `states`."""

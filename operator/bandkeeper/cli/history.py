@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -116,7 +116,7 @@ def read(
 async def _moments(
     past: _Past, asked: Asked, settings: CollectorSettings, lives: _Lives, progress: Progress | None
 ) -> list[Moment]:
-    collector = _PastCollector(settings, past)
+    collector = _PastCollector(replace(settings, earlier_days=False), past)  # a recording has its own earlier days
     found: list[Moment] = []
     try:
         for index, at_s in enumerate(past.moments_s):

@@ -37,6 +37,9 @@ def add_parser(commands: Any) -> None:
         metavar="SECONDS",
         help="between two decisions (default: 15)",
     )
+    parser.add_argument(
+        "--no-forecast", action="store_true", help="decide without what earlier days had, to see what that is worth"
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything for machines there; - is standard output")
     parser.add_argument(
         "--report",
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         given = inputs.read(arguments)
         for remark in given.remarks:
             print(remark, file=sys.stderr)
-        rule = Rule(given.setting)
+        rule = Rule(given.setting, forecasts=not arguments.no_forecast)
         with progress_bar("Simulating") as progress:
             result = simulate(
                 given.setting,

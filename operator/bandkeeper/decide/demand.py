@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
+from bandkeeper.api.snapshot import Earlier
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, Policy
@@ -33,6 +34,19 @@ RECENT_S = 30.0
 GUESSED_SERVICE_S = 30.0  # of a request, where no rate tells
 FULL_KV = 0.9
 STEADY_SHARE = 0.2  # requests in the fleet may change by this share in a window that is learned from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """What a forecast asks for: `replicas` for the `work` of an earlier day at this hour, in replicas of now.
+
+    `scale` is how much of that day's work today has, 1 where they do not differ clearly.
+    """
+
+    source: Earlier
+    work: float
+    replicas: int
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +83,8 @@ class Demand:
         Servers told their tokens, and do not now.
     judged, unreachable
         Promises (signal, percentile) that the margin takes care of, and those of them that no number of replicas keeps.
+    foreseen
+        What a believed forecast asks for beyond all this.
     """
 
     curve: LoadCurve
@@ -92,6 +108,7 @@ class Demand:
     bound_by: Signal | None = None
     judged: frozenset[tuple[Signal, int | None]] = frozenset()
     unreachable: frozenset[tuple[Signal, int | None]] = frozenset()
+    foreseen: Foreseen | None = None
 
     @property
     def band_work(self) -> float:

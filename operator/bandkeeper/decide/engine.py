@@ -79,7 +79,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     batch_first = is_batch_first(policy, load, best, state.cap, now_s)
     demand, memory = observe(policy, load, verdicts, state.demand, best, now_s, batch_first=batch_first)
     samples = state.demand.samples
-    demand, model = predict(policy, load, verdicts, demand, samples, state.model, now_s)
+    demand, model = predict(policy, load, verdicts, demand, samples, state.model, now_s, snapshot.recalled)
     current = state.ownership.expected if state.ownership.expected is not None else target.replicas
     cap, cap_memory = steer(policy, load, demand, verdicts, state.cap, target.rollout, replicas=current, now_s=now_s)
     quality, judged = judge_quality(Sights(policy, snapshot, load, verdicts, demand), state.quality, memory, now_s)

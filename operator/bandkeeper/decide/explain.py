@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bandkeeper.api import durations
 from bandkeeper.api.reasons import BandReason
-from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.api.snapshot import Earlier, Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
 from bandkeeper.decide.decision import MESSAGE_LIMIT, SLOVerdict
-from bandkeeper.decide.demand import Demand
+from bandkeeper.decide.demand import Demand, Foreseen
 from bandkeeper.decide.promises import WORDS, describe
 from bandkeeper.decide.reach import best_s
 from bandkeeper.decide.scene import Scene
@@ -22,6 +22,7 @@ _SENTENCES_OF_BAND = {
     BandReason.HOLDING_PEAK: "a recent peak is still held",
     BandReason.AT_BOUND: "replicas.min is reached",
 }
+_EARLIER = {Earlier.DAY: "yesterday", Earlier.WEEK: "a week ago"}
 
 
 def clipped(message: str) -> str:
@@ -82,6 +83,18 @@ def outlook(scene: Scene, demand: Demand, wanted: int) -> str:
     return f"{_change(scene, wanted)}: {work}{promise}{_cold_start(scene)}."
 
 
+def foreseen(scene: Scene, demand: Demand, forecast: Foreseen, wanted: int) -> str:
+    """An earlier day asks for more than everything else."""
+    return f"{_change(scene, wanted)}: {_as_then(forecast)}; {demand.work:.1f} is offered now{_cold_start(scene)}."
+
+
+def _as_then(forecast: Foreseen) -> str:
+    day = f"{_EARLIER[forecast.source]} at this hour"
+    if forecast.scale != 1:
+        return f"{day} work rose, to {forecast.work:.1f} replicas' at {forecast.scale:.1f} times that day's level"
+    return f"{day} work rose to {forecast.work:.1f} replicas'"
+
+
 def queue_grows(scene: Scene, wanted: int) -> str:
     demand, waiting = scene.demand, scene.load.waiting or 0.0
     work = "" if demand is None else f", the work of {demand.work:.1f} replicas is offered to {scene.load.ready}"
@@ -127,8 +140,15 @@ def kept(scene: Scene, reason: BandReason) -> str:
     if scene.load.pending:
         text += f", {scene.load.pending} of them not ready yet"
     below = scene.demand is not None and scene.demand.utilization < scene.policy.band.low
-    why = _SENTENCES_OF_BAND.get(reason, "") if below else _above(scene)
+    why = _below(scene, reason) if below else _above(scene)
     return f"{text}: {why}." if why else f"{text}."
+
+
+def _below(scene: Scene, reason: BandReason) -> str:
+    forecast = scene.demand.foreseen if scene.demand else None
+    if forecast is not None and forecast.replicas >= scene.current and reason is BandReason.HOLDING_PEAK:
+        return _as_then(forecast)
+    return _SENTENCES_OF_BAND.get(reason, "")
 
 
 def _above(scene: Scene) -> str:

@@ -5,15 +5,17 @@ that the promises need. Where tokens are not told, or too little was seen yet, d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bandkeeper.api.reasons import SLOState
 from bandkeeper.api.signals import Signal
+from bandkeeper.api.snapshot import Earlier, Recalled
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import Learned, Seen, SLOVerdict
 from bandkeeper.decide.demand import Demand
+from bandkeeper.decide.foresight import NO_RECALL, foresee, unraised
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
 from bandkeeper.decide.size import LONE_BATCH
@@ -59,12 +61,26 @@ def predict(
     samples: Sequence[Sample],
     memory: ModelMemory,
     now_s: float,
+    recalled: Mapping[Earlier, Recalled] = NO_RECALL,
 ) -> tuple[Demand | None, ModelMemory]:
     """`demand` in the model's terms; unchanged where there is no model."""
     if demand is None or policy.batching is Batching.UNKNOWN:
         return demand, memory
     if policy.batching is Batching.DYNAMIC and not isinstance(memory.steps, BatchTimes):
         memory = replace(memory, steps=NO_BATCHES)
+    demand, memory = _predicted(policy, load, verdicts, demand, samples, memory, now_s)
+    return _with_foresight(policy, load, demand, memory, recalled, now_s)
+
+
+def _predicted(
+    policy: Policy,
+    load: Load,
+    verdicts: Sequence[SLOVerdict],
+    demand: Demand,
+    samples: Sequence[Sample],
+    memory: ModelMemory,
+    now_s: float,
+) -> tuple[Demand, ModelMemory]:
     flow = _flow(policy, load, memory, now_s) if load.complete else None
     if flow is None:
         return _without_flow(demand, load, memory, now_s), memory
@@ -107,6 +123,43 @@ def _without_flow(demand: Demand, load: Load, memory: ModelMemory, now_s: float)
     return replace(demand, **_promises(memory.promises, now_s), tokens_missing=untold and bool(load.running))
 
 
+def _with_foresight(
+    policy: Policy,
+    load: Load,
+    demand: Demand,
+    memory: ModelMemory,
+    recalled: Mapping[Earlier, Recalled],
+    now_s: float,
+) -> tuple[Demand, ModelMemory]:
+    """With what a forecast asks for besides. An idle fleet has one too, in the terms of the model that it had."""
+    known = bool(memory.batch) and memory.best_cap == demand.best_cap and load.complete
+    if not known or policy.objective is Objective.THROUGHPUT_SENSITIVE:
+        return demand, memory
+    batch = memory.batch or float(demand.best_cap)
+    work, held, margin = demand.work, demand.peak_work, demand.margin
+    if not demand.modelled:
+        if load.prompt_per_s is None or load.output_per_s is None or load.told < load.ready:
+            return demand, memory  # what is not told cannot be compared
+        work = held = memory.steps.work_s(load.prompt_per_s, load.output_per_s, batch).value
+        margin, _, _ = _margin(policy, memory.promises, _bare_margin(policy, 0.0), now_s)
+    foreseen, memory = foresee(
+        recalled,
+        memory,
+        work=work,
+        held=held,
+        margin=margin,
+        batch=batch,
+        lead_s=_lead_s(policy, load),
+        now_s=now_s,
+    )
+    return (demand if foreseen is None else replace(demand, foreseen=foreseen)), memory
+
+
+def _lead_s(policy: Policy, load: Load) -> float:
+    """From a rise until pods that are ordered for it serve."""
+    return load.cold_start_s + LEAD_WINDOWS * policy.rate_window_s
+
+
 def _at_cap(memory: ModelMemory, best_cap: int) -> float | None:
     """The mean of the room for requests; another cap is no drift of it."""
     return memory.batch if memory.best_cap == best_cap else None
@@ -124,7 +177,7 @@ def _in_new_unit(before: ModelMemory, memory: ModelMemory, flow: _Flow, best_cap
     new = memory.steps.work_s(1.0, flow.outputs, memory.batch or best_cap).value
     factor = new / old if old > 0 and new > 0 else 1.0
     mean_work = None if memory.mean_work is None else memory.mean_work * factor
-    return replace(memory, outlook=memory.outlook.scaled(factor), mean_work=mean_work)
+    return replace(memory, outlook=memory.outlook.scaled(factor), mean_work=mean_work, records=unraised(memory.records))
 
 
 def learned(memory: ModelMemory, now_s: float) -> Learned | None:
@@ -306,9 +359,8 @@ def _modelled(
     if load.told < load.ready:  # tokens of the others are missing, not 0
         work = max(work, outlook.work)
     noise = NOISE * work / math.sqrt(max(1.0, flow.finished_per_s * window_s))
-    lead_s = load.cold_start_s + LEAD_WINDOWS * window_s
     memory_s = _memory_s(policy)
-    outlook = outlook.seen(work, noise, now_s, lead_s=lead_s, memory_s=memory_s)
+    outlook = outlook.seen(work, noise, now_s, lead_s=_lead_s(policy, load), memory_s=memory_s)
     held = outlook.held()
     mean_work = _mean(memory.mean_work, work, flow.gap_s, MEAN_WINDOWS * window_s, flow.seen_s)
     traces = _traced(policy, memory.traces, Trace(now_s, work / load.ready, load.queueing))

@@ -114,12 +114,15 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
     need = max(needs, default=0)
     scale = state.scale
     scale = size.learn_regret(scale, demand if held is None else None, short=need > current or curable, now_s=now_s)
+    foreseen = size.for_foreseen(demand)
+    need = max(need, foreseen or 0)
+    rest = size.for_rest(policy, demand) if held and demand else 0
     window_s = policy.scale_down.stabilization_s
     known = demand is not None or need > 0
     scale = replace(
         scale,
         needs=scale.needs.push(float(promised.replicas or 0), now_s, window_s),
-        holds=scale.holds.push(float(size.for_rest(policy, demand)) if held and demand else 0.0, now_s, window_s),
+        holds=scale.holds.push(float(max(rest, foreseen or 0)), now_s, window_s),
         queues=scale.queues.push(float(queue or 0), now_s, min(window_s, max(size.DRAIN_S, load.cold_start_s))),
         ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s) if known else scale.ups,
         asked=attribution.remember(policy, demand, scale.asked, now_s) if demand else scale.asked,
@@ -213,6 +216,8 @@ def _why_more(
 ) -> tuple[Reason, str]:
     """The rule that asked for most."""
     demand = scene.demand
+    if demand and demand.foreseen and demand.foreseen.replicas > max(band or 0, queue or 0, promised.replicas or 0):
+        return Reason.DEMAND_FORESEEN, explain.foreseen(scene, demand, demand.foreseen, wanted)
     if queue is not None and queue >= max(band or 0, promised.replicas or 0):
         return Reason.QUEUE_GROWS, explain.queue_grows(scene, wanted)
     if demand is None or band is None or band < (promised.replicas or 0):

@@ -56,6 +56,11 @@ def for_rest(policy: Policy, demand: Demand) -> int:
     return max(for_band(policy, demand), math.ceil(demand.peak_work * demand.margin * spare - 1e-9))
 
 
+def for_foreseen(demand: Demand | None) -> int | None:
+    """What a forecast asks for; None without one."""
+    return None if demand is None or demand.foreseen is None else demand.foreseen.replicas
+
+
 def over_band(policy: Policy, demand: Demand, current: int) -> bool:
     """Whether the offered work is above what `current` replicas carry inside the band, tolerance included."""
     high = min(1.0, policy.band.high * (1 + policy.scale_up.tolerance))
@@ -212,6 +217,24 @@ def fewest(
 
     A lowered `cap` may carry less than the band lets in: what is let go must not need a higher one.
     """
+    fewer = _fewest(policy, demand, verdicts, memory, current=current, cap=cap, now_s=now_s)
+    foreseen = for_foreseen(demand) or 0
+    if fewer.replicas >= min(foreseen, current):
+        return fewer
+    kept_by = BandReason.HOLDING_PEAK if foreseen >= current else fewer.kept_by
+    return Fewer(min(foreseen, current), kept_by)
+
+
+def _fewest(
+    policy: Policy,
+    demand: Demand,
+    verdicts: Sequence[SLOVerdict],
+    memory: ScaleMemory,
+    *,
+    current: int,
+    cap: int,
+    now_s: float,
+) -> Fewer:
     band, curve = policy.band, demand.curve
     low = band.low * (1 - policy.scale_down.tolerance)
     if demand.modelled and demand.work / current < low:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bandkeeper.api.reasons import PowerState
 from bandkeeper.api.signals import Signal
+from bandkeeper.api.snapshot import Earlier
 from bandkeeper.model.batches import BatchTimes
 from bandkeeper.model.curve import NO_FIT, ServiceFit
+from bandkeeper.model.forecast import Record
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK, Outlook
 from bandkeeper.model.peaks import NO_PEAKS, Peaks
@@ -161,6 +164,8 @@ class ModelMemory:
         Of the last look: standard error of the work as a share of it, and what the promises ask for.
     traces
         Looks of the longest window that promises are judged over.
+    records
+        How right the forecasts of each earlier day were.
     """
 
     best_cap: int = 0
@@ -178,6 +183,7 @@ class ModelMemory:
     bound_by: Signal | None = None
     traces: tuple[Trace, ...] = ()
     promises: tuple[LearnedPromise, ...] = ()
+    records: Mapping[Earlier, Record] = field(default_factory=dict)
     updated_s: float = 0.0
 
 

@@ -12,13 +12,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from statistics import median
+from statistics import fmean, median
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import Distribution, PodState, Snapshot, Target
+from bandkeeper.api.snapshot import RECALL_STEP_S, Distribution, PodState, Snapshot, Target
 from bandkeeper.decide.decision import Decision, MetricsState
 from bandkeeper.decide.engine import decide, written
 from bandkeeper.decide.load import UNMEASURED_COLD_START_S
@@ -26,6 +26,7 @@ from bandkeeper.decide.ownership import OWN_MANAGER
 from bandkeeper.decide.policy import LatencySLO, Policy, ThroughputSLO
 from bandkeeper.decide.state import DemandMemory, State
 from bandkeeper.lab.history import History, Moment
+from bandkeeper.lab.past import Past
 from bandkeeper.lab.result import Move
 from bandkeeper.model import histogram
 
@@ -224,11 +225,16 @@ class _Tick:
 
     def total(self, signal: Signal) -> float | None:
         """Of the workload; None where nothing was recorded, or of some pods only."""
-        readings = self.snapshot.by_pod.get(signal)
-        if readings is None:
-            whole = self.snapshot.totals.get(signal)
-            return None if whole is None else whole.value
-        return sum(reading.value for reading in readings.values()) if len(readings) >= self.ready else None
+        return _total(self.snapshot, signal)
+
+
+def _total(snapshot: Snapshot, signal: Signal) -> float | None:
+    readings = snapshot.by_pod.get(signal)
+    if readings is None:
+        whole = snapshot.totals.get(signal)
+        return None if whole is None else whole.value
+    ready = len(snapshot.pods_in(PodState.READY))
+    return sum(reading.value for reading in readings.values()) if len(readings) >= ready else None
 
 
 def replay(
@@ -268,12 +274,14 @@ def _ticks(policy: Policy, history: History, moves: list[Move], progress: Progre
     state = State.initial(0.0)
     wanted = first.snapshot.target.replicas if first.snapshot.target else 0
     cap: int | None = None
+    past = _past(history)
     for number, moment in enumerate(history.moments, start=1):
         now_s = moment.at_s - first.at_s
         if wanted == 0 and moment.snapshot.target is not None:
             wanted = moment.snapshot.target.replicas  # a person's zero is left alone, and so is its end
         target = Target(uid=history.workload, replicas=wanted, manager=OWN_MANAGER)
-        decision, state = decide(policy, replace(moment.snapshot, target=target), state, now_s)
+        snapshot = replace(moment.snapshot, target=target, recalled=past.recalled(now_s))
+        decision, state = decide(policy, snapshot, state, now_s)
         replicas = wanted if decision.replicas is None else decision.replicas
         new_cap = cap if decision.cap is None else decision.cap
         if replicas != wanted:
@@ -294,6 +302,20 @@ def _ticks(policy: Policy, history: History, moves: list[Move], progress: Progre
         yield _Tick(moment=moment, decision=decision, memory=state.demand, wanted=wanted, cap=cap)
         if progress is not None:
             progress(number, len(history.moments))
+
+
+def _past(history: History) -> Past:
+    """Its own earlier days: means of the moments of each step in which all told their tokens."""
+    steps: dict[int, list[tuple[float, float]]] = {}
+    for moment in history.moments:
+        tokens = _total(moment.snapshot, Signal.PROMPT_TOKENS), _total(moment.snapshot, Signal.GENERATION_TOKENS)
+        if tokens[0] is not None and tokens[1] is not None:
+            step = int((moment.at_s - history.moments[0].at_s) // RECALL_STEP_S)
+            steps.setdefault(step, []).append((tokens[0], tokens[1]))
+    past = Past()
+    for step, told in steps.items():
+        past.add((step + 1) * RECALL_STEP_S, *map(fmean, zip(*told, strict=True)))
+    return past
 
 
 def _result(

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bandkeeper.api.signals import CATALOGUE, Signal, SignalKind
-from bandkeeper.api.snapshot import PodState
+from bandkeeper.api.snapshot import RECALL_STEP_S, PodState
 from bandkeeper.lab import power
 from bandkeeper.lab.fleet import Counters, Fleet, Histograms, PodNow
+from bandkeeper.lab.past import Past
 from bandkeeper.lab.server import DynamicServer, Server
 
 SCRAPE_S = 15.0
@@ -120,6 +121,8 @@ class Scraper:
         self._columns: dict[str, int] = {}
         self._buckets: dict[str, slice] = {}
         self._edges: dict[str, tuple[float, ...]] = {}
+        self.past = Past()
+        self._step_ends_s = RECALL_STEP_S
 
     @property
     def next_s(self) -> float:
@@ -147,6 +150,8 @@ class Scraper:
         self.now_s = now_s
         self._ready = tuple(pod.name for pod in pods if pod.state is PodState.READY)
         self._growths.clear()
+        if not self._dynamic and now_s >= self._step_ends_s:
+            self._remember_tokens()
 
     # What `Metrics` promises.
 
@@ -220,6 +225,13 @@ class Scraper:
         return bool(self._scrapes) and pod in self._scrapes[-1].pods
 
     # Collecting.
+
+    def _remember_tokens(self) -> None:
+        self._step_ends_s += RECALL_STEP_S
+        growth = self._growth(RECALL_STEP_S)
+        if growth.pods:
+            columns = [self._column(signal) for signal in (Signal.PROMPT_TOKENS, Signal.GENERATION_TOKENS)]
+            self.past.add(self.now_s, *(growth.extrapolated[:, columns].sum(axis=0) / RECALL_STEP_S).tolist())
 
     def _collect_gpus(self, pods: Sequence[PodNow], counters: Counters) -> None:
         totals = np.column_stack((counters.busy_s, counters.tensor_s, counters.dram_s))

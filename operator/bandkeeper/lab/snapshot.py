@@ -114,6 +114,7 @@ class Observer:
             by_pod=by_pod,
             distributions=distributions,
             gaps=tuple(gaps),
+            recalled=self._scraper.past.recalled(now_s),
         )
 
     def _gpu_age_s(self, now_s: float) -> float:

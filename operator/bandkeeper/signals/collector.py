@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import GapReason, GPUs
+from bandkeeper.api.snapshot import RECALL_STEP_S, Earlier, GapReason, GPUs, Recalled
 from bandkeeper.signals import plan, promql
 from bandkeeper.signals.answer import Answer
 from bandkeeper.signals.observe import TOTAL, Ages, Builder, Told, Trouble
+from bandkeeper.signals.past import Past, PastQuestion
 from bandkeeper.signals.plan import Cohort, Job, Shard
 from bandkeeper.signals.prometheus import ErrorKind, PrometheusError, PrometheusServer
 from bandkeeper.signals.promql import BUSY, CROWDED, EXPORTER, INSTANCES, MODELS, ROW, SHARED, SUM_EDGE, Scope
@@ -69,6 +70,8 @@ class CollectorSettings:
         Label that names the workload on all series, "" to tell it from the pods' names.
     namespace_label, pod_label
         What this cluster's scrape configuration calls them.
+    earlier_days
+        Whether to ask what earlier days had at this hour.
     """
 
     servers: tuple[PrometheusServer, ...]
@@ -82,6 +85,7 @@ class CollectorSettings:
     workload_label: str = ""
     namespace_label: str = "namespace"
     pod_label: str = "pod"
+    earlier_days: bool = True
 
 
 @dataclass(slots=True)
@@ -171,8 +175,9 @@ class Collector:
         self._edges: dict[tuple[PrometheusServer, str], dict[_RowKey, _Edges]] = defaultdict(dict)
         self._gpus: dict[tuple[PrometheusServer, str], _Asked] = {}
         self._aside: dict[_Question, _Known] = {}
-        self._asking: dict[_Question, asyncio.Task[None]] = {}
+        self._asking: dict[_Question | PastQuestion, asyncio.Task[None]] = {}
         self._explained: dict[str, _Explained] = {}
+        self._past = Past()
 
     async def collect(self, wants: Sequence[Want], now_s: float) -> dict[str, Observations]:
         """Observations by the wants' keys. Never raises for a bad policy or a dead server: those give gaps.
@@ -194,6 +199,7 @@ class Collector:
         self._gpus = {key: known for key, known in self._gpus.items() if 0 <= now_s - known.at_s < GPU_EVERY_S}
         for question in [key for key, one in self._aside.items() if not 0 <= now_s - one.at_s < _ASIDE_KEPT_S]:
             del self._aside[question]
+        self._past.forget(now_s)
         asked: list[tuple[PrometheusServer, Want]] = []
         for want in wants:
             try:
@@ -242,6 +248,7 @@ class _Run:
         self._aside = collector._aside
         self._asking = collector._asking
         self._explained = collector._explained
+        self._past = collector._past
         self._aside_wait_s = aside_wait_s
         self._questions: dict[plan.Aside, list[tuple[Signal, Source, _Question, float]]] = {}
         self._labels = collector._labels
@@ -273,6 +280,8 @@ class _Run:
             await asyncio.sleep(0)  # long texts take their time to write
         for aside in dict.fromkeys(cohort.aside for cohort in self._cohorts):
             self._ask_aside(aside)
+        for cohort in self._cohorts:
+            self._ask_past(cohort)
         for ready in asyncio.as_completed([self._answered(cohort) for cohort in self._cohorts]):
             cohort = await ready
             fill = self._filling(cohort)
@@ -288,6 +297,8 @@ class _Run:
     async def _answered(self, cohort: Cohort) -> Cohort:
         await asyncio.gather(*{self._tasks[job] for job in cohort.jobs()})
         asking = {self._asking[key] for _, _, key, _ in self._questions[cohort.aside] if key in self._asking}
+        if self._aside_wait_s is None:
+            asking.update(self._asking[key] for key in self._questions_of_past(cohort) if key in self._asking)
         if asking:
             await asyncio.wait(asking, timeout=self._aside_wait_s)
         return cohort
@@ -344,7 +355,44 @@ class _Run:
             self._asking[question] = task
             task.add_done_callback(self._forgetter(question))
 
-    def _forgetter(self, question: _Question) -> Callable[[asyncio.Task[None]], object]:
+    def _ask_past(self, cohort: Cohort) -> None:
+        """What the tokens will be in a while, were today like an earlier day: one step at a time, and never waited for.
+
+        So the steps that lie ahead come together by themselves, at the cost of one moment each.
+        """
+        for question in self._questions_of_past(cohort):
+            if self._past.is_due(question, self._now_s) and question not in self._asking:
+                task = asyncio.create_task(self._learn_past(question))
+                self._asking[question] = task
+                task.add_done_callback(self._forgetter(question))
+
+    def _questions_of_past(self, cohort: Cohort) -> list[PastQuestion]:
+        if cohort.tokens is None or not self._settings.earlier_days:
+            return []
+        shard = self._shards[cohort.shard]
+        return [PastQuestion(shard.server, shard.scope, earlier, cohort.tokens) for earlier in Earlier]
+
+    async def _learn_past(self, question: PastQuestion) -> None:
+        self._past.asked(question, self._now_s)
+        queries = question.queries(max(RECALL_STEP_S, self._settings.rate_window_s))
+        try:
+            prompts, outputs = [
+                await self._ask(question.server, query, self._rates_by_row, Lane.ASIDE) for query in queries
+            ]
+        except (PrometheusError, _PartialError) as error:
+            _log.debug("an earlier day could not be asked for", extra={"error": str(error)})
+            return
+        self._past.told(question, self._now_s, prompts, outputs)
+
+    def _rates_by_row(self, answer: Answer) -> dict[_RowKey, float]:
+        namespace = self._labels.namespace
+        return {
+            (labels.get(namespace, ""), labels[ROW]): value
+            for labels, value, _ in answer.samples
+            if labels.get(ROW) and 0 <= value < math.inf
+        }
+
+    def _forgetter(self, question: _Question | PastQuestion) -> Callable[[asyncio.Task[None]], object]:
         return lambda _: self._asking.pop(question, None)
 
     async def _learn_aside(self, question: _Question, source: Source, clock: asyncio.Task[_Result]) -> None:
@@ -554,6 +602,8 @@ class _Run:
             for position, jobs in cohort.own_latencies
         ]
 
+        past = self._past.of(self._shards[cohort.shard].server, cohort.tokens, self._now_s) if cohort.tokens else None
+
         def fill(want: Want, rows: tuple[str, ...]) -> Observations:
             builder = Builder(want)
             for signal, trouble in cohort.troubles:
@@ -572,7 +622,7 @@ class _Run:
                 _fill_own_level(builder, signal, results[job])
             for position, by_percentile in own_latencies:
                 _fill_own_latency(builder, want.latencies[position], by_percentile)
-            return _observations(builder)
+            return _observations(builder, past.workload(want.namespace, rows) if past else {})
 
         return fill
 
@@ -719,7 +769,7 @@ def _of_query(signal: str, trouble: Trouble) -> Trouble:
     return Trouble(trouble.reason, f"the query for {signal}: {trouble.sentence}")
 
 
-def _observations(builder: Builder) -> Observations:
+def _observations(builder: Builder, recalled: Mapping[Earlier, Recalled] | None = None) -> Observations:
     builder.name_sources()
     return Observations(
         by_pod=builder.by_pod,
@@ -727,4 +777,5 @@ def _observations(builder: Builder) -> Observations:
         distributions=builder.distributions,
         gaps=tuple(builder.gaps),
         gpus=builder.gpus,
+        recalled=recalled or {},
     )

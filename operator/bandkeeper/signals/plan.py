@@ -63,6 +63,8 @@ class Cohort:
     ----------
     aside
         What nothing waits for; one and the same for all cohorts that want the same of it.
+    tokens
+        Where prompt and output tokens come from, to be asked for of earlier days too.
     own_latencies
         Job per percentile of each latency that the policy queries itself.
     troubles
@@ -71,6 +73,7 @@ class Cohort:
 
     shard: int
     aside: Aside
+    tokens: tuple[Source, Source] | None = None
     wants: list[tuple[Want, tuple[str, ...]]] = field(default_factory=list)
     levels: list[tuple[Signal, Source, Job, Job]] = field(default_factory=list)
     latencies: list[tuple[int, Source, Job, Job]] = field(default_factory=list)
@@ -167,7 +170,8 @@ def cohorts(
                 )
                 all_own = shard.server not in is_named
                 budget = _Budget(queries_per_policy)
-                cohort = found[key] = _cohort(Cohort(number, aside), want, rate_window_s, budget, all_own)
+                begun = Cohort(number, aside, _tokens(want))
+                cohort = found[key] = _cohort(begun, want, rate_window_s, budget, all_own)
             cohort.wants.append((want, rows))
     return list(found.values())
 
@@ -178,6 +182,25 @@ def _asked_aside(want: Want) -> frozenset[Signal]:
     own = {source.signal for source in want.overrides}
     sources = preset.sources if preset else {}
     return frozenset(name for name in want.signals if name not in own and name in sources and sources[name].aside)
+
+
+def _tokens(want: Want) -> tuple[Source, Source] | None:
+    """The preset's sources of tokens; none where the policy wants no tokens, or has a source of its own.
+
+    Only plain counters: their rows are added up on the server, whatever their pods were called.
+    """
+    asked = (Signal.PROMPT_TOKENS, Signal.GENERATION_TOKENS)
+    preset = PRESETS.get(want.runtime)
+    if preset is None or not want.signals.issuperset(asked) or any(one.signal in asked for one in want.overrides):
+        return None
+    prompts, outputs = (preset.sources.get(signal) for signal in asked)
+    if prompts is None or outputs is None or not (_is_plain(prompts) and _is_plain(outputs)):
+        return None
+    return prompts, outputs
+
+
+def _is_plain(source: Source) -> bool:
+    return all(len(one.metrics) == 1 and one.scale == 1.0 and not one.per for one in source.any_of)
 
 
 def _aside(shard: int, want: Want, asked: frozenset[Signal], rate_window_s: float) -> Aside:

@@ -137,6 +137,17 @@ def quantiles(metric: str, scope: Scope) -> str:
     return _by_row("max by ({}, quantile) ({})", _select(metric, matchers), scope)
 
 
+def recalled(source: Source, scope: Scope, window_s: float, ago_s: float) -> str:
+    """The rate of each row's pods, whatever they were called, as it was so long ago; of a plain counter."""
+    matchers = _matchers(scope, (), scope.labels)
+    window, offset = duration(window_s), duration(ago_s)
+    return " or ".join(
+        _by_row("sum by ({}) ({})", f"{_ONCE} (rate({_select(metric, matchers)}[{window}] offset {offset}))", scope)
+        for series in source.any_of
+        for metric in series.metrics[:1]
+    )
+
+
 def expand(
     query: str, *, namespace: str, workload: str, pods: Sequence[str], window_s: float, percentile: int | None
 ) -> str:

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from bandkeeper.api.durations import parse
 from bandkeeper.api.signals import LATENCY_SIGNALS, Signal
-from bandkeeper.api.snapshot import Distribution, Gap, GPUs, Reading
+from bandkeeper.api.snapshot import Distribution, Earlier, Gap, GPUs, Reading, Recalled
 from bandkeeper.api.v1alpha1 import PrometheusSelection, SignalSource, Spec
 from bandkeeper.signals.presets import PRESETS
 
@@ -86,6 +86,7 @@ class ObservationFields(TypedDict):
     distributions: Mapping[tuple[Signal, int], Distribution]
     gaps: tuple[Gap, ...]
     gpus: Mapping[str, GPUs]
+    recalled: Mapping[Earlier, Recalled]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,7 @@ class Observations:
     distributions: Mapping[tuple[Signal, int], Distribution] = field(default_factory=dict)
     gaps: tuple[Gap, ...] = ()
     gpus: Mapping[str, GPUs] = field(default_factory=dict)
+    recalled: Mapping[Earlier, Recalled] = field(default_factory=dict)
 
     def as_fields(self) -> ObservationFields:
         """For `Snapshot(target=..., pods=..., **observations.as_fields())`."""
@@ -106,6 +108,7 @@ class Observations:
             "distributions": self.distributions,
             "gaps": self.gaps,
             "gpus": self.gpus,
+            "recalled": self.recalled,
         }
 
 

@@ -25,14 +25,17 @@ class Rule:
         """The policy as it is written."""
         return (Choice("as written", default=True),)
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, *, forecasts: bool = True) -> None:
         self._policy = setting.policy
+        self._forecasts = forecasts
         self._state = State.initial(0.0)
         self.decision: Decision | None = None
 
     def decide(self, view: View) -> Want:
         """One tick."""
         policy, snapshot, now_s = self._policy, view.snapshot, view.now_s
+        if not self._forecasts:
+            snapshot = replace(snapshot, recalled={})
         if view.floor > policy.min_replicas:
             policy = replace(policy, min_replicas=view.floor)
         decision, state = decide(policy, snapshot, self._state, now_s)

@@ -268,6 +268,14 @@ def _flash(at_s: Seconds, values: Values, rng: np.random.Generator) -> Seconds:
     return np.interp(at_s, times, [values["low"], values["high"], values["high"], values["low"]])
 
 
+def _daily_flash(at_s: Seconds, values: Values, rng: np.random.Generator) -> Seconds:
+    """A flash crowd every day, each day early or late by some chance."""
+    period_s = values["period_s"]
+    day = np.floor(at_s / period_s).astype(np.int64)
+    shifts_s = values["jitter_s"] * rng.standard_normal(int(day[-1]) + 1)
+    return _flash(at_s - day * period_s - shifts_s[day], values, rng)
+
+
 def _between(values: Values, share: Seconds) -> Seconds:
     return values["low"] + (values["high"] - values["low"]) * share
 
@@ -400,6 +408,21 @@ _LOADS: dict[str, _Load] = {
             "hold_s": _seconds("how long it stays", 0.2, "duration_s"),
             "fall_s": _seconds("how long it takes to leave", 0.1, "duration_s"),
         },
+        lengths=_lognormal,
+    ),
+    "daily-flash": _Load(
+        what="a flash crowd at the same hour every day, for three days",
+        level=_daily_flash,
+        keys={
+            **_LEVELS,
+            "at_s": _seconds("when the crowd comes, after the day's begin", 43200.0, least=0.0),
+            "jitter_s": _seconds("standard deviation of that from day to day", 60.0, least=0.0),
+            "rise_s": _seconds("how fast it comes", 15.0),
+            "hold_s": _seconds("how long it stays", 1200.0),
+            "fall_s": _seconds("how long it takes to leave", 600.0),
+            "period_s": _seconds("length of a day", 86400.0),
+        },
+        common={"duration_s": 3 * 86400.0},
         lengths=_lognormal,
     ),
     "drift": _Load(
