@@ -161,9 +161,11 @@ def run(job: tuple[Cell, int, float], percentiles: Iterable[int] = (PERCENTILE,)
     rule = Watcher(setting, judged_from_s)
     result = simulate(setting, rule, rule_name="watcher", start=replicas, warmup_s=judged_from_s, seed=seed)
     found = {name: one.value or math.inf for name, one in zip(slos, result.slos, strict=True)}
+    steps = rule.state.model.steps
+    assert isinstance(steps, StepFit)
     room = rule.state.model.batch or float(server.batch_max)
     chunk = cell.chunk if cell.told else None
-    return Seen(cell.name, replicas, rho, rule.state.model.steps, rule.traffic, round(room), chunk, found)
+    return Seen(cell.name, replicas, rho, steps, rule.traffic, round(room), chunk, found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What the demo plays: three Deployments of equal servers, one policy each, one load for all.
 
 All pods start with the same batch cap, and each fleet with what its band asks for before the load begins; what becomes
-of both is up to the policies. The fleets are of some 21 to 40 replicas, because with few replicas most loads have no
+of both is up to the policies. The fleets are of some 20 to 40 replicas, because with few replicas most loads have no
 whole number of them inside a narrow band, and because the noise of a few hundred requests is wider than the band.
 """
 
@@ -17,7 +17,7 @@ from bandkeeper.decide.policy import Batching, CostClass, Policy, resolve
 from bandkeeper.lab.server import ContinuousServer
 
 NAMESPACE = "serving"
-LOAD_S = 205
+LOAD_S = 240
 INTERVAL_S = 5
 WARM_UP_S = 8
 COLD_START_S = 5
@@ -32,7 +32,7 @@ FIRST_CAP = 48
 LOAD: dict[str, Any] = {
     "kind": "linear",
     "seed": 7,
-    "points": [[0, 240], [5, 320], [105, 320], [110, 410], [150, 410], [155, 320], [LOAD_S, 320]],
+    "points": [[0, 240], [20, 295], [115, 295], [135, 355], [185, 355], [200, 285], [LOAD_S, 285]],
 }
 BASE_LOAD = {"kind": "constant", "seed": 1, "rate_per_s": LOAD["points"][0][1]}
 # Steps as measured on an H200 with Llama-3.1-70B fp8 (aiconfigurator's silicon_sample.csv, Apache-2.0: 19.54 + .199 b,
@@ -137,7 +137,7 @@ MEMBERS = (
         ttft="1s",
         itl="30ms",
         caps=(16, 24, 32, 40, 48),
-        replicas=25,
+        replicas=27,
     ),
     Member(
         name="chat-balanced",
@@ -153,7 +153,7 @@ MEMBERS = (
         ttft="5s",
         itl="50ms",
         caps=(32, 48, 64),
-        replicas=22,
+        replicas=20,
     ),
 )
 
@@ -172,7 +172,7 @@ SETTINGS: dict[str, Any] = {"period": "1s", "restartHold": "20s", "prometheus": 
 RATES = [rate for _, rate in LOAD["points"]]
 SETTING = (
     f"Three Deployments of equal emulated servers get the same requests: {RATES[0]} a second before the load begins, "
-    f"{RATES[1]} at once, {max(RATES)} in the middle, {RATES[-1]} at the end, in {LOAD_S} s. Every pod boots with a "
+    f"{RATES[1]} soon, {max(RATES)} in the middle, {RATES[-1]} at the end, in {LOAD_S} s. Every pod boots with a "
     f"batch cap of {FIRST_CAP}, of the {CAPACITY} that it could take, and is ready {COLD_START_S} s after it is "
     f"scheduled. One operator decides every second; scale-down windows are {SCALE_DOWN_WINDOW_S} s, where the defaults "
     "are minutes."

@@ -150,6 +150,21 @@ def test_tokens_for_the_whole_workload_speak_for_all_replicas() -> None:
 
 
 @pytest.mark.parametrize(
+    ("age_s", "told", "counted"),
+    [
+        (90.0, 500.0, 500.0),
+        (30.0, 500.0, 1000.0),  # half of the window of 60 s is from before
+        (2.0, 50.0, 200.0),  # hardly anything was seen: no more than four times of it is believed
+    ],
+)
+def test_a_young_pod_counts_for_what_it_did_since_it_is_ready(age_s: float, told: float, counted: float) -> None:
+    ready = (a_pod("old", age_s=900, state_age_s=800), a_pod("new", age_s=age_s + 90, state_age_s=age_s))
+    rates = {"old": Reading(1500.0, 5.0), "new": Reading(told, 5.0)}
+    seen = replace(a_snapshot(ready=ready), by_pod={Signal.GENERATION_TOKENS: rates})
+    assert load_of(seen).output_per_s == pytest.approx(1500.0 + counted)
+
+
+@pytest.mark.parametrize(
     ("counts", "token_s"), [((100.0, 900.0, 1000.0), 0.04), ((900.0, 100.0, 1000.0), 0.1), ((0.0, 0.0, 0.0), 0.1)]
 )
 def test_the_time_between_tokens_is_the_histograms_or_littles(counts: tuple[float, ...], token_s: float) -> None:

@@ -21,6 +21,7 @@ from bandkeeper.decide.policy import Batching, LatencySLO, Policy, ThroughputSLO
 from bandkeeper.decide.prediction import predict
 from bandkeeper.decide.state import ModelMemory, Sample
 from bandkeeper.model.curve import LoadCurve
+from bandkeeper.model.steps import StepFit
 from tests.unit.builders import ITL, TTFT, a_policy
 
 CAP = 64
@@ -579,9 +580,10 @@ def test_the_first_look_at_a_load_counts_for_no_more_than_another() -> None:
 
 def test_what_is_refused_is_work_whatever_was_learned() -> None:
     fleet = Fleet().learned()
-    alpha, beta, delta = fleet.memory.steps.parameters
-    wrong = replace(fleet.memory.steps, parameters=(alpha / 3, beta / 3, delta / 3))
-    fleet.memory = replace(fleet.memory, steps=wrong)
+    steps = fleet.memory.steps
+    assert isinstance(steps, StepFit)
+    alpha, beta, delta = steps.parameters
+    fleet.memory = replace(fleet.memory, steps=replace(steps, parameters=(alpha / 3, beta / 3, delta / 3)))
     full = a_load(8.0, running=4.0 * CAP, finished_per_s=30.0, rejected_per_s=9.0)
     saturated = replace(a_demand(), saturated=True)
     demand, _ = predict(fleet.policy, full, [], saturated, (), fleet.memory, fleet.now_s)

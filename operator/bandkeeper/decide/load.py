@@ -14,6 +14,7 @@ from bandkeeper.model import histogram
 
 STALE_S = 120.0  # the reader's own limit is lower and configurable; this one only guards against a reader without any
 WARMUP_S = 60.0  # a pod ready for less than this may not have been scraped yet
+LEAST_WINDOW = 0.25  # of the rate window: from less no rate is told
 UNMEASURED_COLD_START_S = 120.0
 UNMEASURED_CREDIT_S = 600.0
 LONGEST_COLD_START_S = 3600.0
@@ -153,8 +154,8 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         produced_whole=produced is not None and produced.replicas(len(ready)) == len(ready),
         trains=_trains(policy, snapshot, ready) and not waiting_known and running.value is None,
         kv=_total(snapshot, Signal.KV_CACHE_UTILIZATION, ready).mean,
-        prompt_per_s=prompt.value,
-        output_per_s=output.value,
+        prompt_per_s=_of_whole_window(policy, snapshot, Signal.PROMPT_TOKENS, prompt, ready),
+        output_per_s=_of_whole_window(policy, snapshot, Signal.GENERATION_TOKENS, output, ready),
         told=min(output.replicas(len(ready)), prompt.replicas(len(ready))),
         token_s=_token_s(policy, snapshot, running.value, finished.value if dynamic else output.value),
         batch_size=_total(snapshot, Signal.BATCH_SIZE, ready).mean if dynamic else None,
@@ -221,6 +222,22 @@ def _total(snapshot: Snapshot, signal: Signal, ready: Sequence[Pod]) -> _Total:
     if len(values) < len(ready):
         silent = frozenset(pod.name for pod in ready if (one := get(pod.name)) is None or not _usable(one))
     return _Total(sum(values) if values else None, len(values), silent)
+
+
+def _of_whole_window(
+    policy: Policy, snapshot: Snapshot, signal: Signal, total: _Total, ready: Sequence[Pod]
+) -> float | None:
+    """A rate as if pods that are younger than its window had done all the time what they did since they are ready."""
+    window_s, readings = policy.rate_window_s, snapshot.by_pod.get(signal)
+    young = [pod for pod in ready if pod.state_age_s < window_s] if readings and total.value is not None else []
+    if not young or readings is None or total.value is None:
+        return total.value
+    more = 0.0
+    for pod in young:
+        one = readings.get(pod.name)
+        if one is not None and _usable(one):
+            more += one.value * (window_s / max(pod.state_age_s, LEAST_WINDOW * window_s) - 1)
+    return total.value + more
 
 
 def _usable(reading: Reading) -> bool:
