@@ -32,7 +32,7 @@ FIRST_CAP = 48
 LOAD: dict[str, Any] = {
     "kind": "linear",
     "seed": 7,
-    "points": [[0, 240], [20, 295], [115, 295], [135, 355], [185, 355], [200, 285], [LOAD_S, 285]],
+    "points": [[0, 240], [20, 295], [115, 295], [135, 345], [185, 345], [200, 285], [LOAD_S, 285]],
 }
 BASE_LOAD = {"kind": "constant", "seed": 1, "rate_per_s": LOAD["points"][0][1]}
 # Steps as measured on an H200 with Llama-3.1-70B fp8 (aiconfigurator's silicon_sample.csv, Apache-2.0: 19.54 + .199 b,
@@ -137,7 +137,7 @@ MEMBERS = (
         ttft="1s",
         itl="30ms",
         caps=(16, 24, 32, 40, 48),
-        replicas=27,
+        replicas=28,
     ),
     Member(
         name="chat-balanced",
@@ -145,7 +145,7 @@ MEMBERS = (
         ttft="2s",
         itl="40ms",
         caps=(32, 40, 48, 56),
-        replicas=22,
+        replicas=24,
     ),
     Member(
         name="chat-throughput",
