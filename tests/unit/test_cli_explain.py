@@ -249,7 +249,7 @@ def test_a_run_answers_by_what_it_learned(
     chosen = re.search(r"would choose (\d+) replicas at batch cap 64, for ([0-9.]+) USD an hour", out)
     assert chosen is not None
     assert float(chosen[2]) == 2 * 2.5 * int(chosen[1])  # two GPUs each
-    assert 4 / 0.7 <= int(chosen[1]) <= 9  # the work of about four
+    assert 4 / 0.7 <= int(chosen[1]) <= 11  # the work of about four, by what five minutes teach of promises
 
 
 def test_the_runs_json_stays_as_it_is(desk: Path, capsys: pytest.CaptureFixture[str], small: tuple[str, ...]) -> None:

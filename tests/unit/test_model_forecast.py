@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bandkeeper.model import forecast
@@ -237,6 +237,7 @@ def test_a_flash_that_came_once_is_ordered_for_once_more() -> None:
         max_size=40,
     )
 )
+@example([(0.0, 0.0, 0.0, None), (5e-324, 0.0, 0.0, None)])
 def test_whatever_is_seen_the_record_stays_sound(seen: list[tuple[float | None, float, float, float | None]]) -> None:
     record, now_s = NO_RECORD, 0.0
     for expected, work, gap_s, target in seen:

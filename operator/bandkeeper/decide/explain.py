@@ -152,10 +152,10 @@ def _below(scene: Scene, reason: BandReason) -> str:
 
 
 def _above(scene: Scene) -> str:
-    """Of a model's band, which is held for the mean of half a minute."""
+    """Of a model's band, which is held for a mean of a minute or two."""
     demand, high = scene.demand, scene.policy.band.high
     passes = demand is not None and demand.modelled and demand.utilization > high
-    return "a short peak, the mean of half a minute counts" if passes else ""
+    return "a short peak, the mean of a minute or two counts" if passes else ""
 
 
 def holding(scene: Scene, message: str) -> str:

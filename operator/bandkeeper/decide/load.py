@@ -14,7 +14,7 @@ from bandkeeper.model import histogram
 
 STALE_S = 120.0  # the reader's own limit is lower and configurable; this one only guards against a reader without any
 WARMUP_S = 60.0  # a pod ready for less than this may not have been scraped yet
-LEAST_WINDOW = 0.25  # of the rate window: from less no rate is told
+LEAST_WINDOW = 0.5  # of the rate window: from less no rate is told
 UNMEASURED_COLD_START_S = 120.0
 UNMEASURED_CREDIT_S = 600.0
 LONGEST_COLD_START_S = 3600.0
@@ -227,10 +227,11 @@ def _total(snapshot: Snapshot, signal: Signal, ready: Sequence[Pod]) -> _Total:
 def _of_whole_window(
     policy: Policy, snapshot: Snapshot, signal: Signal, total: _Total, ready: Sequence[Pod]
 ) -> float | None:
-    """A rate as if pods that are younger than its window had done all the time what they did since they are ready."""
+    """A rate as if pods that are younger than its window had done all the time what they did since they are ready; not
+    where no pod is older, because what had waited for the first ones comes to them at once."""
     window_s, readings = policy.rate_window_s, snapshot.by_pod.get(signal)
     young = [pod for pod in ready if pod.state_age_s < window_s] if readings and total.value is not None else []
-    if not young or readings is None or total.value is None:
+    if not young or len(young) == len(ready) or readings is None or total.value is None:
         return total.value
     more = 0.0
     for pod in young:

@@ -34,7 +34,9 @@ LEAST_BATCH = 0.2
 RATIO_WINDOWS = 5.0  # rate windows that output tokens per prompt token are a mean of: they come later than the prompt
 MEMORY_WINDOWS = {Objective.LATENCY_SENSITIVE: 24.0, Objective.BALANCED: 12.0, Objective.THROUGHPUT_SENSITIVE: 1.0}
 """Scale-down windows that the work to be ready for is remembered: two hours and one where they are 300 s."""
-MEAN_WINDOWS = 0.5  # rate windows
+MEAN_WINDOWS = 0.5  # rate windows that the band's work is a mean of, or longer:
+MEAN_REQUESTS = 500.0  # until chance is some 5 %
+MEAN_S = 120.0  # at most
 LEAD_WINDOWS = 0.75  # rate windows until a rise is seen, beside the cold start
 NOISE = 1.25  # of one request's work: Poisson arrivals whose lengths differ by 0.7 of their mean
 AIM = 0.92  # of the share that may miss: the rest is for what comes while pods are on their way
@@ -362,7 +364,12 @@ def _modelled(
     memory_s = _memory_s(policy)
     outlook = outlook.seen(work, noise, now_s, lead_s=_lead_s(policy, load), memory_s=memory_s)
     held = outlook.held()
-    mean_work = _mean(memory.mean_work, work, flow.gap_s, MEAN_WINDOWS * window_s, flow.seen_s)
+    mean_s = (
+        min(MEAN_S, max(MEAN_WINDOWS * window_s, MEAN_REQUESTS / flow.finished_per_s))
+        if flow.finished_per_s
+        else MEAN_S
+    )
+    mean_work = _mean(memory.mean_work, work, flow.gap_s, mean_s, flow.seen_s)
     traces = _traced(policy, memory.traces, Trace(now_s, work / load.ready, load.queueing))
     promises = tuple(
         _judged(

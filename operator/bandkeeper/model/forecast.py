@@ -72,7 +72,7 @@ class Levels:
 
     def scaled(self, work: float) -> float:
         """What `work` of that day would be today."""
-        if work <= 0 or self.span_s <= 0:
+        if TELLING * work <= 0 or self.span_s <= 0:
             return work
         told = min(1.0, self.then / self.span_s / (TELLING * work))
         return work * (1 + (self.scale - 1) * told)
