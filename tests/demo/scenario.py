@@ -32,7 +32,7 @@ FIRST_CAP = 48
 LOAD: dict[str, Any] = {
     "kind": "linear",
     "seed": 7,
-    "points": [[0, 240], [20, 295], [115, 295], [135, 345], [185, 345], [200, 285], [LOAD_S, 285]],
+    "points": [[0, 240], [40, 285], [95, 285], [135, 330], [185, 330], [220, 290], [LOAD_S, 290]],
 }
 BASE_LOAD = {"kind": "constant", "seed": 1, "rate_per_s": LOAD["points"][0][1]}
 # Steps as measured on an H200 with Llama-3.1-70B fp8 (aiconfigurator's silicon_sample.csv, Apache-2.0: 19.54 + .199 b,

@@ -107,11 +107,21 @@ class TestEfficiency:
                 memory = assess(seen, memory, 60.0 * number)[1]
             return memory.saturated
 
-        assert run((2, 9, 20), (2, 9, 20)) == (Saturated(2, 20, 60.0),)
-        assert run((2, 9, 20), (2, 1, 20)) == ()  # fewer waiting than replicas
-        assert run((2, 0, 20), (2, 9, 20)) == ()
-        assert run((2, 9, 20), (3, 9, 20)) == ()  # one came in between
-        assert run((2, 9, 20), (2, 9, 20), (4, 9, 0), (4, 9, 30)) == (Saturated(2, 20, 60.0), Saturated(4, 30, 180.0))
+        full, few, none = (2, 9, 20), (2, 1, 20), (2, 0, 20)
+        assert run(full, full, full) == (Saturated(2, 20, 120.0),)
+        assert run(full, full, few) == ()  # fewer waiting than replicas
+        assert run(full, none, full) == ()
+        assert run(full, full, (3, 9, 20)) == ()  # one came in between
+        more = (4, 9, 30)
+        assert run(full, full, full, (4, 9, 0), more, more) == (Saturated(2, 20, 120.0), Saturated(4, 30, 300.0))
+
+    def test_the_first_window_of_a_new_replica_is_not_its_work(self) -> None:
+        """What it begins it has not finished: taken for work, one replica more would seem to have brought much."""
+        memory = Memory()
+        for number, (ready, throughput) in enumerate([(1, 10), (1, 10), (1, 10), (2, 11), (2, 13), (2, 20), (3, 20)]):
+            seen = pods(*[a_pod(1.0, 0.1, 0.6)] * ready, waiting=50, throughput=throughput)
+            memory = assess(seen, memory, 60.0 * number)[1]
+        assert memory.saturated == (Saturated(1, 10, 120.0), Saturated(2, 20, 300.0))
 
     def test_windows_are_forgotten_after_an_hour(self) -> None:
         old = Saturated(2, 20.0, 0.0)

@@ -36,9 +36,14 @@ def overload(memory: Memory, now: Mark, settings: Thresholds) -> str:
 
 
 def saturated(memory: Memory, now: Mark, settings: Thresholds) -> Saturated | None:
-    """The window that ends now, where each replica had work waiting at both ends and none came or went."""
+    """The window that ends now, where each replica had work waiting at both ends and none came or went; nor in the one
+    before, because what a new replica begins is finished a while later.
+    """
     recent = _back(memory, now.at_s, settings)
-    if recent is None or recent.ready != now.ready or now.ready < 1 or now.throughput is None:
+    earlier = None if recent is None else _back(memory, recent.at_s, settings)
+    if recent is None or earlier is None or now.ready < 1 or now.throughput is None:
+        return None
+    if not earlier.ready == recent.ready == now.ready:
         return None
     if any(mark.waiting is None or mark.waiting < mark.ready for mark in (recent, now)) or now.throughput <= 0:
         return None
