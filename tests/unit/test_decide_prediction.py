@@ -19,7 +19,7 @@ from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy, ThroughputSLO
 from bandkeeper.decide.prediction import predict
-from bandkeeper.decide.state import ModelMemory, Sample
+from bandkeeper.decide.state import ModelMemory, Sample, Unit
 from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.misses import Shape
 from bandkeeper.model.steps import StepFit
@@ -463,6 +463,23 @@ class TestBestCap:
         assert after.mean_work == pytest.approx(factor * (before.mean_work or 0.0), rel=0.1)
         assert fleet.memory.outlook.peaks.highest() == pytest.approx(factor * (outlook.peaks.highest() or 0), rel=0.05)
         assert fleet.memory.best_cap == 32
+
+    def test_what_was_seen_with_a_worse_model_is_counted_anew(self) -> None:
+        fleet = Fleet().learned()
+        fleet.look(a_load(25.0))
+        memory, unit = fleet.memory, fleet.memory.unit
+        assert unit is not None
+        alpha_s, beta_s, delta_s = memory.steps.parameters
+        guess = Unit(StepFit((0.8 * alpha_s, 0.8 * beta_s, 0.8 * delta_s)).loosened(), unit.batch)
+        fleet.memory = replace(memory, unit=guess, outlook=memory.outlook.scaled(0.8))
+        fleet.look(a_load(10.0))
+        assert fleet.memory.outlook.peaks.highest() == pytest.approx(true_work(25.0), rel=0.05)
+
+    def test_the_past_is_not_counted_anew_for_next_to_nothing(self) -> None:
+        fleet = Fleet().learned()
+        unit = fleet.memory.unit
+        fleet.look(a_load(10.0))
+        assert fleet.memory.unit is unit
 
     def test_the_model_itself_has_no_unit(self) -> None:
         fleet = Fleet().learned()

@@ -19,7 +19,7 @@ from bandkeeper.decide.foresight import NO_RECALL, foresee, unraised
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
 from bandkeeper.decide.size import LONE_BATCH
-from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace
+from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace, Unit
 from bandkeeper.model.batches import NO_BATCHES, BatchTimes
 from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.misses import MissFit, Shape
@@ -47,6 +47,7 @@ FULLEST = 0.93
 OVERFULL = 1.0  # utilisation at which work begins to queue between two looks, whatever a look shows
 LEAST_CARRIED, MOST_CARRIED = 0.85, 1.15  # of the held work, that the fleet is believed to be there for
 SURGE_WINDOWS = 0.5  # rate windows that a surge is seen within
+KNOWN_BETTER = 0.01  # change of one request's work that the past is counted anew for
 SURGE_NOISE = 2.0  # standard deviations of what comes and goes meanwhile
 MOST_MARGIN = 4.0  # a fleet a quarter full is as fast as it gets
 KV_FULL = 0.9
@@ -172,18 +173,19 @@ def _at_cap(memory: ModelMemory, best_cap: int) -> float | None:
 
 
 def _in_new_unit(before: ModelMemory, memory: ModelMemory, flow: _Flow, best_cap: int) -> ModelMemory:
-    """Work of the past in replicas as they are now, where the cap or the server became another one."""
-    anew = memory.steps.guess is not before.steps.guess or memory.revision != before.revision
-    anew = anew or isinstance(memory.steps, BatchTimes)  # larger batches were seen, and show that replicas can do more
-    if not before.best_cap or before.batch is None or not (anew or before.best_cap != best_cap):
-        return memory
-    if not before.steps.observations:
-        return memory
-    old = before.steps.work_s(1.0, flow.outputs, before.batch).value
-    new = memory.steps.work_s(1.0, flow.outputs, memory.batch or best_cap).value
+    """Work of the past in replicas as they are now: the cap or the server became another one, or is known better."""
+    now = Unit(memory.steps, memory.batch or float(best_cap))
+    if before.unit is None:
+        return replace(memory, unit=now)
+    another = memory.steps.guess is not before.steps.guess or memory.revision != before.revision
+    another = another or isinstance(memory.steps, BatchTimes) or before.best_cap != best_cap
+    old, new = (unit.steps.work_s(1.0, flow.outputs, unit.batch).value for unit in (before.unit, now))
     factor = new / old if old > 0 and new > 0 else 1.0
+    if not another and abs(factor - 1) <= KNOWN_BETTER:
+        return memory
     mean_work = None if memory.mean_work is None else memory.mean_work * factor
-    return replace(memory, outlook=memory.outlook.scaled(factor), mean_work=mean_work, records=unraised(memory.records))
+    records = unraised(memory.records) if another else memory.records
+    return replace(memory, outlook=memory.outlook.scaled(factor), mean_work=mean_work, records=records, unit=now)
 
 
 def learned(memory: ModelMemory, now_s: float) -> Learned | None:
@@ -232,9 +234,9 @@ def relearned(policy: Policy, known: Learned, now_s: float) -> ModelMemory:
         rises=NO_PEAKS.push(known.largest_rise, now_s - known.age_s, memory_s),
     )
     steps = StepFit((known.alpha_s, known.beta_s, known.delta_s), observations=FEWEST_OBSERVATIONS / 2).loosened()
-    return ModelMemory(
-        best_cap=known.best_cap, batch=float(known.best_cap), steps=steps, outlook=outlook, updated_s=now_s
-    )
+    batch = float(known.best_cap)
+    unit = Unit(steps, batch)
+    return ModelMemory(best_cap=known.best_cap, batch=batch, steps=steps, outlook=outlook, unit=unit, updated_s=now_s)
 
 
 def first_margin(policy: Policy) -> tuple[float, Signal | None]:
@@ -292,7 +294,7 @@ class _Flow:
         return max(0.0, arrives, self.surge_per_s(load, samples, window_s, now_s) * request_s)
 
     def surge_per_s(self, load: Load, samples: Sequence[Sample], window_s: float, now_s: float) -> float:
-        """Requests that come, at least, as the growth of the last half window tells: a rate tells a jump a window late."""
+        """Requests that come at least, as the growth of half a window tells: a rate tells a jump a window late."""
         then = next((sample for sample in reversed(samples) if now_s - sample.at_s >= SURGE_WINDOWS * window_s), None)
         if then is None or load.running is None or load.waiting is None or now_s - then.at_s > window_s:
             return 0.0
