@@ -19,8 +19,9 @@ from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy, ThroughputSLO
 from bandkeeper.decide.prediction import predict
-from bandkeeper.decide.state import ModelMemory, Sample
+from bandkeeper.decide.state import ModelMemory, Sample, Unit
 from bandkeeper.model.curve import LoadCurve
+from bandkeeper.model.misses import Shape
 from bandkeeper.model.steps import StepFit
 from tests.unit.builders import ITL, TTFT, a_policy
 
@@ -254,6 +255,23 @@ class TestWork:
         then = Sample(fleet.now_s - 1, 50.0, 50.0, 0.0, 4, 2.0)
         assert fleet.look(a_load(20.0, waiting=30.0), samples=[then]).work < true_work(23.0)
 
+    @pytest.mark.parametrize(("growth", "more_per_s"), [(600.0, 17.2), (300.0, 7.4), (30.0, 0.5), (-300.0, 0.0)])
+    def test_a_jump_shows_in_what_is_in_process_before_the_rate_tells_it(
+        self, growth: float, more_per_s: float
+    ) -> None:
+        """Twenty more a second for half a minute, less what chance may be; a rate of a minute tells half of them."""
+        fleet, load = Fleet().learned(), a_load(20.0)
+        assert load.running is not None
+        running, prompts_per_s = load.running + growth, (20.0 + max(0.0, growth) / 60) * PROMPT
+        then = [Sample(fleet.now_s - ago_s, load.running, load.running, 0.0, 4, 2.0) for ago_s in (60, 30)]
+        work = fleet.look(replace(load, running=running, prompt_per_s=prompts_per_s), samples=then).work
+        assert work == pytest.approx(true_work(20.0 + more_per_s), rel=0.05)
+
+    def test_what_grew_longer_ago_than_a_rate_window_is_no_jump(self) -> None:
+        fleet, load = Fleet().learned(), a_load(20.0)
+        then = Sample(fleet.now_s - 61, 0.0, 0.0, 0.0, 4, 2.0)
+        assert fleet.look(load, samples=[then]).work == pytest.approx(true_work(20.0), rel=0.05)
+
     def test_what_is_refused_is_asked_for(self) -> None:
         demand = Fleet().learned().look(a_load(20.0, rejected_per_s=5.0))
         assert demand.work == pytest.approx(true_work(25.0), rel=0.05)
@@ -371,6 +389,28 @@ class TestPromises:
             fleet.look(a_load(10.0), [0.01])
         assert fleet.memory.promises[0].misses.weight > 0
 
+    def test_a_fleet_with_more_work_than_it_can_do_teaches_nothing(self) -> None:
+        """It is as if a queue were seen, which two looks may miss."""
+        fleet = Fleet(self.POLICY).learned(10, [0.01])
+        before = fleet.memory.promises[0].misses
+        fleet.look(a_load(20.0, ready=1), [0.9])
+        assert fleet.memory.promises[0].misses == before
+
+    @pytest.mark.parametrize(("ready", "relative"), [(4, 1.0), (5, 0.9), (8, 0.87), (3, 1.15)])
+    def test_a_margin_counts_what_was_there_for_it(self, ready: int, relative: float) -> None:
+        """Replicas that are rounded up or kept for a while keep a promise too, and those that come late do not."""
+        load = 3.0 / true_work(1.0)
+        asked = {}
+        for count in (4, ready):
+            fleet = Fleet(self.POLICY)
+            fleet.learned(30, full=[0.2])
+            fleet.memory = replace(fleet.memory, margin=4 / 3)
+            promise = fleet.memory.promises[0]
+            fleet.memory = replace(fleet.memory, promises=(replace(promise, shape=Shape(promise.misses.power)),))
+            fleet.look(a_load(load, ready=count))
+            asked[count] = fleet.memory.promises[0].shape.value
+        assert (asked[ready] / asked[4]) ** (1 / 1.7) == pytest.approx(relative, rel=0.12)
+
     def test_a_rate_is_no_latency(self) -> None:
         rate = ThroughputSLO(signal=Signal.GENERATION_TOKENS, min_per_s=100.0, window_s=60.0)
         fleet = Fleet(a_policy(slos=[rate, ITL]))
@@ -423,6 +463,23 @@ class TestBestCap:
         assert after.mean_work == pytest.approx(factor * (before.mean_work or 0.0), rel=0.1)
         assert fleet.memory.outlook.peaks.highest() == pytest.approx(factor * (outlook.peaks.highest() or 0), rel=0.05)
         assert fleet.memory.best_cap == 32
+
+    def test_what_was_seen_with_a_worse_model_is_counted_anew(self) -> None:
+        fleet = Fleet().learned()
+        fleet.look(a_load(25.0))
+        memory, unit = fleet.memory, fleet.memory.unit
+        assert unit is not None
+        alpha_s, beta_s, delta_s = memory.steps.parameters
+        guess = Unit(StepFit((0.8 * alpha_s, 0.8 * beta_s, 0.8 * delta_s)).loosened(), unit.batch)
+        fleet.memory = replace(memory, unit=guess, outlook=memory.outlook.scaled(0.8))
+        fleet.look(a_load(10.0))
+        assert fleet.memory.outlook.peaks.highest() == pytest.approx(true_work(25.0), rel=0.05)
+
+    def test_the_past_is_not_counted_anew_for_next_to_nothing(self) -> None:
+        fleet = Fleet().learned()
+        unit = fleet.memory.unit
+        fleet.look(a_load(10.0))
+        assert fleet.memory.unit is unit
 
     def test_the_model_itself_has_no_unit(self) -> None:
         fleet = Fleet().learned()

@@ -153,10 +153,13 @@ class TestShape:
         assert Shape(1.7).seen(0.0, 5.0, 15.0).value == 1.0  # no work, no request that it would be of
 
     @pytest.mark.parametrize(
-        ("work", "held", "value"), [(5.0, 5.0, 1.0), (2.5, 5.0, 0.25), (6.0, 5.0, 1.0), (3.0, 0.0, 1.0)]
+        ("work", "carried", "value"),
+        [(5.0, 5.0, 1.0), (2.5, 5.0, 0.25), (6.0, 5.0, 1.44), (60.0, 5.0, 1.69), (3.0, 0.0, 1.0)],
     )
-    def test_is_the_mean_of_what_work_is_of_what_is_held(self, work: float, held: float, value: float) -> None:
-        assert Shape(2.0).seen(work, held, 15.0).value == pytest.approx(value)
+    def test_is_the_mean_of_work_over_what_the_replicas_were_there_for(
+        self, work: float, carried: float, value: float
+    ) -> None:
+        assert Shape(2.0).seen(work, carried, 15.0).value == pytest.approx(value)
 
     def test_counts_by_work(self) -> None:
         """Nine requests in ten come at the peak, so most of them see a full fleet."""

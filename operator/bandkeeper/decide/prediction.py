@@ -19,7 +19,7 @@ from bandkeeper.decide.foresight import NO_RECALL, foresee, unraised
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, LatencySLO, Policy
 from bandkeeper.decide.size import LONE_BATCH
-from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace
+from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace, Unit
 from bandkeeper.model.batches import NO_BATCHES, BatchTimes
 from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.misses import MissFit, Shape
@@ -39,11 +39,16 @@ MEAN_REQUESTS = 500.0  # until chance is some 5 %
 MEAN_S = 120.0  # at most
 LEAD_WINDOWS = 0.75  # rate windows until a rise is seen, beside the cold start
 NOISE = 1.25  # of one request's work: Poisson arrivals whose lengths differ by 0.7 of their mean
-AIM = 0.92  # of the share that may miss: the rest is for what comes while pods are on their way
+AIM = 0.96  # of the share that may miss: the rest is for what comes while pods are on their way
 SLOW_POWER = 1.7  # tokens that wait for a prompt: as often as prompts come, and longer steps meet more of them
 WAIT_POWER = 3.0
 SLOW_PRIOR, WAIT_PRIOR = 0.75, 0.93  # utilisation at which the aim is reached, before anything is known
 FULLEST = 0.93
+OVERFULL = 1.0  # utilisation at which work begins to queue between two looks, whatever a look shows
+LEAST_CARRIED, MOST_CARRIED = 0.85, 1.15  # of the held work, that the fleet is believed to be there for
+SURGE_WINDOWS = 0.5  # rate windows that a surge is seen within
+KNOWN_BETTER = 0.01  # change of one request's work that the past is counted anew for
+SURGE_NOISE = 2.0  # standard deviations of what comes and goes meanwhile
 MOST_MARGIN = 4.0  # a fleet a quarter full is as fast as it gets
 KV_FULL = 0.9
 KV_KNOWN = 0.2  # share of the KV cache in use that tells how much of it a request takes
@@ -168,18 +173,19 @@ def _at_cap(memory: ModelMemory, best_cap: int) -> float | None:
 
 
 def _in_new_unit(before: ModelMemory, memory: ModelMemory, flow: _Flow, best_cap: int) -> ModelMemory:
-    """Work of the past in replicas as they are now, where the cap or the server became another one."""
-    anew = memory.steps.guess is not before.steps.guess or memory.revision != before.revision
-    anew = anew or isinstance(memory.steps, BatchTimes)  # larger batches were seen, and show that replicas can do more
-    if not before.best_cap or before.batch is None or not (anew or before.best_cap != best_cap):
-        return memory
-    if not before.steps.observations:
-        return memory
-    old = before.steps.work_s(1.0, flow.outputs, before.batch).value
-    new = memory.steps.work_s(1.0, flow.outputs, memory.batch or best_cap).value
+    """Work of the past in replicas as they are now: the cap or the server became another one, or is known better."""
+    now = Unit(memory.steps, memory.batch or float(best_cap))
+    if before.unit is None:
+        return replace(memory, unit=now)
+    another = memory.steps.guess is not before.steps.guess or memory.revision != before.revision
+    another = another or isinstance(memory.steps, BatchTimes) or before.best_cap != best_cap
+    old, new = (unit.steps.work_s(1.0, flow.outputs, unit.batch).value for unit in (before.unit, now))
     factor = new / old if old > 0 and new > 0 else 1.0
+    if not another and abs(factor - 1) <= KNOWN_BETTER:
+        return memory
     mean_work = None if memory.mean_work is None else memory.mean_work * factor
-    return replace(memory, outlook=memory.outlook.scaled(factor), mean_work=mean_work, records=unraised(memory.records))
+    records = unraised(memory.records) if another else memory.records
+    return replace(memory, outlook=memory.outlook.scaled(factor), mean_work=mean_work, records=records, unit=now)
 
 
 def learned(memory: ModelMemory, now_s: float) -> Learned | None:
@@ -228,9 +234,9 @@ def relearned(policy: Policy, known: Learned, now_s: float) -> ModelMemory:
         rises=NO_PEAKS.push(known.largest_rise, now_s - known.age_s, memory_s),
     )
     steps = StepFit((known.alpha_s, known.beta_s, known.delta_s), observations=FEWEST_OBSERVATIONS / 2).loosened()
-    return ModelMemory(
-        best_cap=known.best_cap, batch=float(known.best_cap), steps=steps, outlook=outlook, updated_s=now_s
-    )
+    batch = float(known.best_cap)
+    unit = Unit(steps, batch)
+    return ModelMemory(best_cap=known.best_cap, batch=batch, steps=steps, outlook=outlook, unit=unit, updated_s=now_s)
 
 
 def first_margin(policy: Policy) -> tuple[float, Signal | None]:
@@ -284,7 +290,18 @@ class _Flow:
         if begun_per_s <= 0:
             return read
         request_s = token_s * self.prompt_per_s / begun_per_s
-        return max(0.0, read + (growth_per_s + (load.rejected_per_s or 0.0)) * request_s)
+        arrives = read + (growth_per_s + (load.rejected_per_s or 0.0)) * request_s
+        return max(0.0, arrives, self.surge_per_s(load, samples, window_s, now_s) * request_s)
+
+    def surge_per_s(self, load: Load, samples: Sequence[Sample], window_s: float, now_s: float) -> float:
+        """Requests that come at least, as the growth of half a window tells: a rate tells a jump a window late."""
+        then = next((sample for sample in reversed(samples) if now_s - sample.at_s >= SURGE_WINDOWS * window_s), None)
+        if then is None or load.running is None or load.waiting is None or now_s - then.at_s > window_s:
+            return 0.0
+        span_s = now_s - then.at_s
+        growth = load.running + load.waiting - then.running - then.waiting
+        per_s = self.finished_per_s + growth / span_s
+        return per_s - SURGE_NOISE * math.sqrt(max(0.0, per_s + self.finished_per_s) / span_s)
 
 
 def _flow(policy: Policy, load: Load, memory: ModelMemory, now_s: float) -> _Flow | None:
@@ -371,13 +388,14 @@ def _modelled(
     )
     mean_work = _mean(memory.mean_work, work, flow.gap_s, mean_s, flow.seen_s)
     traces = _traced(policy, memory.traces, Trace(now_s, work / load.ready, load.queueing))
+    carried = _carried(load, memory, held)
     promises = tuple(
         _judged(
             known,
             verdict,
             traces,
             work,
-            held,
+            carried,
             flow.span_s,
             now_s,
             lone=load.batch is not None and load.batch <= LONE_BATCH,
@@ -414,6 +432,12 @@ def _modelled(
         ),
         replace(memory, error=error, margin=margin, bound_by=bound_by),
     )
+
+
+def _carried(load: Load, memory: ModelMemory, held: float) -> float:
+    """The work that the ready replicas are there for at the margin in force: more than what is held where replicas are
+    rounded up or kept for a while, less where pods come late."""
+    return min(MOST_CARRIED * held, max(LEAST_CARRIED * held, load.ready / memory.margin))
 
 
 def _promises(promises: Sequence[LearnedPromise], now_s: float) -> dict[str, Any]:
@@ -480,7 +504,8 @@ def _judged(
     window = [trace for trace in traces if now_s - trace.at_s <= verdict.window_s] or traces[-1:]
     low, high = verdict.attainment_low, verdict.attainment_high
     told = verdict.state not in (SLOState.NO_DATA, SLOState.TOO_FEW_REQUESTS) and verdict.observations != 0
-    if lone or low is None or high is None or not told or any(trace.queued for trace in window):
+    short = any(trace.queued or trace.utilization > OVERFULL for trace in window)
+    if lone or low is None or high is None or not told or short:
         return known
     power = known.misses.power
     load = math.fsum(min(FULLEST + 0.4, trace.utilization) ** power for trace in window) / len(window)
@@ -511,7 +536,7 @@ def _margin(
         if _is_lost(one, now_s):
             continue
         asked = one.misses.margin(one.shape.value)
-        spared = max(1e-9, one.shape.value ** (1 / one.misses.power))  # by what is held beyond the work
+        spared = min(1.0, max(1e-9, one.shape.value ** (1 / one.misses.power)))  # by what is held beyond the work
         present = max(present, min(MOST_MARGIN, asked / spared))
         asked = min(MOST_MARGIN, asked)
         if asked > margin:

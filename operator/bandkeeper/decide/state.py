@@ -142,6 +142,14 @@ class LearnedPromise:
         return self.signal, self.percentile
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a replica's work is counted by: times of its steps, and the requests that it has in process at its best."""
+
+    steps: StepFit | BatchTimes
+    batch: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMemory:
     """The fitted model and what it says of the past.
@@ -150,6 +158,8 @@ class ModelMemory:
     ----------
     best_cap
         Unit of the outlook: replicas at this cap.
+    unit
+        The same, as replicas were known when it was counted anew.
     revision
         Pod template that the step times are of.
     requests_per_s, prompt_per_s, output_per_s
@@ -169,6 +179,7 @@ class ModelMemory:
     """
 
     best_cap: int = 0
+    unit: Unit | None = None
     revision: str | None = None
     steps: StepFit | BatchTimes = NO_STEPS
     requests_per_s: float | None = None

@@ -16,6 +16,7 @@ _SQUARES = sum(at * at for at in _PRIOR_AT)
 _RIPE_S = 120.0
 _HOPELESS_S = 600.0  # to give a promise up takes longer than to size for it
 _LEAST_ROOM = 0.25  # of what may miss: with less left, replicas are tried as if all misses came from load
+_MOST_OVER = 1.3
 _TRIED = 0.25  # standard deviation of rho^e over its mean: so different loads tell what load does not cause
 
 
@@ -103,16 +104,16 @@ class MissFit:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Decaying mean of (work / held work)^e, weighted by work."""
+    """Decaying mean of (work / carried work)^e, weighted by work: above 1 where replicas come late."""
 
     power: float
     work: float = 0.0
     loaded: float = 0.0
 
-    def seen(self, work: float, held: float, span_s: float) -> Shape:
-        """With `span_s` seconds more."""
+    def seen(self, work: float, carried: float, span_s: float) -> Shape:
+        """With `span_s` seconds more; `carried` is the work that the replicas were there for."""
         keep = math.exp(-span_s / _MEMORY_S)
-        relative = min(1.0, work / held) ** self.power if held > 0 else 1.0
+        relative = min(_MOST_OVER, work / carried) ** self.power if carried > 0 else 1.0
         return Shape(self.power, keep * self.work + span_s * work, keep * self.loaded + span_s * work * relative)
 
     @property
