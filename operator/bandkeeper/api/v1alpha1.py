@@ -998,10 +998,10 @@ class Status(_Model):
         status: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         while (size := _size(status)) > STATUS_LIMIT_BYTES and status["history"]:
             status["history"].pop()
-        for most in (128, 64, 32, 16, 8):
+        for most, prose in ((128, False), (64, False), (32, False), (16, True), (8, True), (16, False), (8, False)):
             if size <= STATUS_LIMIT_BYTES:
                 break
-            status = _clipped(status, most)
+            status = _clipped(status, most, prose_only=prose)
             size = _size(status)
         return status
 
@@ -1010,9 +1010,18 @@ def _size(status: dict[str, Any]) -> int:
     return len(json.dumps(status, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def _clipped(value: Any, most: int) -> Any:
+_PROSE = frozenset({"message", "evidence", "remedy", "limits"})
+
+
+def _clipped(value: Any, most: int, *, prose_only: bool) -> Any:
+    """Every string, or those for people alone: a word for programs that is cut is another word."""
     if isinstance(value, dict):
-        return {key: _clipped(part, most) for key, part in value.items()}
+        return {
+            key: part
+            if prose_only and isinstance(part, str) and key not in _PROSE
+            else _clipped(part, most, prose_only=prose_only)
+            for key, part in value.items()
+        }
     if isinstance(value, list):
-        return [_clipped(part, most) for part in value]
+        return [_clipped(part, most, prose_only=prose_only) for part in value]
     return _clip(value, most)

@@ -32,18 +32,17 @@ def watch_backlog(policy: Policy, load: Load, memory: BacklogMemory, now_s: floa
     if deadline is None or left is None or not load.left_whole:
         return memory
     held = memory.held.push(left, now_s, deadline.within_s) if deadline.within_s is not None and left > 0 else NO_PEAKS
-    before, done_per_s = memory.left, load.produced_per_s
-    if before is None or now_s <= memory.changed_s:
-        return replace(memory, held=held, left=left, changed_s=now_s)
-    if left == before:
-        return replace(memory, held=held)
-    arriving = memory.arriving_per_s
-    if done_per_s is not None:
-        span_s = now_s - memory.changed_s
-        # What is put there at once is in what is left: as arrivals it would count twice.
-        now_per_s = min(done_per_s, done_per_s + (left - before) / span_s)
-        arriving += (1 - math.exp(-span_s / ARRIVALS_S)) * (now_per_s - arriving)
-    return BacklogMemory(left=left, changed_s=now_s, arriving_per_s=arriving, held=held)
+    before = memory.left
+    if before is None:
+        return BacklogMemory(left=left, changed_s=now_s, seen_s=now_s, held=held)
+    done = memory.done + (load.produced_per_s or 0.0) * (now_s - memory.seen_s)
+    span_s = now_s - memory.changed_s
+    if left == before or span_s <= 0:
+        return replace(memory, done=done, seen_s=now_s, held=held)
+    # What is put there at once is in what is left: as arrivals it would count twice.
+    arrived_per_s = min(done, done + left - before) / span_s
+    arriving = memory.arriving_per_s + (1 - math.exp(-span_s / ARRIVALS_S)) * (arrived_per_s - memory.arriving_per_s)
+    return BacklogMemory(left=left, changed_s=now_s, seen_s=now_s, arriving_per_s=arriving, held=held)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,8 @@ def queue_grows(scene: Scene, wanted: int) -> str:
     work = "" if demand is None else f", the work of {demand.work:.1f} replicas is offered to {scene.load.ready}"
     refused = scene.load.rejected_per_s or 0.0
     cause = f"{waiting:.0f} requests wait" + (f" and {refused:.1f}/s are refused" if refused >= 0.05 else "")
+    if scene.policy.drain_s is not None:
+        cause += f" and are to be done within {durations.text(scene.policy.drain_s)}"
     return f"{_change(scene, wanted)}: {cause}{work}{_cold_start(scene)}."
 
 

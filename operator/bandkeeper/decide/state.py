@@ -396,6 +396,8 @@ class BacklogMemory:
     ----------
     left, changed_s
         What was left when that changed last.
+    done, seen_s
+        What was done of it since then, until it was seen last.
     arriving_per_s
         What comes to it, as a mean of some minutes.
     held
@@ -404,6 +406,8 @@ class BacklogMemory:
 
     left: float | None = None
     changed_s: float = 0.0
+    done: float = 0.0
+    seen_s: float = 0.0
     arriving_per_s: float = 0.0
     held: Peaks = NO_PEAKS
 
