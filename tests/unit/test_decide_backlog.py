@@ -300,14 +300,19 @@ class TestMissing:
         assert counts(0.0) == {3}
         assert max(counts(400 * HOUR_S)) > 3
 
-    def test_a_person_s_count_stays_for_a_while(self) -> None:
-        crew = Crew(a_batch_policy(a_deadline(within_s=8 * HOUR_S)), left=100 * HOUR_S, workers=4)
+    @pytest.mark.parametrize("count", [1, 9])
+    def test_a_person_s_count_stays_for_a_while(self, count: int) -> None:
+        crew = Crew(a_batch_policy(a_deadline(within_s=2 * HOUR_S)), left=400 * 2 * HOUR_S, workers=4)
         crew.after(15)
-        settled = crew.workers
-        crew.old, crew.workers, crew.since_s = settled, 9, crew.now_s
-        target = replace(a_target(9), manager="kubectl")
-        decision, crew.state = decide(crew.policy, replace(crew.look(), target=target), crew.state, crew.now_s)
-        assert decision.replicas == 9
+        crew.old, crew.workers, crew.since_s = crew.workers, count, -HOUR_S
+        target = replace(a_target(count), manager="kubectl")
+        kept = []
+        for _ in range(120):
+            crew.now_s += PERIOD_S
+            decision, crew.state = decide(crew.policy, replace(crew.look(), target=target), crew.state, crew.now_s)
+            kept.append(decision.replicas == count)
+        assert all(kept[:3])
+        assert not kept[-1]
 
 
 def test_a_promised_rate_is_kept_beside_the_deadline() -> None:

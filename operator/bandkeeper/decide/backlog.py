@@ -52,7 +52,8 @@ class Due:
     Attributes
     ----------
     replicas
-        The fewest that are in time, else those that are done first; None where that is not known.
+        The fewest that are in time, else those that are done first, and none fewer than now; None where that is not
+        known.
     fewest
         So many of the present ones would do, with something to spare.
     """
@@ -149,8 +150,8 @@ def _sized(policy: Policy, deadline: Deadline, load: Load, workers: WorkersMemor
     assert load.left is not None
     counts = _permitted(policy, job)
     wanted = next((count for count in counts if job.in_time(count)), None)
-    if wanted is not None and wanted <= job.current:
-        state, shown = DeadlineState.IN_TIME, job.current
+    if wanted == job.current:
+        state, shown = DeadlineState.IN_TIME, wanted
     elif wanted is not None:
         state, shown = DeadlineState.LATE, wanted
     else:
@@ -171,16 +172,18 @@ def _sized(policy: Policy, deadline: Deadline, load: Load, workers: WorkersMemor
 
 
 def _permitted(policy: Policy, job: _Job) -> list[int]:
-    """Rising counts within the bounds that bring enough each; what is there is permitted whatever it brings, and more
-    than that must do more."""
+    """What is there, and rising counts above it within the bounds that do more and bring enough each."""
     least, step = policy.least_efficiency, max(1, policy.max_replicas // COUNTS_MOST)
-    counts = {*range(policy.min_replicas, policy.max_replicas, step), policy.max_replicas, job.current}
+    if job.in_time(job.current) or job.current >= policy.max_replicas:
+        return [job.current]
     present_per_s = job.speed(job.current)
     return [
-        count
-        for count in sorted(counts)
-        if count <= job.current
-        or (job.speed(count) > present_per_s and (least is None or (job.scaling.efficiency(count) or 1.0) >= least))
+        job.current,
+        *(
+            count
+            for count in (*range(job.current + 1, policy.max_replicas, step), policy.max_replicas)
+            if job.speed(count) > present_per_s and (least is None or (job.scaling.efficiency(count) or 1.0) >= least)
+        ),
     ]
 
 

@@ -120,7 +120,7 @@ def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
         message = explain.joined(explain.cap_undone(cap.undone_by), message)
     demand = scene.demand
     waits = any(is_wait(verdict, scene.load) for verdict in breached(scene.verdicts))
-    pressing = waits or (demand is not None and demand.saturated)
+    pressing = waits or (demand is not None and demand.saturated and scene.due is None)
     pressing = pressing and (cap.stuck or demand is None or not demand.batch_first)
     return Decision(
         replicas=wanted.replicas,

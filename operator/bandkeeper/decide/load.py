@@ -167,7 +167,10 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         left=left.value if left else None,
         left_whole=left is not None and bool(ready) and left.replicas(len(ready)) == len(ready),
         backlogged=bool(left and made is not None and (left.value or 0.0) > made * policy.rate_window_s),
-        works_off=running.value is None and left is not None and (left.value is not None or made is not None),
+        works_off=running.value is None
+        and not waiting_known
+        and left is not None
+        and (left.value is not None or made is not None),
         trains=_trains(policy, snapshot, ready) and not waiting_known and running.value is None,
         kv=_total(snapshot, Signal.KV_CACHE_UTILIZATION, ready).mean,
         prompt_per_s=_of_whole_window(policy, snapshot, Signal.PROMPT_TOKENS, prompt, ready),

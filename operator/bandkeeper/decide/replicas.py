@@ -98,7 +98,8 @@ def _by_deadline(scene: Scene, state: State, due: Due) -> tuple[Wanted, State]:
         written_s=state.ownership.written_s,
         now_s=now_s,
     )
-    need, fewest = max(due.replicas or 0, promised.replicas or 0), due.fewest
+    asked = due.replicas if due.replicas is not None and due.replicas > current else 0
+    need, fewest = max(asked, promised.replicas or 0), due.fewest
     if load.left and scene.verdicts:
         fewest = max(fewest, fewest_workers(load, scene.verdicts, state.workers, current, now_s))
     scale = replace(
@@ -210,8 +211,9 @@ def _more(
     scene: Scene, state: State, need: int, band: int | None, queue: int | None, promised: size.PromiseSize
 ) -> Wanted:
     current, demand = scene.current, scene.demand
-    urgent = promised.replicas is not None or demand is None or demand.saturated or demand.utilization >= 1
-    urgent = urgent or _broken_bound(scene) is not None
+    urgent = promised.replicas is not None or _broken_bound(scene) is not None
+    if scene.due is None:
+        urgent = urgent or demand is None or demand.saturated or demand.utilization >= 1
     if not urgent and state.ownership.hold_until_s > scene.now_s:
         message = explain.person_holds(scene, state.ownership, need)
         return Wanted(replicas=current, reason=Reason.HOLDING, message=message, limit=_lost(scene))
