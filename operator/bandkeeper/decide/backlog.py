@@ -127,9 +127,11 @@ def due(
     left_s = _left_s(deadline, wall_s)
     if left_s is None:
         return _unknown(current, "the time of day is not known here; write backlog.within instead of backlog.by")
+    if load.left <= 0 and not load.left_whole:
+        return _unknown(current, f"how much is left is not known of every ready pod: see {deadline.backlog}")
     if load.left <= 0:
-        state, message = DeadlineState.NOTHING_LEFT, DeadlineState.NOTHING_LEFT.meaning
-        return Due(replicas=0, fewest=1 if load.left_whole else current, verdict=DeadlineVerdict(state, message, 0.0))
+        verdict = DeadlineVerdict(DeadlineState.NOTHING_LEFT, DeadlineState.NOTHING_LEFT.meaning, 0.0)
+        return Due(replicas=0, fewest=1, verdict=verdict)
     scaling = Scaling.of(workers.seen)
     if not scaling.seen:
         return _unknown(current, f"{_left(deadline, load.left)}; what the present replicas do is measured first")
@@ -155,11 +157,8 @@ def _sized(policy: Policy, deadline: Deadline, load: Load, workers: WorkersMemor
     elif wanted is not None:
         state, shown = DeadlineState.LATE, wanted
     else:
-        state, shown = (
-            DeadlineState.UNREACHABLE,
-            min(counts, key=lambda count: (job.finish_s(count, job.left), -job.speed(count), count)),
-        )
-        wanted = shown
+        state = DeadlineState.UNREACHABLE
+        wanted = shown = min(counts, key=lambda count: (job.finish_s(count, job.left), -job.speed(count), count))
     finish_s = job.finish_s(shown, load.left)
     first = wanted
     if load.trains:  # farther is not predicted, and a resize in vain costs a restart
@@ -221,10 +220,10 @@ def _left(deadline: Deadline, left: float) -> str:
 
 def _message(state: DeadlineState, deadline: Deadline, left: float, job: _Job, replicas: int, finish_s: float) -> str:
     count = "1 replica" if replicas == 1 else f"{replicas} replicas"
-    passed = job.left_s <= 0
-    time = (
-        f"the deadline passed {durations.text(-job.left_s)} ago" if passed else f"{durations.text(job.left_s)} remain"
-    )
+    if job.left_s <= 0:
+        time = f"the deadline passed {durations.text(-job.left_s)} ago"
+    else:
+        time = f"{durations.text(job.left_s)} remain"
     done = (
         f"more arrives than {count} do"
         if math.isinf(finish_s)
