@@ -78,6 +78,13 @@ def _scale_down(**rules: Any) -> Document:
     return {"scaleDown": rules}
 
 
+def _job(*, signals: object = LEFT_OUT, **backlog: Any) -> Document:
+    """A batch job whose backlog is counted in samples, with the signal that tells it."""
+    fields: Document = {"rate": "Samples", "within": "4h"}
+    own = [{"signal": "Backlog", "query": "sum(samples_left)"}] if signals is LEFT_OUT else signals
+    return a_policy(objective="ThroughputSensitive", slos=LEFT_OUT, signals=own, backlog=_changed(fields, backlog))
+
+
 def _limits(count: int = 1, **changed: Any) -> Document:
     limits = [
         _changed({"type": "Pods", "value": number, "periodSeconds": 60}, changed) for number in range(1, count + 1)
@@ -147,6 +154,14 @@ GOOD = [
     ("power with a batch cap", a_policy(batch=_batch(), constraints={"powerWattsPerGPU": 60})),
     ("no constraint", a_policy(constraints={})),
     ("parallel efficiency", a_policy(constraints={"parallelEfficiencyPercent": 75})),
+    ("a minute for a queue", a_policy(behavior={"drainSeconds": 60})),
+    ("backlog within a time", _job()),
+    ("backlog within a month", _job(within="720h")),
+    ("backlog by a time", _job(within=LEFT_OUT, by="2026-12-01T06:00:00Z")),
+    ("backlog by a leap day", _job(within=LEFT_OUT, by="2028-02-29T23:59:59Z")),
+    ("backlog of the requests in the servers", _job(rate="RequestsFinished", signals=[])),
+    ("backlog beside a rate", a_policy(objective="ThroughputSensitive", slos=_rate(),
+                                       backlog={"rate": "RequestsFinished", "within": "1m"})),
     ("name of 63 characters", a_policy(root={"metadata": {"name": "a" * 63}})),
     ("paused", a_policy(root={"metadata": {"name": "chat", "annotations": {"bandkeeper.dev/paused": "true"}}})),
     ("a status is not taken", a_policy(root={"status": {"coldStart": 5, "lastDecision": {"message": 5}}})),
@@ -393,6 +408,28 @@ BAD = [
      "spec.constraints.parallelEfficiencyPercent", "must be at most 100"),
     ("parallel efficiency as a share", a_policy(constraints={"parallelEfficiencyPercent": 0.75}),
      "spec.constraints.parallelEfficiencyPercent", "must be a whole number, not 0.75"),
+    ("no time for a queue", a_policy(behavior={"drainSeconds": 0}), "spec.behavior.drainSeconds", "must be at least 5"),
+    ("two hours for a queue", a_policy(behavior={"drainSeconds": 7200}),
+     "spec.behavior.drainSeconds", "must be at most 3600"),
+    ("time for a queue as a duration", a_policy(behavior={"drainSeconds": "5m"}),
+     "spec.behavior.drainSeconds", 'must be a whole number, not "5m"'),
+    ("backlog without a deadline", _job(within=LEFT_OUT), "spec.backlog", "must have exactly one of within"),
+    ("backlog with two deadlines", _job(by="2026-12-01T06:00:00Z"), "spec.backlog", "must have exactly one of within"),
+    ("backlog without a rate", _job(rate=LEFT_OUT), "spec.backlog.rate", "must be set to one of RequestsFinished"),
+    ("backlog in seconds", _job(rate="QueueTime"), "spec.backlog.rate", "must be one of RequestsFinished"),
+    ("backlog at once", _job(within="59s"), "spec.backlog.within", "must be a duration, from 1m to 720h"),
+    ("backlog in days", _job(within="3d"), "spec.backlog.within", "must be a duration, from 1m to 720h"),
+    ("backlog by a day", _job(within=LEFT_OUT, by="2026-12-01"), "spec.backlog.by", "must be a time in UTC"),
+    ("backlog by local time", _job(within=LEFT_OUT, by="2026-12-01T06:00:00"), "spec.backlog.by", "must be a time"),
+    ("backlog by the 30th of February", _job(within=LEFT_OUT, by="2026-02-30T06:00:00Z"),
+     "spec.backlog.by", "must be a time in UTC, such as 2026-12-01T06:00:00Z"),
+    ("backlog by the leap day of a common year", _job(within=LEFT_OUT, by="2027-02-29T06:00:00Z"),
+     "spec.backlog.by", "must be a time in UTC"),
+    ("backlog by hour 24", _job(within=LEFT_OUT, by="2026-12-01T24:00:00Z"), "spec.backlog.by", "must be a time"),
+    ("backlog that latency matters to", a_policy(backlog={"rate": "RequestsFinished", "within": "1h"}),
+     "spec.objective", "must be ThroughputSensitive beside backlog"),
+    ("backlog of samples that nobody counts", _job(signals=[]), "spec.signals", "must give the signal Backlog"),
+    ("backlog in other letters", _job(dueBy="5m"), "spec.backlog.dueBy", "must be left out"),
     ("Prometheus as a string", a_policy(prometheus="http://prometheus:9090"), "spec.prometheus",
      "must be an object with the fields name, url"),
 ]  # fmt: skip
@@ -498,6 +535,8 @@ def a_full_status(letter: str = "m") -> v1alpha1.Status:
             batch_rule="Continuous",
             power_watts_per_gpu=10_000,
             parallel_efficiency_percent=100,
+            drain_seconds=3600,
+            deadline="2026-12-01T06:00:00Z",
             scale_up=limits,
             scale_down=limits,
             fallback=v1alpha1.Fallback(behavior=v1alpha1.FallbackBehavior.REPLICAS, replicas=10_000),

@@ -15,7 +15,7 @@ from typing import TypeVar
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.reasons import Reason, SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import (
     Distribution,
@@ -39,6 +39,7 @@ from bandkeeper.decide.policy import (
     BatchControl,
     Batching,
     CostClass,
+    Deadline,
     Fallback,
     LatencySLO,
     Policy,
@@ -85,6 +86,17 @@ batches = st.builds(
     cost_class=st.sampled_from([*CostClass, CostClass.ROLLOUT, CostClass.ROLLOUT]),
     expected_delay_s=st.sampled_from([0.0, 5.0, 90.0]),
 )
+deadlines = st.builds(
+    Deadline,
+    backlog=st.sampled_from([Signal.BACKLOG, Signal.REQUESTS_WAITING]),
+    rate=st.just(Signal.REQUESTS_FINISHED),
+    within_s=st.sampled_from([60.0, 3600.0]),
+) | st.builds(
+    Deadline,
+    backlog=st.just(Signal.BACKLOG),
+    rate=st.just(Signal.GENERATION_TOKENS),
+    by_s=st.sampled_from([-60.0, 600.0, 1e5]),
+)
 
 
 @st.composite
@@ -106,6 +118,8 @@ def policies(draw: st.DrawFn) -> Policy:
         default_capacity=64,
         restart_hold_s=draw(st.sampled_from([0.0, 0.0, 0.0, 300.0])),
         rate_window_s=draw(st.sampled_from([15.0, 15.0, 60.0])),
+        drain_s=draw(mostly(None, 5.0, 600.0, weight=4)),
+        deadline=draw(st.none() | st.none() | deadlines),
     )
 
 
@@ -149,6 +163,7 @@ class Scene:
     running: float
     waiting: float | None
     rates: dict[Signal, float]
+    left: float | None
     token_s: float | None
     tokenless: int
     silent: int
@@ -201,12 +216,16 @@ class Scene:
             },
             distributions=looks,
             gaps=(gap,) if self.waiting is None else (),
+            totals={} if self.left is None else {Signal.BACKLOG: Reading(self.left, 1.0)},
+            wall_s=0.0,
         )
 
-    @property
-    def complete(self) -> bool:
-        """Every ready pod told what it runs and what waits, in numbers."""
-        numbers = all(value is not None and 0 <= value < math.inf for value in (self.running, self.waiting))
+    def complete(self, policy: Policy) -> bool:
+        """Every ready pod told what it runs and what waits, in numbers; and what a backlog has left is one too."""
+        needed = [self.running, self.waiting]
+        if policy.deadline is not None and policy.deadline.backlog is Signal.BACKLOG:
+            needed += [self.left, self.rates.get(policy.deadline.rate)]
+        numbers = all(value is not None and 0 <= value < math.inf for value in needed)
         return self.ready != 0 and not self.silent and numbers
 
 
@@ -240,6 +259,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         running=running,
         waiting=waiting,
         rates={signal: rates[signal] for signal in kept},
+        left=draw(mostly(1e6, 1e4, 0.0, None, math.nan, weight=4)),
         token_s=draw(st.sampled_from([None, 0.02, 0.05, 0.2])),
         tokenless=draw(mostly(0, 0, 1, 3)),
         silent=draw(mostly(0, 1, 20)),
@@ -321,10 +341,10 @@ def test_bounds_hold_and_outside_only_leads_back(policy: Policy, sequence: list[
 def test_missing_data_never_lowers(policy: Policy, sequence: list[Scene], start: int) -> None:
     for step in driven(policy, sequence, start):
         wanted = step.decision.replicas
-        if not step.scene.complete and wanted is not None and step.current <= policy.max_replicas:
+        if not step.scene.complete(policy) and wanted is not None and step.current <= policy.max_replicas:
             assert wanted >= step.current
         lowered = step.cap is not None and step.decision.cap is not None and step.decision.cap < step.cap
-        if not step.scene.complete and not step.decision.rollback and (step.cap or 0) <= most_of(policy):
+        if not step.scene.complete(policy) and not step.decision.rollback and (step.cap or 0) <= most_of(policy):
             read_back = {pod.cap for pod in step.snapshot.pods}
             assert not lowered or step.decision.cap in read_back  # somebody else rolled it out
 
@@ -685,6 +705,9 @@ def test_the_strategy_reaches_what_it_is_for() -> None:
             seen["modelled, raised"] += modelled and wanted is not None and wanted > step.current
             seen["modelled, let go"] += modelled and wanted is not None and wanted < min(step.current, 24)
             seen["modelled, promise judged"] += any(one.misses.ripe for one in step.state.model.promises)
+            if policy.deadline is not None and wanted is not None:
+                seen["deadline, raised"] += wanted > step.current and step.decision.reason is Reason.BACKLOG_DEADLINE
+                seen["deadline, let go"] += wanted < step.current and step.decision.reason is Reason.BACKLOG_DEADLINE
             seen["raised"] += wanted is not None and wanted > step.current
             seen["let go"] += wanted is not None and wanted < step.current and inside(policy, step.current)
             seen["cap lowered"] += step.cap is not None and cap is not None and cap < step.cap
@@ -692,6 +715,6 @@ def test_the_strategy_reaches_what_it_is_for() -> None:
             seen["rollouts"] += step.before.cap.rollout_s != step.state.cap.rollout_s
 
     count()
-    assert len(seen) == 10
+    assert len(seen) == 12
     assert all(seen.values()), dict(seen)
     assert seen["modelled"] > 0.05 * seen["ticks"], dict(seen)

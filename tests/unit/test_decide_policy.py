@@ -11,6 +11,7 @@ from bandkeeper.api.v1alpha1 import FallbackBehavior, SelectPolicy, Spec
 from bandkeeper.decide.policy import (
     Batching,
     CostClass,
+    Deadline,
     LatencySLO,
     Policy,
     PolicyError,
@@ -92,6 +93,31 @@ def test_a_limit_of_power_comes_with_finer_caps() -> None:
 def test_an_efficiency_becomes_a_ratio() -> None:
     assert resolved(a_spec(constraints={"parallelEfficiencyPercent": 75})).least_efficiency == 0.75
     assert resolved(a_spec(constraints={})).least_efficiency is None
+
+
+def test_a_time_for_a_queue_is_none_where_nobody_wrote_one() -> None:
+    assert resolved(a_spec()).drain_s is None
+    assert resolved(a_spec(behavior={"drainSeconds": 300})).drain_s == 300.0
+
+
+@pytest.mark.parametrize(
+    ("backlog", "signals", "want"),
+    [
+        (None, [], None),
+        (
+            {"rate": "RequestsFinished", "within": "1h30m"},
+            [],
+            Deadline(backlog=Signal.REQUESTS_WAITING, rate=Signal.REQUESTS_FINISHED, within_s=5400.0),
+        ),
+        (
+            {"rate": "Samples", "by": "2026-12-01T06:00:00Z"},
+            [{"signal": "Backlog", "query": "sum(left)"}],
+            Deadline(backlog=Signal.BACKLOG, rate=Signal.SAMPLES, by_s=1_796_104_800.0),
+        ),
+    ],
+)
+def test_a_deadline_has_its_signals_and_a_time(backlog: Any, signals: list[Any], want: Deadline | None) -> None:
+    assert resolved(a_spec("ThroughputSensitive", backlog=backlog, signals=signals)).deadline == want
 
 
 def test_promises_become_numbers() -> None:

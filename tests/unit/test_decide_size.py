@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bandkeeper.api.reasons import BandReason, Reason, SLOState
 from bandkeeper.api.signals import Signal
@@ -17,7 +19,7 @@ from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.engine import decide, written
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.ownership import recorded
-from bandkeeper.decide.policy import Policy, ThroughputSLO
+from bandkeeper.decide.policy import Deadline, Policy, ThroughputSLO
 from bandkeeper.decide.state import (
     EVENTS_LIMIT,
     Order,
@@ -117,6 +119,40 @@ class TestQueue:
         assert size.for_queue(policy, demand, queue) is None
         assert size.for_queue(policy, demand, queue, stuck_at=32) == 21
         assert size.for_queue(policy, replace(demand, batch_first=False), queue) == 11
+
+    @pytest.mark.parametrize(("drain_s", "want"), [(None, 7), (60.0, 1003), (600.0, 103), (3600.0, 19)])
+    def test_a_time_that_a_person_wrote_is_kept_whatever_it_takes(self, drain_s: float | None, want: int) -> None:
+        demand = a_demand(2.12, saturated=True, request_s=0.1)
+        queue = a_load(2, waiting=600_000)
+        assert size.for_queue(replace(a_policy(), drain_s=drain_s), demand, queue) == want
+
+    def test_not_by_a_guessed_length_of_a_request(self) -> None:
+        policy, demand = replace(a_policy(), drain_s=5.0), a_demand(2.0, saturated=True)
+        assert size.for_queue(policy, demand, a_load(2, waiting=1e6)) == 6
+
+    @given(
+        st.floats(0, 1e5), st.floats(0, 1e5), st.floats(5, 3600), st.floats(5, 3600), st.floats(0, 50), st.booleans()
+    )
+    def test_more_waiting_or_less_time_never_asks_for_fewer(
+        self, one: float, other: float, time_s: float, other_s: float, work: float, written: bool
+    ) -> None:
+        demand, policy = a_demand(work, saturated=True, request_s=0.1), a_policy()
+
+        def asked(waiting: float, drain_s: float) -> int:
+            found = size.for_queue(
+                replace(policy, drain_s=drain_s if written else None), demand, a_load(4, waiting=waiting)
+            )
+            assert found is not None
+            return found
+
+        few = asked(min(one, other), max(time_s, other_s))
+        more = asked(max(one, other), max(time_s, other_s))
+        assert few <= more <= asked(max(one, other), min(time_s, other_s))
+
+    def test_a_deadline_takes_its_place(self) -> None:
+        deadline = Deadline(backlog=Signal.REQUESTS_WAITING, rate=Signal.REQUESTS_FINISHED, within_s=3600.0)
+        demand = a_demand(2.12, saturated=True, request_s=0.1)
+        assert size.for_queue(replace(a_policy(), deadline=deadline), demand, a_load(2, waiting=600)) is None
 
     def test_no_queue_asks_for_nothing(self) -> None:
         assert size.for_queue(a_policy(), a_demand(2.12), a_load()) is None

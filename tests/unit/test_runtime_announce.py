@@ -81,6 +81,17 @@ TRANSITIONS: list[tuple[str, Status, Status, list[str]]] = [
         a_status(**OK, WithinPower=("False", "PowerUnreachable")),
         ["PowerUnreachable"],
     ),
+    (
+        "a deadline that cannot be kept, once",
+        a_status(**OK),
+        a_status(
+            **OK,
+            ScalingLimited=("True", "DeadlineUnreachable"),
+            WithinDeadline=("False", "DeadlineUnreachable"),
+        ),
+        ["DeadlineUnreachable"],
+    ),
+    ("a deadline that more replicas keep", a_status(**OK), a_status(**OK, WithinDeadline=("False", "Late")), []),
     ("a promise that is broken is no event", a_status(**OK), a_status(**OK, WithinSLO=("False", "Breached")), []),
 ]
 

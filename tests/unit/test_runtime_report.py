@@ -10,14 +10,14 @@ import pytest
 
 from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Scale
-from bandkeeper.api.reasons import PowerState
+from bandkeeper.api.reasons import DeadlineState, PowerState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.api.v1alpha1 import Spec, Status
 from bandkeeper.api.validation import validate
-from bandkeeper.decide.decision import PowerVerdict
+from bandkeeper.decide.decision import DeadlineVerdict, PowerVerdict
 from bandkeeper.decide.engine import decide
-from bandkeeper.decide.policy import BatchControl, Batching, CostClass, resolve
+from bandkeeper.decide.policy import BatchControl, Batching, CostClass, Deadline, resolve
 from bandkeeper.kube.discovery import TargetError, TargetProblem
 from bandkeeper.kube.objects import ObjectRef
 from bandkeeper.runtime.conflicts import Conflict
@@ -284,3 +284,37 @@ def test_power_is_shown_where_it_is_limited() -> None:
         assert conditions(found)["WithinPower"] == ("Unknown", "NoData")
     assert "power" not in told(tracked()).stored()
     assert conditions(tracked())["WithinPower"] == ("Unknown", "NoLimit")
+
+
+def test_a_deadline_is_shown_where_there_is_one() -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    document["metadata"] = {"name": "chat"}
+    document["spec"] |= {"objective": "ThroughputSensitive", "backlog": {"rate": "RequestsFinished", "within": "4h"}}
+    spec = validate(document)
+    assert isinstance(spec, Spec)
+    base = managed()
+    assert base.policy is not None
+    deadline = Deadline(backlog=Signal.REQUESTS_WAITING, rate=Signal.REQUESTS_FINISHED, within_s=14_400.0)
+    policy = dataclasses.replace(base.policy, deadline=deadline)
+    found = tracked(managed(spec=spec, policy=policy, effective=effective_of(policy, spec, period_s=15.0)))
+    effective = told(found).stored()["effective"]
+    assert (effective["deadline"], "drainSeconds" in effective) == ("4h", False)
+    assert conditions(found)["WithinDeadline"] == ("Unknown", "NoData")
+
+    assert found.decision is not None
+    for state, status in (
+        (DeadlineState.IN_TIME, "True"),
+        (DeadlineState.NOTHING_LEFT, "True"),
+        (DeadlineState.LATE, "False"),
+        (DeadlineState.UNREACHABLE, "False"),
+        (DeadlineState.NO_DATA, "Unknown"),
+    ):
+        found.decision = dataclasses.replace(found.decision, deadline=DeadlineVerdict(state, "12 requests are left."))
+        assert conditions(found)["WithinDeadline"] == (status, state.value)
+
+    found.decision = None
+    assert conditions(found)["WithinDeadline"] == ("Unknown", "NoData")
+    assert conditions(tracked())["WithinDeadline"] == ("Unknown", "NoDeadline")
+    drained = dataclasses.replace(base.policy, drain_s=300.0)
+    for each, want in ((drained, 300), (base.policy, 60)):
+        assert effective_of(each, spec.model_copy(update={"backlog": None}), period_s=15.0).drain_seconds == want

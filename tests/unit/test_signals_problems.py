@@ -86,6 +86,31 @@ def test_a_good_policy_has_none() -> None:
             "write one of GenerationTokens, PromptTokens, RequestsFinished",
         ),
         (
+            {
+                "objective": "ThroughputSensitive",
+                "slos": [],
+                "signals": [{"signal": "Backlog", "metric": "left"}],
+                "backlog": {"rate": "Samples", "within": "1h"},
+            },
+            ProblemReason.BACKLOG_WITHOUT_SOURCE,
+            "runtime VLLM has no source for the backlog's Samples: give it one in spec.signals, such as "
+            "{signal: Samples, metric: NAME}",
+        ),
+        (
+            {
+                "runtime": "Generic",
+                "objective": "ThroughputSensitive",
+                "slos": [],
+                "signals": [
+                    {"signal": "RequestsFinished", "metric": "done_total"},
+                    {"signal": "RequestsRunning", "metric": "running"},
+                ],
+                "backlog": {"rate": "RequestsFinished", "within": "1h"},
+            },
+            ProblemReason.BACKLOG_WITHOUT_SOURCE,
+            "{signal: RequestsWaiting, metric: NAME}, or give the signal Backlog",
+        ),
+        (
             {"prometheus": {"name": "defualt"}},
             ProblemReason.PROMETHEUS_NOT_ALLOWED,
             "spec.prometheus.name 'defualt' is unknown: write one of: default",

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Self
 
-from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, SLOState
+from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, PowerState, SLOState
 from bandkeeper.api.v1alpha1 import Condition, ConditionStatus
 
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
@@ -38,6 +38,7 @@ class ConditionType(StrEnum):
     PAUSED = "Paused", "A person paused the policy, so nothing is written."
     BATCH_APPLIED = "BatchApplied", "The wanted batch cap is in force in every pod."
     WITHIN_POWER = "WithinPower", "No GPU draws more power than constraints.powerWattsPerGPU allows."
+    WITHIN_DEADLINE = "WithinDeadline", "The backlog is done by its deadline."
 
 
 class _Reason(StrEnum):
@@ -62,6 +63,11 @@ class ReadyReason(_Reason):
     UNKNOWN_RUNTIME = "UnknownRuntime", _FALSE, "There is no preset of this name; the message lists those there are."
     UNKNOWN_SIGNAL = "UnknownSignal", _FALSE, "A signal of this name does not exist; the message lists those that do."
     SLO_WITHOUT_SOURCE = "SLOWithoutSource", _FALSE, "Neither the runtime nor spec.signals gives an SLO's signal."
+    BACKLOG_WITHOUT_SOURCE = (
+        "BacklogWithoutSource",
+        _FALSE,
+        "Neither the runtime nor spec.signals gives the backlog, or the rate at which it is done.",
+    )
     INVALID_SLO = "InvalidSLO", _FALSE, "An SLO asks of its signal what that signal cannot promise."
     PROMETHEUS_NOT_ALLOWED = (
         "PrometheusNotAllowed",
@@ -155,6 +161,12 @@ class WithinPowerReason(_Reason):
     NO_LIMIT = "NoLimit", _UNKNOWN, "The policy limits no power."
 
 
+class WithinDeadlineReason(_Reason):
+    """The reason of WithinDeadline beside those of `DeadlineState`."""
+
+    NO_DEADLINE = "NoDeadline", _UNKNOWN, "The policy has no backlog with a deadline."
+
+
 INITIALIZING = "Initializing"
 
 
@@ -172,6 +184,7 @@ def _documented(*groups: Iterable[_Reason]) -> dict[str, Meaning]:
 
 _SLO_STATUS = {SLOState.MET: _TRUE, SLOState.BREACHED: _FALSE, SLOState.UNREACHABLE: _FALSE}
 _POWER_STATUS = {PowerState.WITHIN: _TRUE, PowerState.NO_DATA: _UNKNOWN}
+_DEADLINE_STATUS = {DeadlineState.LATE: _FALSE, DeadlineState.UNREACHABLE: _FALSE, DeadlineState.NO_DATA: _UNKNOWN}
 _BAND_STATUS = {BandReason.IN_BAND: _TRUE, BandReason.UNKNOWN: _UNKNOWN}
 
 REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
@@ -195,6 +208,10 @@ REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
     ConditionType.WITHIN_POWER: {
         **{state.value: Meaning(_POWER_STATUS.get(state, _FALSE), state.meaning) for state in PowerState},
         **_documented(WithinPowerReason),
+    },
+    ConditionType.WITHIN_DEADLINE: {
+        **{state.value: Meaning(_DEADLINE_STATUS.get(state, _TRUE), state.meaning) for state in DeadlineState},
+        **_documented(WithinDeadlineReason),
     },
 }
 """Every reason that each condition may have; every condition also has `INITIALIZING`, with status Unknown."""

@@ -29,6 +29,7 @@ class Reason(_Documented):
         "DemandForeseen",
         "Work rose at this hour on an earlier day, which foretold the last hours well, so replicas are added in time.",
     )
+    BACKLOG_DEADLINE = "BacklogDeadline", "So many replicas finish the backlog by its deadline, and fewer would not."
     QUEUE_GROWS = "QueueGrows", "Work arrives faster than it is done, so replicas are added at once."
     SLO_BREACHED = "SLOBreached", "A promise is broken and replicas are what can mend it."
     SLO_UNREACHABLE = "SLOUnreachable", "A promise is broken that neither more replicas nor a smaller batch can keep."
@@ -83,6 +84,10 @@ class LimitReason(_Documented):
         "LowParallelEfficiency",
         "One worker more would do less than constraints.parallelEfficiencyPercent of what few do.",
     )
+    DEADLINE_UNREACHABLE = (
+        "DeadlineUnreachable",
+        "No permitted replica count finishes the backlog by its deadline; the message has the best reachable finish.",
+    )
     UNSCHEDULABLE = "Unschedulable", "Ordered pods find no node with a free GPU."
     IMAGE_PULL_FAILED = "ImagePullFailed", "Ordered pods cannot pull their image."
     CRASH_LOOP = "CrashLoop", "Ordered pods crash again and again."
@@ -114,3 +119,13 @@ class PowerState(_Documented):
     )
     UNREACHABLE = "PowerUnreachable", "Power is above its limit at the smallest batch cap; the message says what helps."
     NO_DATA = "NoData", "The power of the GPUs is not known, so it moves no batch cap."
+
+
+class DeadlineState(_Documented):
+    """How a backlog stands to its deadline."""
+
+    IN_TIME = "InTime", "The present replicas finish the backlog in time."
+    LATE = "Late", "The present replicas would finish the backlog too late; more of them are in time."
+    UNREACHABLE = LimitReason.DEADLINE_UNREACHABLE.value, LimitReason.DEADLINE_UNREACHABLE.meaning
+    NOTHING_LEFT = "NothingLeft", "Nothing is left to do."
+    NO_DATA = "NoData", "How much is left, or how fast it is done, is not known (yet), so nothing is lowered."

@@ -26,6 +26,7 @@ class Signal(StrEnum):
     PROMPT_TOKENS = "PromptTokens"
     GENERATION_TOKENS = "GenerationTokens"
     SAMPLES = "Samples"
+    BACKLOG = "Backlog"
     BATCH_SIZE = "BatchSize"
     KV_CACHE_UTILIZATION = "KVCacheUtilization"
     TIME_TO_FIRST_TOKEN = "TimeToFirstToken"
@@ -86,6 +87,9 @@ CATALOGUE: dict[Signal, SignalInfo] = {
     Signal.PROMPT_TOKENS: SignalInfo(SignalKind.COUNTER, "tokens", "prompt tokens taken in"),
     Signal.GENERATION_TOKENS: SignalInfo(SignalKind.COUNTER, "tokens", "tokens generated"),
     Signal.SAMPLES: SignalInfo(SignalKind.COUNTER, "samples", "samples processed by batch inference or training"),
+    Signal.BACKLOG: SignalInfo(
+        SignalKind.GAUGE, "as spec.backlog.rate", "work of a batch or training job that is not done yet"
+    ),
     Signal.BATCH_SIZE: SignalInfo(SignalKind.GAUGE, "requests", "mean size of the batches executed"),
     Signal.KV_CACHE_UTILIZATION: SignalInfo(SignalKind.GAUGE, "ratio", "share of the KV cache in use, 0 to 1"),
     Signal.TIME_TO_FIRST_TOKEN: SignalInfo(SignalKind.HISTOGRAM, "seconds", "arrival to first token"),

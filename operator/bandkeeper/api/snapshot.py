@@ -265,6 +265,8 @@ class Snapshot:
         The GPUs of each ready pod, where an exporter shows them.
     recalled
         Earlier days around this hour, as far as Prometheus has them.
+    wall_s
+        The time of day, in epoch seconds; None where no clock is known, as in the lab.
     """
 
     target: Target | None
@@ -277,6 +279,7 @@ class Snapshot:
     gaps: tuple[Gap, ...] = ()
     gpus: Mapping[str, GPUs] = field(default_factory=dict)
     recalled: Mapping[Earlier, Recalled] = field(default_factory=dict)
+    wall_s: float | None = None
 
     def pods_in(self, *states: PodState) -> tuple[Pod, ...]:
         """The pods that are in one of `states`."""

@@ -39,6 +39,13 @@ class Mode(StrEnum):
     RECOMMEND = "Recommend"
 
 
+class BacklogRate(StrEnum):
+    REQUESTS_FINISHED = "RequestsFinished"
+    PROMPT_TOKENS = "PromptTokens"
+    GENERATION_TOKENS = "GenerationTokens"
+    SAMPLES = "Samples"
+
+
 class SelectPolicy(StrEnum):
     MAX = "Max"
     MIN = "Min"
@@ -142,6 +149,19 @@ Currency = Annotated[
     Field(min_length=3, max_length=3),
     matches("[A-Z]{3}", "must be a currency of three capital letters, such as USD"),
 ]
+_DAYS = (
+    "20[0-9]{2}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+    "|20(0[048]|[2468][048]|[13579][26])-02-29"
+)
+Instant = Annotated[
+    str,
+    Field(max_length=20),
+    matches(
+        f"({_DAYS})T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z",
+        "must be a time in UTC, such as 2026-12-01T06:00:00Z",
+    ),
+]
+TimeToFinish = Annotated[str, Field(max_length=24), duration(least="1m", most="720h")]
 PositiveDuration = Annotated[str, Field(max_length=24), duration(most="24h")]
 Window = Annotated[str, Field(max_length=24), duration(least="5s", most="1h")]
 ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
@@ -397,6 +417,12 @@ class Behavior(_Model):
 
     scale_up: ScalingRules | None = Field(default=None, description="How fast replicas may be added.")
     scale_down: ScalingRules | None = Field(default=None, description="How fast replicas may be removed.")
+    drain_seconds: Annotated[int, Field(ge=5, le=3600)] | None = Field(
+        default=None,
+        examples=[300],
+        description="Seconds in which requests that wait are to be done once the replicas ordered for them are ready, "
+        "beside those that arrive. Left out: 60, with at most twice the replicas that arriving work needs, and two.",
+    )
 
 
 class Fallback(_Model):
@@ -507,6 +533,33 @@ class SharedLimits(_Model):
 Watts = Annotated[int, Field(ge=1, le=10_000)]
 
 
+class Backlog(_Model):
+    """Work that is to be done by a deadline: exactly one of `within` and `by`."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="has(self.within) != has(self.by)",
+            holds=lambda backlog: (backlog.within is None) != (backlog.by is None),
+            message="must have exactly one of within (a duration, such as 4h) and by (a time, such as "
+            "2026-12-01T06:00:00Z)",
+        ),
+    )
+
+    rate: BacklogRate = Field(
+        description="The signal that tells how fast the backlog is done, and so what it is counted in: requests, "
+        "tokens or samples. The backlog itself is the signal Backlog of spec.signals; where that has no Backlog, the "
+        "requests in the servers."
+    )
+    within: TimeToFinish | None = Field(
+        default=None,
+        examples=["4h"],
+        description="What waits at any time is done so much later: a duration from 1m to 720h.",
+    )
+    by: Instant | None = Field(
+        default=None, examples=["2026-12-01T06:00:00Z"], description="When nothing is left any more: a time in UTC."
+    )
+
+
 class Constraints(_Model):
     """Limits that hold whatever the objective."""
 
@@ -545,6 +598,25 @@ class Spec(_Model):
             message="must have at least one entry when objective is LatencySensitive or Balanced, "
             "such as {signal: TimeToFirstToken, percentile: 95, threshold: 500ms}",
             path=".slos",
+            reason="FieldValueRequired",
+        ),
+        Rule(
+            cel="!has(self.backlog) || self.objective == 'ThroughputSensitive'",
+            holds=lambda spec: spec.backlog is None or spec.objective is Objective.THROUGHPUT_SENSITIVE,
+            message="must be ThroughputSensitive beside backlog: what may wait for a deadline has no latency to keep",
+            path=".objective",
+        ),
+        Rule(
+            cel="!has(self.backlog) || self.backlog.rate == 'RequestsFinished' || "
+            "(has(self.signals) && self.signals.exists(source, source.signal == 'Backlog'))",
+            holds=lambda spec: (
+                spec.backlog is None
+                or spec.backlog.rate is BacklogRate.REQUESTS_FINISHED
+                or any(source.signal == "Backlog" for source in spec.signals)
+            ),
+            message="must give the signal Backlog unless backlog.rate is RequestsFinished, "
+            "such as {signal: Backlog, query: sum(my_samples_left)}",
+            path=".signals",
             reason="FieldValueRequired",
         ),
         Rule(
@@ -607,6 +679,11 @@ class Spec(_Model):
     )
     constraints: Constraints | None = Field(
         default=None, description="Limits that hold whatever the objective. Left out: none."
+    )
+    backlog: Backlog | None = Field(
+        default=None,
+        description="For training and batch jobs: work that is to be done by a deadline. The replica count is the "
+        "least that finishes it in time, whatever the band. Needs the objective ThroughputSensitive.",
     )
 
 
@@ -826,6 +903,12 @@ class Effective(_Model):
     parallel_efficiency_percent: Share100 | None = Field(
         default=None, description="The least parallel efficiency that workers are added for; absent: any."
     )
+    drain_seconds: Annotated[int, Field(ge=1, le=3600)] | None = Field(
+        default=None, description="Time in which requests that wait are to be done; absent beside a deadline."
+    )
+    deadline: Length | None = Field(
+        default=None, description="When the backlog is to be done: a duration, or a time in UTC; absent: no deadline."
+    )
     scale_up: EffectiveScalingRules = Field(description="How replicas are added.")
     scale_down: EffectiveScalingRules = Field(description="How replicas are removed.")
     fallback: Fallback = Field(description="What holds without metrics.")
@@ -915,10 +998,10 @@ class Status(_Model):
         status: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         while (size := _size(status)) > STATUS_LIMIT_BYTES and status["history"]:
             status["history"].pop()
-        for most in (128, 64, 32, 16, 8):
+        for most, prose in ((128, False), (64, False), (32, False), (16, True), (8, True), (16, False), (8, False)):
             if size <= STATUS_LIMIT_BYTES:
                 break
-            status = _clipped(status, most)
+            status = _clipped(status, most, prose_only=prose)
             size = _size(status)
         return status
 
@@ -927,9 +1010,18 @@ def _size(status: dict[str, Any]) -> int:
     return len(json.dumps(status, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def _clipped(value: Any, most: int) -> Any:
+_PROSE = frozenset({"message", "evidence", "remedy", "limits"})
+
+
+def _clipped(value: Any, most: int, *, prose_only: bool) -> Any:
+    """Every string, or those for people alone: a word for programs that is cut is another word."""
     if isinstance(value, dict):
-        return {key: _clipped(part, most) for key, part in value.items()}
+        return {
+            key: part
+            if prose_only and isinstance(part, str) and key not in _PROSE
+            else _clipped(part, most, prose_only=prose_only)
+            for key, part in value.items()
+        }
     if isinstance(value, list):
-        return [_clipped(part, most) for part in value]
+        return [_clipped(part, most, prose_only=prose_only) for part in value]
     return _clip(value, most)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, Reason, SLOState
+from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, PowerState, Reason, SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.quality.types import Assessment
 
@@ -107,6 +107,25 @@ class PowerVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadlineVerdict:
+    """How a backlog stands to its deadline.
+
+    Attributes
+    ----------
+    left
+        What is left to do, in the unit of the backlog's rate; None where that is not known.
+    left_s, finish_s
+        Time until the deadline, negative where it passed; and until the replicas that the message speaks of are done.
+    """
+
+    state: DeadlineState
+    message: str
+    left: float | None = None
+    left_s: float | None = None
+    finish_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Limitation:
     """What keeps the replica count from what is wanted, with a sentence for a person."""
 
@@ -126,7 +145,7 @@ class Inputs:
         Largest `offered` of the scale-down window.
     best_cap
         Requests that one replica is counted to carry (b*).
-    replicas_for_band, replicas_for_queue, replicas_for_slo
+    replicas_for_band, replicas_for_queue, replicas_for_slo, replicas_for_deadline
         Replicas that each rule asks for; None where the rule has nothing to say.
     finished_per_s, offered_per_s
         Requests per second, done and asked for.
@@ -148,6 +167,7 @@ class Inputs:
     replicas_for_band: int | None = None
     replicas_for_queue: int | None = None
     replicas_for_slo: int | None = None
+    replicas_for_deadline: int | None = None
 
 
 RULES = ("work", "band", "slo", "peak", "queue", "min", "hold")
@@ -271,6 +291,8 @@ class Decision:
         What `current_replicas` are held for; None where the work is not known, or nothing was weighed.
     power
         None where the policy limits no power.
+    deadline
+        None where the policy has no backlog with a deadline.
     """
 
     replicas: int | None
@@ -295,3 +317,4 @@ class Decision:
     quality: Assessment | None = None
     held: Held | None = None
     power: PowerVerdict | None = None
+    deadline: DeadlineVerdict | None = None

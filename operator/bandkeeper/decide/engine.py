@@ -7,6 +7,7 @@ from dataclasses import replace
 from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
 from bandkeeper.api.snapshot import Snapshot, Target
 from bandkeeper.decide import explain
+from bandkeeper.decide.backlog import due, watch_backlog
 from bandkeeper.decide.decision import (
     FITTED_MODEL,
     REQUESTS_OVER_CAP,
@@ -73,6 +74,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     verdicts = judge(policy, snapshot, load)
     metrics, sight = watch(policy, snapshot, load, verdicts, state.sight, now_s)
     workers = watch_workers(policy, load, state.workers, now_s)
+    backlog = watch_backlog(policy, load, state.backlog, now_s)
     power, power_memory = judge_power(policy, snapshot, load, state.power, now_s)
     policy = within(policy, power_memory)
     best = best_cap(policy, load, state.cap, state.demand.best_cap, now_s, state.model.steps)
@@ -98,10 +100,11 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         now_s=now_s,
         quality=quality,
         power=power,
+        due=due(policy, load, backlog, workers, current=current, wall_s=snapshot.wall_s, now_s=now_s),
         steps=model.steps if isinstance(model.steps, StepFit) else NO_STEPS,
     )
     state = replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, power=power_memory, quality=judged)
-    return scene, replace(state, workers=workers)
+    return scene, replace(state, workers=workers, backlog=backlog)
 
 
 def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
@@ -117,7 +120,7 @@ def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
         message = explain.joined(explain.cap_undone(cap.undone_by), message)
     demand = scene.demand
     waits = any(is_wait(verdict, scene.load) for verdict in breached(scene.verdicts))
-    pressing = waits or (demand is not None and demand.saturated)
+    pressing = waits or (demand is not None and demand.saturated and scene.due is None)
     pressing = pressing and (cap.stuck or demand is None or not demand.batch_first)
     return Decision(
         replicas=wanted.replicas,
@@ -130,7 +133,7 @@ def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
         rollback=cap.rollback,
         utilization=scene.demand.utilization if scene.demand else None,
         utilization_source=FITTED_MODEL if scene.demand and scene.demand.modelled else REQUESTS_OVER_CAP,
-        inputs=scene.inputs(wanted.band, wanted.queue, wanted.slo),
+        inputs=scene.inputs(wanted.band, wanted.queue, wanted.slo, wanted.due),
         slos=_shown(scene, wanted),
         band=_band(scene, wanted, explain.clipped(wanted.message)),
         limit=wanted.limit,
@@ -141,6 +144,7 @@ def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
         learned=known,
         held=wanted.held,
         power=scene.power,
+        deadline=scene.due.verdict if scene.due else None,
     )
 
 
@@ -158,6 +162,8 @@ def _shown(scene: Scene, wanted: Wanted) -> tuple[SLOVerdict, ...]:
 
 def _band(scene: Scene, wanted: Wanted, message: str) -> BandVerdict:
     demand, band, policy = scene.demand, scene.policy.band, scene.policy
+    if scene.due is not None:
+        return BandVerdict(None, BandReason.UNKNOWN, explain.NOT_BY_BAND)
     if demand is None or not scene.load.complete:
         return BandVerdict(None, BandReason.UNKNOWN, scene.metrics.message)
     if band.low <= demand.utilization <= band.high:

@@ -15,6 +15,7 @@ from bandkeeper.decide.state import Ownership
 
 CLEARLY_MORE = 1.05
 TARGET_MISSING = "The target does not exist or was not read yet; create it, or correct spec.targetRef."
+NOT_BY_BAND = "The replicas follow the backlog's deadline, not the band."
 AT_ZERO = "The target was set to 0 replicas, so it is left alone; set 1 or more to hand it back."
 _SENTENCES_OF_BAND = {
     BandReason.QUANTISED: "one replica fewer would be above the band",
@@ -100,6 +101,8 @@ def queue_grows(scene: Scene, wanted: int) -> str:
     work = "" if demand is None else f", the work of {demand.work:.1f} replicas is offered to {scene.load.ready}"
     refused = scene.load.rejected_per_s or 0.0
     cause = f"{waiting:.0f} requests wait" + (f" and {refused:.1f}/s are refused" if refused >= 0.05 else "")
+    if scene.policy.drain_s is not None:
+        cause += f" and are to be done within {durations.text(scene.policy.drain_s)}"
     return f"{_change(scene, wanted)}: {cause}{work}{_cold_start(scene)}."
 
 
@@ -236,6 +239,14 @@ def let_go(scene: Scene, wanted: int, low: float) -> str:
 def rate_exceeded(scene: Scene, wanted: int) -> str:
     kept = "; ".join(describe(verdict) for verdict in scene.verdicts)
     return clipped(f"{_change(scene, wanted)}: so many keep what is promised ({kept}).")
+
+
+def deadline(scene: Scene) -> str:
+    return scene.due.verdict.message if scene.due else ""
+
+
+def moved(scene: Scene, wanted: int, why: str) -> str:
+    return clipped(f"{_change(scene, wanted)}: {why}")
 
 
 def trains(scene: Scene) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Pod, PodState, Reading, Snapshot
@@ -37,6 +37,12 @@ class Load:
         Rates of the whole workload; `produced` is tokens, samples or requests, whichever is finest. None: not known.
     produced_whole
         Every ready pod told what it produced.
+    left, left_whole
+        Work of a backlog with a deadline that is not done yet, and whether that is all of it.
+    backlogged
+        So much of it is left that every replica had work for a whole rate window.
+    works_off
+        Replicas that tell nothing but what they do of a backlog.
     trains
         Ranks of a training job, which tells samples and no queue: it always has more to do.
     kv
@@ -74,6 +80,10 @@ class Load:
     preemptions_per_s: float | None = None
     produced_per_s: float | None = None
     produced_whole: bool = False
+    left: float | None = None
+    left_whole: bool = False
+    backlogged: bool = False
+    works_off: bool = False
     trains: bool = False
     kv: float | None = None
     prompt_per_s: float | None = None
@@ -140,7 +150,9 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
     prompt = output if dynamic else _total(snapshot, Signal.PROMPT_TOKENS, ready)
     revisions = {pod.revision for pod in ready}
     per_replica = max(caps, default=policy.default_capacity)
-    produced = _produced(snapshot, ready, output, finished)
+    produced = _produced(policy, snapshot, ready, output, finished)
+    left = _left(policy, snapshot, ready, running, waiting)
+    made = produced.value if produced else None
     return Load(
         ready=len(ready),
         running=running.value,
@@ -150,8 +162,15 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         finished_per_s=finished.value,
         rejected_per_s=rejected.value,
         preemptions_per_s=_total(snapshot, Signal.PREEMPTIONS, ready).value,
-        produced_per_s=produced.value if produced else None,
+        produced_per_s=made,
         produced_whole=produced is not None and produced.replicas(len(ready)) == len(ready),
+        left=left.value if left else None,
+        left_whole=left is not None and bool(ready) and left.replicas(len(ready)) == len(ready),
+        backlogged=bool(left and made is not None and (left.value or 0.0) > made * policy.rate_window_s),
+        works_off=running.value is None
+        and not waiting_known
+        and left is not None
+        and (left.value is not None or made is not None),
         trains=_trains(policy, snapshot, ready) and not waiting_known and running.value is None,
         kv=_total(snapshot, Signal.KV_CACHE_UTILIZATION, ready).mean,
         prompt_per_s=_of_whole_window(policy, snapshot, Signal.PROMPT_TOKENS, prompt, ready),
@@ -261,8 +280,25 @@ def _token_s(policy: Policy, snapshot: Snapshot, running: float | None, output_p
     return running / output_per_s if running and output_per_s else None
 
 
-def _produced(snapshot: Snapshot, ready: tuple[Pod, ...], output: _Total, finished: _Total) -> _Total | None:
-    """What is made: tokens, samples, or requests."""
+def _left(
+    policy: Policy, snapshot: Snapshot, ready: tuple[Pod, ...], running: _Total, waiting: _Total
+) -> _Total | None:
+    """What a deadline's backlog has left: by its own signal, else the requests in the servers."""
+    if policy.deadline is None:
+        return None
+    if policy.deadline.backlog is Signal.BACKLOG:
+        return _total(snapshot, Signal.BACKLOG, ready)
+    if running.value is None or waiting.value is None:
+        return None
+    return replace(min(running, waiting, key=lambda one: one.replicas(len(ready))), value=running.value + waiting.value)
+
+
+def _produced(
+    policy: Policy, snapshot: Snapshot, ready: tuple[Pod, ...], output: _Total, finished: _Total
+) -> _Total | None:
+    """What is made: what a backlog is counted in, else tokens, samples, or requests."""
+    if policy.deadline is not None:
+        return _total(snapshot, policy.deadline.rate, ready)
     if output.value is not None:
         return output
     samples = _total(snapshot, Signal.SAMPLES, ready)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 from bandkeeper.api import durations, v1alpha1
@@ -98,6 +99,19 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline:
+    """When a backlog is to be done: what is left at any time `within_s` later, or all of it at `by_s` (epoch seconds).
+
+    `backlog` tells what is left, `rate` how fast it is done.
+    """
+
+    backlog: Signal
+    rate: Signal
+    within_s: float | None = None
+    by_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Everything in force for one workload.
 
@@ -118,6 +132,10 @@ class Policy:
         The most that each GPU may draw; None where nobody said.
     least_efficiency
         Ratio below which no worker is added; None where nobody said.
+    drain_s
+        Time in which a queue is to be gone; None where nobody said.
+    deadline
+        Of a backlog; None without one.
     quality, peaks
         Bounds that the quality of utilisation is judged by, and what each GPU can do at most.
     """
@@ -140,6 +158,8 @@ class Policy:
     shared_storage: float | None = None
     power_watts: float | None = None
     least_efficiency: float | None = None
+    drain_s: float | None = None
+    deadline: Deadline | None = None
     quality: Thresholds = field(default_factory=Thresholds)
     peaks: Table = DEFAULT
 
@@ -231,8 +251,23 @@ def resolve(
         shared_storage=_amount(shared.storage_bytes_per_second),
         power_watts=_amount(constraints.power_watts_per_gpu),
         least_efficiency=None if efficiency is None else efficiency / 100,
+        drain_s=_amount(behavior.drain_seconds),
+        deadline=_deadline(spec),
         quality=quality or Thresholds(),
         peaks=peaks,
+    )
+
+
+def _deadline(spec: v1alpha1.Spec) -> Deadline | None:
+    backlog = spec.backlog
+    if backlog is None:
+        return None
+    own = any(source.signal == Signal.BACKLOG for source in spec.signals)
+    return Deadline(
+        backlog=Signal.BACKLOG if own else Signal.REQUESTS_WAITING,
+        rate=Signal(backlog.rate),
+        within_s=None if backlog.within is None else durations.parse(backlog.within),
+        by_s=None if backlog.by is None else datetime.fromisoformat(backlog.by).timestamp(),
     )
 
 

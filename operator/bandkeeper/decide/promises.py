@@ -160,9 +160,9 @@ def _throughput(slo: ThroughputSLO, snapshot: Snapshot, load: Load) -> SLOVerdic
         state, message = SLOState.NO_DATA, _gap(snapshot, slo.signal)
     elif rate >= slo.min_per_s:
         state = SLOState.MET
-    elif load.queueing or load.trains:
+    elif load.left > 0 if load.left is not None else load.queueing or load.trains:
         state = SLOState.BREACHED
-    elif load.complete:
+    elif load.complete or load.left_whole:
         state, message = SLOState.NO_TRAFFIC, "no work waits"
     else:
         state, message = SLOState.NO_DATA, "whether work waits is not known"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bandkeeper.api.reasons import BandReason, LimitReason, Reason
+from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, Reason
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
 from bandkeeper.decide import attribution, behavior, explain, size
+from bandkeeper.decide.backlog import Due
 from bandkeeper.decide.decision import Held, Limitation, MetricsState, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.ownership import undone_by
@@ -28,7 +29,7 @@ class Wanted:
         None: write nothing.
     kept_by
         What keeps replicas that utilisation alone would let go.
-    band, queue, slo
+    band, queue, slo, due
         What each rule asked for.
     held
         What the replicas that are there are held for.
@@ -45,6 +46,7 @@ class Wanted:
     unreachable: SLOVerdict | None = None
     undone_by: str = ""
     held: Held | None = None
+    due: int | None = None
 
 
 def choose(scene: Scene, state: State) -> tuple[Wanted, State]:
@@ -84,7 +86,57 @@ def _fallen_back(scene: Scene, state: State) -> Wanted:
     return Wanted(replicas=wanted, reason=Reason.FALLBACK, message=message, limit=limit or _lost(scene))
 
 
+def _by_deadline(scene: Scene, state: State, due: Due) -> tuple[Wanted, State]:
+    """What finishes the backlog in time, and what keeps the rates that are promised beside it; the band has no say."""
+    policy, load, current, now_s = scene.policy, scene.load, scene.current, scene.now_s
+    promised, promises = size.for_promises(
+        [one for one in breached(scene.verdicts) if one.signal not in scene.cap.handles],
+        scene.demand,
+        load,
+        state.promises,
+        current=current,
+        written_s=state.ownership.written_s,
+        now_s=now_s,
+    )
+    asked = due.replicas if due.replicas is not None and due.replicas > current else 0
+    need, fewest = max(asked, promised.replicas or 0), due.fewest
+    if load.left and scene.verdicts:
+        fewest = max(fewest, fewest_workers(load, scene.verdicts, state.workers, current, now_s))
+    scale = replace(
+        state.scale,
+        needs=state.scale.needs.push(float(max(fewest, need)), now_s, policy.scale_down.stabilization_s),
+        ups=state.scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s) if need else state.scale.ups,
+    )
+    state = replace(state, promises=promises, scale=scale)
+    low = too_many(policy, load, state.workers, now_s)
+    if low is not None and load.ready == current > policy.min_replicas and not held_back(scene, state):
+        wanted = _fewer_workers(scene, state, low)
+    elif need > current:
+        wanted = _more(scene, state, need, None, None, promised)
+    elif scene.metrics.state is not MetricsState.USABLE:
+        wanted = _blind(scene)
+    else:
+        wanted = _enough(scene, state, int(scale.needs.highest() or 0.0))
+    if due.verdict.state is DeadlineState.UNREACHABLE and not load.lost:
+        wanted = replace(wanted, limit=Limitation(LimitReason.DEADLINE_UNREACHABLE, due.verdict.message))
+    return replace(wanted, slo=promised.replicas, due=due.replicas), state
+
+
+def _enough(scene: Scene, state: State, fewest: int) -> Wanted:
+    """Nothing asks for more; what would not be missed is let go."""
+    current, goal = scene.current, max(fewest, scene.policy.min_replicas)
+    message = explain.deadline(scene)
+    if goal < current and not held_back(scene, state):
+        wanted, limit = _limited(scene, state, goal)
+        if wanted < current:
+            message = explain.moved(scene, wanted, message)
+            return Wanted(replicas=wanted, reason=Reason.BACKLOG_DEADLINE, message=message, limit=limit or _lost(scene))
+    return Wanted(replicas=current, reason=Reason.NO_CHANGE, message=message, limit=_lost(scene))
+
+
 def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
+    if scene.due is not None:
+        return _by_deadline(scene, state, scene.due)
     policy, demand, load, current, now_s = scene.policy, scene.demand, scene.load, scene.current, scene.now_s
     broken = breached(scene.verdicts)
     judged = demand.judged if demand else frozenset()
@@ -123,7 +175,9 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
         scale,
         needs=scale.needs.push(float(promised.replicas or 0), now_s, window_s),
         holds=scale.holds.push(float(max(rest, foreseen or 0)), now_s, window_s),
-        queues=scale.queues.push(float(queue or 0), now_s, min(window_s, max(size.DRAIN_S, load.cold_start_s))),
+        queues=scale.queues.push(
+            float(queue or 0), now_s, min(window_s, max(size.drain_of(policy), load.cold_start_s))
+        ),
         ups=scale.ups.push(-float(need), now_s, policy.scale_up.stabilization_s) if known else scale.ups,
         asked=attribution.remember(policy, demand, scale.asked, now_s) if demand else scale.asked,
     )
@@ -157,8 +211,9 @@ def _more(
     scene: Scene, state: State, need: int, band: int | None, queue: int | None, promised: size.PromiseSize
 ) -> Wanted:
     current, demand = scene.current, scene.demand
-    urgent = promised.replicas is not None or demand is None or demand.saturated or demand.utilization >= 1
-    urgent = urgent or _broken_bound(scene) is not None
+    urgent = promised.replicas is not None or _broken_bound(scene) is not None
+    if scene.due is None:
+        urgent = urgent or demand is None or demand.saturated or demand.utilization >= 1
     if not urgent and state.ownership.hold_until_s > scene.now_s:
         message = explain.person_holds(scene, state.ownership, need)
         return Wanted(replicas=current, reason=Reason.HOLDING, message=message, limit=_lost(scene))
@@ -215,7 +270,9 @@ def _why_more(
     scene: Scene, wanted: int, band: int | None, queue: int | None, promised: size.PromiseSize
 ) -> tuple[Reason, str]:
     """The rule that asked for most."""
-    demand = scene.demand
+    demand, due = scene.demand, scene.due
+    if due is not None and due.replicas is not None and due.replicas > (promised.replicas or 0):
+        return Reason.BACKLOG_DEADLINE, explain.moved(scene, wanted, explain.deadline(scene))
     if demand and demand.foreseen and demand.foreseen.replicas > max(band or 0, queue or 0, promised.replicas or 0):
         return Reason.DEMAND_FORESEEN, explain.foreseen(scene, demand, demand.foreseen, wanted)
     if queue is not None and queue >= max(band or 0, promised.replicas or 0):

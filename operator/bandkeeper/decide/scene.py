@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bandkeeper.api.snapshot import Target
+from bandkeeper.decide.backlog import Due
 from bandkeeper.decide.cap_rules import CapChoice
 from bandkeeper.decide.decision import Inputs, MetricsVerdict, PowerVerdict, SLOVerdict
 from bandkeeper.decide.demand import Demand
@@ -24,6 +25,8 @@ class Scene:
         Replicas that the target has, or will show as soon as our last write is seen.
     cap_in_force
         Least batch cap of the ready pods, the wanted one where none tells.
+    due
+        What a deadline asks for; None without one.
     steps
         Step times as they were learned; without observations where there is no model.
     """
@@ -42,13 +45,14 @@ class Scene:
     now_s: float
     quality: Assessment
     power: PowerVerdict | None = None
+    due: Due | None = None
     steps: StepFit = NO_STEPS
 
     @property
     def cap_in_force(self) -> int:
         return min(self.load.caps, default=self.cap.cap or self.best_cap)
 
-    def inputs(self, band: int | None, queue: int | None, slo: int | None) -> Inputs:
+    def inputs(self, band: int | None, queue: int | None, slo: int | None, due: int | None = None) -> Inputs:
         """The numbers behind the decision."""
         load, demand = self.load, self.demand
         return Inputs(
@@ -68,4 +72,5 @@ class Scene:
             replicas_for_band=band,
             replicas_for_queue=queue,
             replicas_for_slo=slo,
+            replicas_for_deadline=due,
         )

@@ -11,7 +11,7 @@ from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Snapshot
 from bandkeeper.decide.decision import MetricsState, MetricsVerdict, SLOVerdict
 from bandkeeper.decide.load import Load
-from bandkeeper.decide.policy import Policy
+from bandkeeper.decide.policy import Deadline, Policy
 from bandkeeper.decide.state import Sight
 
 BLINK_S = 60.0  # data may be missing for so long without the watch beginning anew
@@ -22,10 +22,10 @@ def watch(
     policy: Policy, snapshot: Snapshot, load: Load, verdicts: Sequence[SLOVerdict], sight: Sight, now_s: float
 ) -> tuple[MetricsVerdict, Sight]:
     """Judge what was read, and remember since when."""
-    state, message = _judged(snapshot, load, verdicts)
+    state, message = _judged(policy, snapshot, load, verdicts)
     since_s = sight.since_s if sight.state == state else now_s
     usable_s = sight.usable_s if state is MetricsState.NONE and load.ready else now_s
-    if (load.running is not None and not load.silent) or (load.trains and load.produced_whole):
+    if (load.running is not None and not load.silent) or ((load.trains or load.works_off) and load.produced_whole):
         complete_s, watching_since_s = now_s, sight.watching_since_s
         if watching_since_s is None:
             watching_since_s = now_s
@@ -57,11 +57,13 @@ def hold_left_s(policy: Policy, sight: Sight, now_s: float) -> float:
     return max(0.0, sight.watching_since_s + hold_s - now_s)
 
 
-def _judged(snapshot: Snapshot, load: Load, verdicts: Sequence[SLOVerdict]) -> tuple[MetricsState, str]:
+def _judged(policy: Policy, snapshot: Snapshot, load: Load, verdicts: Sequence[SLOVerdict]) -> tuple[MetricsState, str]:
     if not load.ready:
         return MetricsState.NONE, "no pod is ready"
     blind = [verdict for verdict in verdicts if verdict.state is SLOState.NO_DATA]
-    if load.trains and load.produced_whole and not blind:
+    if policy.deadline is not None and (unread := _unread(policy.deadline, snapshot, load)):
+        return MetricsState.PARTIAL, unread
+    if (load.trains or load.works_off) and load.produced_whole and not blind:
         return MetricsState.USABLE, ""
     if load.running is None:
         state = MetricsState.NONE if len(blind) == len(verdicts) else MetricsState.PARTIAL
@@ -74,6 +76,17 @@ def _judged(snapshot: Snapshot, load: Load, verdicts: Sequence[SLOVerdict]) -> t
     if blind:
         return MetricsState.PARTIAL, blind[0].message
     return MetricsState.USABLE, ""
+
+
+def _unread(deadline: Deadline, snapshot: Snapshot, load: Load) -> str:
+    """What of a backlog is not known although something was read; "" where nothing is missing, or nothing was read."""
+    if load.left is None and load.produced_per_s is None and load.running is None:
+        return ""
+    if not load.left_whole:
+        return _gap(snapshot, (deadline.backlog,)) or f"{deadline.backlog} has no data, or not of every ready pod"
+    if load.works_off and not load.produced_whole:
+        return _gap(snapshot, (deadline.rate,)) or f"{deadline.rate} has no data, or not of every ready pod"
+    return ""
 
 
 def _gap(snapshot: Snapshot, signals: tuple[Signal, ...]) -> str:

@@ -16,7 +16,7 @@ from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS, is_total, is_wait
 from bandkeeper.decide.state import REGRETS_LIMIT, Order, PromiseMemory, Regret, ScaleMemory
 
-DRAIN_S = 60.0  # a queue is to be gone in this time
+DRAIN_S = 60.0  # a queue is to be gone in this time, where behavior.drainSeconds says nothing
 LOWERED_SHARE = 0.8  # of the places that a lowered cap leaves: so many may be filled on average, or work soon queues
 DOWN_MARGIN = 0.2  # of the band's width below its high edge, to spare where latency matters
 KEPT_SPARE = 1.03
@@ -68,20 +68,28 @@ def over_band(policy: Policy, demand: Demand, current: int) -> bool:
 
 
 def for_queue(policy: Policy, demand: Demand, load: Load, *, stuck_at: int | None = None) -> int | None:
-    """Replicas that empty the queue in a minute, beside the margin; None where there is none.
+    """Replicas that empty the queue in a minute, or in the time that a person wrote, beside the margin; None where
+    there is none, or where it has a deadline.
 
-    Bounded by the offered work, not by the queue: at most twice the work and two. Sized at the best cap, because a
-    queue raises the cap to it; only one that cannot rise (`stuck_at`) is what there is. ThroughputSensitive raises the
-    cap first, and does not order for what will queue before new pods are there.
+    Bounded by the offered work, not by the queue: at most twice the work and two, unless a person wrote a time. Sized
+    at the best cap, because a queue raises the cap to it; only one that cannot rise (`stuck_at`) is what there is.
+    ThroughputSensitive raises the cap first, and does not order for what will queue before new pods are there.
     """
-    if not demand.saturated or (stuck_at is None and demand.batch_first):
+    if policy.deadline is not None or not demand.saturated or (stuck_at is None and demand.batch_first):
         return None
     work, waiting = demand.work, load.waiting or 0.0
+    drain_s = drain_of(policy)
     queued_s = waiting * (demand.request_s if demand.request_s is not None else DRAIN_S / 2 / demand.best_cap)
     patient = policy.objective is Objective.THROUGHPUT_SENSITIVE
     growing_s = 0.0 if patient else max(0.0, work - load.ready) * load.cold_start_s
     share = 1.0 if stuck_at is None else min(1.0, demand.curve.load(stuck_at / demand.best_cap))
-    return math.ceil(min(work + (queued_s + growing_s) / DRAIN_S, 2 * work + 2) / share - 1e-9)
+    most = 2 * work + 2 if policy.drain_s is None or demand.request_s is None else math.inf
+    return math.ceil(min(work + (queued_s + growing_s) / drain_s, most) / share - 1e-9)
+
+
+def drain_of(policy: Policy) -> float:
+    """Seconds in which a queue is to be gone."""
+    return DRAIN_S if policy.drain_s is None else policy.drain_s
 
 
 @dataclass(frozen=True, slots=True)

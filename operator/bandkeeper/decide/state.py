@@ -400,6 +400,30 @@ class WorkersMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BacklogMemory:
+    """What a backlog did.
+
+    Attributes
+    ----------
+    left, changed_s
+        What was left when that changed last.
+    done, seen_s
+        What was done of it since then, until it was seen last.
+    arriving_per_s
+        What comes to it, as a mean of some minutes.
+    held
+        The most of it, over the time in which it is to be done.
+    """
+
+    left: float | None = None
+    changed_s: float = 0.0
+    done: float = 0.0
+    seen_s: float = 0.0
+    arriving_per_s: float = 0.0
+    held: Peaks = NO_PEAKS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sight:
     """What was seen, and since when.
 
@@ -481,6 +505,7 @@ class State:
     cap: CapMemory = CapMemory()
     power: PowerMemory = PowerMemory()
     workers: WorkersMemory = WorkersMemory()
+    backlog: BacklogMemory = BacklogMemory()
     quality: QualityMemory = QualityMemory()
 
     @classmethod

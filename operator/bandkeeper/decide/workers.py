@@ -33,7 +33,7 @@ FEEDS = frozenset({Component.CPU, Component.NETWORK, Component.STORAGE})
 
 def watch_workers(policy: Policy, load: Load, memory: WorkersMemory, now_s: float) -> WorkersMemory:
     """With the throughput of the present count, once it has stood for long enough."""
-    if policy.least_efficiency is None and not load.trains:
+    if policy.least_efficiency is None and policy.deadline is None and not load.trains:
         return memory
     if load.revision is not None and load.revision != memory.revision:
         memory = WorkersMemory(revision=load.revision) if memory.revision is not None else memory
@@ -57,7 +57,7 @@ def watch_workers(policy: Policy, load: Load, memory: WorkersMemory, now_s: floa
 
 def _tells(load: Load) -> bool:
     """Whether throughput is all that the workers can do: every one tells, and there is always work."""
-    return load.produced_whole and (load.trains or load.queueing)
+    return load.produced_whole and (load.backlogged if load.left is not None else load.trains or load.queueing)
 
 
 def most_workers(
@@ -97,7 +97,8 @@ def fewest_workers(
     if now_s - memory.since_s < STAYS_S or any(one.state is not SLOState.MET for one in verdicts):
         return current
     usual = min(1.0, mean / load.produced_per_s)
-    needed = [current * ENOUGH * one.limit / (usual * one.value) for one in verdicts if one.value]
+    rates = [one for one in verdicts if one.percentile is None]
+    needed = [current * ENOUGH * one.limit / (usual * one.value) for one in rates if one.value]
     return min(current, math.ceil(max(needed))) if len(needed) == len(verdicts) else current
 
 

@@ -280,7 +280,7 @@ def _ticks(policy: Policy, history: History, moves: list[Move], progress: Progre
         if wanted == 0 and moment.snapshot.target is not None:
             wanted = moment.snapshot.target.replicas  # a person's zero is left alone, and so is its end
         target = Target(uid=history.workload, replicas=wanted, manager=OWN_MANAGER)
-        snapshot = replace(moment.snapshot, target=target, recalled=past.recalled(now_s))
+        snapshot = replace(moment.snapshot, target=target, recalled=past.recalled(now_s), wall_s=moment.at_s)
         decision, state = decide(policy, snapshot, state, now_s)
         replicas = wanted if decision.replicas is None else decision.replicas
         new_cap = cap if decision.cap is None else decision.cap

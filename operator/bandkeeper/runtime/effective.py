@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bandkeeper.api import durations, v1alpha1
 from bandkeeper.decide.policy import Policy, RateLimit, ScalingRules
+from bandkeeper.decide.size import drain_of
 
 
 def effective_of(policy: Policy, spec: v1alpha1.Spec, *, period_s: float) -> v1alpha1.Effective:
@@ -13,6 +14,8 @@ def effective_of(policy: Policy, spec: v1alpha1.Spec, *, period_s: float) -> v1a
         batch_rule=policy.batching if policy.batch else "ReplicasOnly",
         power_watts_per_gpu=None if policy.power_watts is None else round(policy.power_watts),
         parallel_efficiency_percent=None if policy.least_efficiency is None else round(100 * policy.least_efficiency),
+        drain_seconds=None if policy.deadline is not None else round(drain_of(policy)),
+        deadline=None if spec.backlog is None else spec.backlog.within or spec.backlog.by,
         scale_up=_rules(policy.scale_up),
         scale_down=_rules(policy.scale_down),
         fallback=spec.fallback,

@@ -433,6 +433,7 @@ class ControlLoop:
             pods=tracked.pods,
             pods_age_s=pods_age_s,
             stalest=stalest,
+            wall_s=self._wall(),
             **observations.as_fields(),
         )
         state = remembered(

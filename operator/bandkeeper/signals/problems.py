@@ -25,6 +25,7 @@ class ProblemReason(StrEnum):
     UNKNOWN_SIGNAL = "UnknownSignal"
     INVALID_SLO = "InvalidSLO"
     SLO_WITHOUT_SOURCE = "SLOWithoutSource"
+    BACKLOG_WITHOUT_SOURCE = "BacklogWithoutSource"
     PROMETHEUS_NOT_ALLOWED = "PrometheusNotAllowed"
 
 
@@ -38,7 +39,7 @@ class SpecProblem:
 
 def problems(spec: Spec, settings: CollectorSettings) -> tuple[SpecProblem, ...]:
     """Everything that keeps the policy's signals from being read, the gravest first; empty when nothing does."""
-    return (*_runtime(spec), *_prometheus(spec, settings), *_sources(spec), *_slos(spec))
+    return (*_runtime(spec), *_prometheus(spec, settings), *_sources(spec), *_slos(spec), *_backlog(spec))
 
 
 def _runtime(spec: Spec) -> Iterator[SpecProblem]:
@@ -80,6 +81,21 @@ def _slos(spec: Spec) -> Iterator[SpecProblem]:
                 + (f"write one of {sourced}, or " if sourced else "")
                 + f"give it one in spec.signals, such as {{signal: {slo.signal}, metric: NAME}}",
             )
+
+
+def _backlog(spec: Spec) -> Iterator[SpecProblem]:
+    preset = PRESETS.get(spec.runtime)
+    if spec.backlog is None or preset is None:
+        return
+    given = {source.signal for source in spec.signals}
+    backlog = {Signal.BACKLOG} if Signal.BACKLOG in given else {Signal.REQUESTS_RUNNING, Signal.REQUESTS_WAITING}
+    for signal in sorted({*backlog, Signal(spec.backlog.rate)} - given - set(preset.sources)):
+        yield SpecProblem(
+            ProblemReason.BACKLOG_WITHOUT_SOURCE,
+            f"runtime {spec.runtime} has no source for the backlog's {signal}: give it one in spec.signals, such as "
+            f"{{signal: {signal}, metric: NAME}}"
+            + ("" if signal in (Signal.BACKLOG, spec.backlog.rate) else ", or give the signal Backlog"),
+        )
 
 
 def _unfit(slo: SLO) -> SpecProblem:
