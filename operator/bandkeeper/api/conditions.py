@@ -37,7 +37,10 @@ class ConditionType(StrEnum):
     CONFLICTED = "Conflicted", "Something else drives the target, so the operator keeps its hands off."
     PAUSED = "Paused", "A person paused the policy, so nothing is written."
     BATCH_APPLIED = "BatchApplied", "The wanted batch cap is in force in every pod."
-    WITHIN_POWER = "WithinPower", "No GPU draws more power than constraints.powerWattsPerGPU allows."
+    WITHIN_POWER = (
+        "WithinPower",
+        "No GPU draws more power than constraints.powerWattsPerGPU allows; absent where a policy has no such limit.",
+    )
 
 
 class _Reason(StrEnum):
@@ -149,12 +152,6 @@ class BatchAppliedReason(_Reason):
     ROLLED_BACK = "RolledBack", _FALSE, "The cap's rollout missed its progress deadline and was taken back."
 
 
-class WithinPowerReason(_Reason):
-    """The reason of WithinPower beside those of `PowerState`."""
-
-    NO_LIMIT = "NoLimit", _UNKNOWN, "The policy limits no power."
-
-
 INITIALIZING = "Initializing"
 
 
@@ -193,11 +190,13 @@ REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
     ConditionType.PAUSED: _documented(PausedReason),
     ConditionType.BATCH_APPLIED: _documented(BatchAppliedReason),
     ConditionType.WITHIN_POWER: {
-        **{state.value: Meaning(_POWER_STATUS.get(state, _FALSE), state.meaning) for state in PowerState},
-        **_documented(WithinPowerReason),
+        state.value: Meaning(_POWER_STATUS.get(state, _FALSE), state.meaning) for state in PowerState
     },
 }
 """Every reason that each condition may have; every condition also has `INITIALIZING`, with status Unknown."""
+
+ON_DEMAND = frozenset({ConditionType.WITHIN_POWER})
+"""Conditions of what few policies ask for: without a finding they are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,14 +216,16 @@ class Finding:
 def merge(old: Iterable[Condition], findings: Iterable[Finding], *, now_s: float, generation: int) -> list[Condition]:
     """All conditions after `findings`, each type once, in the order of `ConditionType`.
 
-    What was not found anew keeps its old condition, or is Unknown when there is none. `lastTransitionTime` changes only
-    with the status. `now_s` is epoch seconds.
+    What was not found anew keeps its old condition, or is Unknown when there is none; one of `ON_DEMAND` goes.
+    `lastTransitionTime` changes only with the status. `now_s` is epoch seconds.
     """
     before = {condition.type: condition for condition in old}
     found = {finding.type: finding for finding in findings}
     merged = []
     for kind in ConditionType:
         finding, previous = found.get(kind), before.get(kind)
+        if finding is None and kind in ON_DEMAND:
+            continue
         if finding is None and previous is not None:
             merged.append(previous)
             continue
