@@ -100,8 +100,16 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         power=power,
         steps=model.steps if isinstance(model.steps, StepFit) else NO_STEPS,
     )
-    state = replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, power=power_memory, quality=judged)
-    return scene, replace(state, workers=workers)
+    return scene, replace(
+        state,
+        sight=sight,
+        demand=memory,
+        model=model,
+        cap=cap_memory,
+        power=power_memory,
+        workers=workers,
+        quality=judged,
+    )
 
 
 def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
