@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bandkeeper.api.conditions import INITIALIZING, REASONS, ConditionType, Finding, merge, rfc3339
+from bandkeeper.api.conditions import INITIALIZING, ON_DEMAND, REASONS, ConditionType, Finding, merge, rfc3339
 from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, SLOState
 from bandkeeper.api.v1alpha1 import Condition, ConditionStatus
 
@@ -50,7 +50,6 @@ def test_the_reasons_of_the_decision_are_taken_over() -> None:
         (ConditionType.SCALING_LIMITED, LimitReason.AT_MAX, "True"),
         (ConditionType.SCALING_LIMITED, "DesiredWithinRange", "False"),
         (ConditionType.BATCH_APPLIED, "NotConfigured", "Unknown"),
-        (ConditionType.WITHIN_POWER, "NoLimit", "Unknown"),
         (ConditionType.WITHIN_POWER, PowerState.WITHIN, "True"),
         (ConditionType.WITHIN_POWER, PowerState.ABOVE, "False"),
         (ConditionType.WITHIN_POWER, PowerState.NO_DATA, "Unknown"),
@@ -65,10 +64,10 @@ def test_an_undocumented_reason_is_refused() -> None:
         merge([], [Finding(ConditionType.READY, "Whatever", "")], now_s=NOON_S, generation=1)
 
 
-def test_the_first_visit_sets_every_condition() -> None:
+def test_the_first_visit_sets_every_condition_that_all_policies_have() -> None:
     found = merge([], [Finding(ConditionType.PAUSED, "NotPaused", "Not paused.")], now_s=NOON_S, generation=3)
 
-    assert [condition.type for condition in found] == list(ConditionType)
+    assert [condition.type for condition in found] == [kind for kind in ConditionType if kind not in ON_DEMAND]
     assert {condition.last_transition_time for condition in found} == {NOON}
     assert {condition.observed_generation for condition in found} == {3}
     by_type = _by_type(found)
@@ -91,6 +90,14 @@ def test_what_was_not_judged_stays_as_it_was() -> None:
     first = merge([], [Finding(ConditionType.WITHIN_SLO, "Breached", "Late.")], now_s=NOON_S, generation=1)
     second = merge(first, [Finding(ConditionType.READY, "Ok", "Fine.")], now_s=LATER_S, generation=2)
     assert _by_type(second)["WithinSLO"] == _by_type(first)["WithinSLO"]
+
+
+def test_what_few_policies_ask_for_goes_with_the_wish() -> None:
+    power = Finding(ConditionType.WITHIN_POWER, PowerState.WITHIN, "A GPU draws 40 W.")
+    first = merge([], [power], now_s=NOON_S, generation=1)
+    kept = merge(first, [power], now_s=LATER_S, generation=2)
+    assert _by_type(kept)["WithinPower"].last_transition_time == NOON
+    assert "WithinPower" not in _by_type(merge(kept, [], now_s=LATER_S, generation=3))
 
 
 def test_a_long_message_is_cut() -> None:

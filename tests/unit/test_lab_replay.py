@@ -54,9 +54,39 @@ def test_a_fleet_too_small_owes_replicas() -> None:
     assert "GPU-hours more" in replayed.headline(result)
 
 
+def test_wanted_hours_are_told_by_rule() -> None:
+    result = _replay(a_history(20.0, 8))
+    hours = result.gpu_hours_by_rule
+    assert hours is not None
+    assert 0 < hours["work"] < result.gpu_hours_wanted
+    assert hours["unknown"] == 0.0
+    most = result.ticks * result.series.wanted[0] * 15 / 3600
+    assert all(0 <= value <= most for value in hours.values())
+    assert "Held for  work " in replayed.summary(result)
+    assert "Wanted for one rule alone" in [tile.name for tile in replayed.page(result).tiles]
+
+
+def test_what_is_held_by_the_least_count_is_told_so() -> None:
+    """One request in ten seconds, and four replicas at least: three would not be held without that rule."""
+    result = _replay(a_history(0.1, 4), a_policy(slos=[TTFT, ITL], default_capacity=CAPACITY, replicas=(4, 16)))
+    hours = result.gpu_hours_by_rule
+    assert hours is not None
+    assert hours["min"] == pytest.approx(3 * result.ticks * 15 / 3600)
+
+
+def test_time_of_which_nothing_was_recorded_is_unknown() -> None:
+    hole = range(150, 190)
+    result = _replay(a_history(20.0, 4, darkness=hole))
+    assert result.gpu_hours_by_rule is not None
+    assert result.gpu_hours_by_rule["unknown"] == pytest.approx(len(hole) * result.series.wanted[150] * 15 / 3600)
+
+
 def test_gpus_of_a_replica_are_counted() -> None:
     one, four = _replay(a_history(20.0, 8)), _replay(a_history(20.0, 8), gpus_per_replica=4)
     assert four.gpu_hours_saved == pytest.approx(4 * one.gpu_hours_saved)
+    assert four.gpu_hours_by_rule is not None
+    assert one.gpu_hours_by_rule is not None
+    assert four.gpu_hours_by_rule["work"] == pytest.approx(4 * one.gpu_hours_by_rule["work"])
 
 
 def test_decisions_follow_one_another_although_the_record_stays() -> None:

@@ -14,6 +14,7 @@ from bandkeeper.decide.decision import Held
 from bandkeeper.decide.policy import LatencySLO, ThroughputSLO
 from bandkeeper.lab import score
 from bandkeeper.lab.fleet import Ledger, Outcome, Status
+from bandkeeper.lab.held import HeldFor
 from bandkeeper.lab.requests import Requests
 from bandkeeper.lab.result import Move
 from bandkeeper.lab.server import ContinuousServer
@@ -151,7 +152,7 @@ def test_a_rate_is_judged_where_work_waited() -> None:
 
 def test_gpu_hours_by_rule_are_what_was_told_of_the_time_before_each_look() -> None:
     held = Held(replicas=4, work=1.5, band=1, slo=0, peak=2, queue=0, least=0, hold=1)
-    told = score.HeldFor(gpus=2, warmup_s=900.0)
+    told = HeldFor(gpus=2, warmup_s=900.0)
     for now_s, one in ((600.0, held), (1200.0, held), (1500.0, None), (3600.0, held)):
         told.count(4, one, now_s)
     hours = told.hours()
@@ -163,7 +164,7 @@ def test_gpu_hours_by_rule_are_what_was_told_of_the_time_before_each_look() -> N
 
 
 def test_a_rule_that_never_tells_has_none_of_them() -> None:
-    told = score.HeldFor(gpus=1, warmup_s=0.0)
+    told = HeldFor(gpus=1, warmup_s=0.0)
     told.count(4, None, 15.0)
     assert told.hours() is None
 

@@ -12,9 +12,11 @@ from prometheus_client import generate_latest
 
 from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.api.snapshot import Rollout
+from bandkeeper.api.v1alpha1 import Status
 from bandkeeper.kube.discovery import TargetProblem
 from bandkeeper.runtime import loop as loop_module
 from bandkeeper.runtime.lanes import MOST_COLLECTIONS
+from bandkeeper.runtime.report import readable
 from tests.unit.runtime_world import NAMESPACE, FakeElector, FakeEvents, FakeStatuses, World
 
 MORE = {"min": 3, "max": 8}  # of two replicas, so that the first look wants three
@@ -28,6 +30,33 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     made = World()
     yield made
     await made.loop._stop()
+
+
+async def test_a_status_is_read_again_only_when_it_has_changed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standby looks at every policy in every tick, and reading a status costs as much as half a decision."""
+    read: list[Any] = []
+
+    def reading(status: Any) -> Status:
+        read.append(status)
+        return readable(status)
+
+    monkeypatch.setattr(loop_module, "readable", reading)
+    world.elector.left_s = 0.0
+    world.deploy()
+    world.apply()
+    world.show_status("chat", {"observedGeneration": 1})
+    await world.look()
+    await world.look()
+    assert read == [{"observedGeneration": 1}]
+    world.show_status("chat", {"observedGeneration": 2})
+    await world.look()
+    assert world.tracked().status.observed_generation == 2
+    world.elector.left_s = 60.0
+    await world.look()  # now it tells its own
+    world.elector.left_s = 0.0
+    await world.look()
+    assert world.tracked().status.observed_generation == 2
+    assert len(read) == 3
 
 
 # Who may write, and when.

@@ -13,7 +13,7 @@ from bandkeeper.actuate.replicas import Scale
 from bandkeeper.api.reasons import DeadlineState, PowerState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
-from bandkeeper.api.v1alpha1 import Spec, Status
+from bandkeeper.api.v1alpha1 import Condition, ConditionStatus, Spec, Status
 from bandkeeper.api.validation import validate
 from bandkeeper.decide.decision import DeadlineVerdict, PowerVerdict
 from bandkeeper.decide.engine import decide
@@ -282,8 +282,6 @@ def test_power_is_shown_where_it_is_limited() -> None:
     for decision in (dataclasses.replace(found.decision, power=None), None):  # at 0 replicas, and without a target
         found.decision = decision
         assert conditions(found)["WithinPower"] == ("Unknown", "NoData")
-    assert "power" not in told(tracked()).stored()
-    assert conditions(tracked())["WithinPower"] == ("Unknown", "NoLimit")
 
 
 def test_a_deadline_is_shown_where_there_is_one() -> None:
@@ -314,7 +312,20 @@ def test_a_deadline_is_shown_where_there_is_one() -> None:
 
     found.decision = None
     assert conditions(found)["WithinDeadline"] == ("Unknown", "NoData")
-    assert conditions(tracked())["WithinDeadline"] == ("Unknown", "NoDeadline")
+    assert "WithinDeadline" not in conditions(tracked())
     drained = dataclasses.replace(base.policy, drain_s=300.0)
     for each, want in ((drained, 300), (base.policy, 60)):
         assert effective_of(each, spec.model_copy(update={"backlog": None}), period_s=15.0).drain_seconds == want
+
+
+def test_a_policy_that_limits_no_power_has_no_word_of_it() -> None:
+    found = tracked()
+    assert "power" not in told(found).stored()
+    assert "WithinPower" not in conditions(found)
+
+    limited = Condition(
+        type="WithinPower", status=ConditionStatus.TRUE, reason="WithinPower", message="A GPU draws 250 W.",
+        last_transition_time="2026-01-01T12:00:00Z", observed_generation=1,
+    )  # fmt: skip
+    found.status = Status(conditions=[limited])  # of before the limit was taken out
+    assert "WithinPower" not in {condition.type for condition in told(found).conditions}

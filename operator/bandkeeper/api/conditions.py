@@ -37,8 +37,11 @@ class ConditionType(StrEnum):
     CONFLICTED = "Conflicted", "Something else drives the target, so the operator keeps its hands off."
     PAUSED = "Paused", "A person paused the policy, so nothing is written."
     BATCH_APPLIED = "BatchApplied", "The wanted batch cap is in force in every pod."
-    WITHIN_POWER = "WithinPower", "No GPU draws more power than constraints.powerWattsPerGPU allows."
-    WITHIN_DEADLINE = "WithinDeadline", "The backlog is done by its deadline."
+    WITHIN_POWER = (
+        "WithinPower",
+        "No GPU draws more power than constraints.powerWattsPerGPU allows; absent where a policy has no such limit.",
+    )
+    WITHIN_DEADLINE = "WithinDeadline", "The backlog is done by its deadline; absent where a policy has none."
 
 
 class _Reason(StrEnum):
@@ -155,18 +158,6 @@ class BatchAppliedReason(_Reason):
     ROLLED_BACK = "RolledBack", _FALSE, "The cap's rollout missed its progress deadline and was taken back."
 
 
-class WithinPowerReason(_Reason):
-    """The reason of WithinPower beside those of `PowerState`."""
-
-    NO_LIMIT = "NoLimit", _UNKNOWN, "The policy limits no power."
-
-
-class WithinDeadlineReason(_Reason):
-    """The reason of WithinDeadline beside those of `DeadlineState`."""
-
-    NO_DEADLINE = "NoDeadline", _UNKNOWN, "The policy has no backlog with a deadline."
-
-
 INITIALIZING = "Initializing"
 
 
@@ -206,15 +197,16 @@ REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
     ConditionType.PAUSED: _documented(PausedReason),
     ConditionType.BATCH_APPLIED: _documented(BatchAppliedReason),
     ConditionType.WITHIN_POWER: {
-        **{state.value: Meaning(_POWER_STATUS.get(state, _FALSE), state.meaning) for state in PowerState},
-        **_documented(WithinPowerReason),
+        state.value: Meaning(_POWER_STATUS.get(state, _FALSE), state.meaning) for state in PowerState
     },
     ConditionType.WITHIN_DEADLINE: {
-        **{state.value: Meaning(_DEADLINE_STATUS.get(state, _TRUE), state.meaning) for state in DeadlineState},
-        **_documented(WithinDeadlineReason),
+        state.value: Meaning(_DEADLINE_STATUS.get(state, _TRUE), state.meaning) for state in DeadlineState
     },
 }
 """Every reason that each condition may have; every condition also has `INITIALIZING`, with status Unknown."""
+
+ON_DEMAND = frozenset({ConditionType.WITHIN_POWER, ConditionType.WITHIN_DEADLINE})
+"""Conditions of what few policies ask for: without a finding they are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,14 +226,16 @@ class Finding:
 def merge(old: Iterable[Condition], findings: Iterable[Finding], *, now_s: float, generation: int) -> list[Condition]:
     """All conditions after `findings`, each type once, in the order of `ConditionType`.
 
-    What was not found anew keeps its old condition, or is Unknown when there is none. `lastTransitionTime` changes only
-    with the status. `now_s` is epoch seconds.
+    What was not found anew keeps its old condition, or is Unknown when there is none; one of `ON_DEMAND` goes.
+    `lastTransitionTime` changes only with the status. `now_s` is epoch seconds.
     """
     before = {condition.type: condition for condition in old}
     found = {finding.type: finding for finding in findings}
     merged = []
     for kind in ConditionType:
         finding, previous = found.get(kind), before.get(kind)
+        if finding is None and kind in ON_DEMAND:
+            continue
         if finding is None and previous is not None:
             merged.append(previous)
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -139,6 +140,10 @@ class Levels(Mapping[str, Reading]):
 
     __slots__ = ("values_by_pod",)
     values_by_pod: Mapping[str, float]
+
+    @abstractmethod
+    def ages_s(self) -> Mapping[str, float]:
+        """Age of each pod's sample in seconds, as of now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,14 +175,10 @@ def summary(result: Result) -> str:
 
 
 def _held_for(result: Result) -> list[tuple[str, str]]:
-    """What single rules cost; those that cost nothing are left out."""
+    from bandkeeper.lab.report import words
+
     hours = result.gpu_hours_by_rule
-    if hours is None:
-        return []
-    told = {rule: f"{rule} {value:.2f}" for rule, value in hours.items() if value >= 0.005}
-    work, unknown = told.pop("work", "work 0.00"), told.pop("unknown", "")
-    parts = (work, f"each rule alone: {', '.join(told.values()) or 'nothing'}", unknown)
-    return [("Held for", "; ".join(filter(None, parts)))]
+    return [] if hours is None else [("Held for", words.rule_hours(hours))]
 
 
 def _power(power: PowerResult) -> str:

@@ -103,8 +103,17 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         due=due(policy, load, backlog, workers, current=current, wall_s=snapshot.wall_s, now_s=now_s),
         steps=model.steps if isinstance(model.steps, StepFit) else NO_STEPS,
     )
-    state = replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, power=power_memory, quality=judged)
-    return scene, replace(state, workers=workers, backlog=backlog)
+    return scene, replace(
+        state,
+        sight=sight,
+        demand=memory,
+        model=model,
+        cap=cap_memory,
+        power=power_memory,
+        workers=workers,
+        backlog=backlog,
+        quality=judged,
+    )
 
 
 def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:

@@ -91,15 +91,17 @@ def _predicted(
     flow = _flow(policy, load, memory, now_s) if load.complete else None
     if flow is None:
         return _without_flow(demand, load, memory, now_s), memory
+    before, (steps, revision) = memory, _of_revision(load, memory)
     memory = replace(
         memory,
         requests_per_s=flow.mean_finished_per_s,
         prompt_per_s=flow.mean_prompt_per_s,
         output_per_s=flow.mean_output_per_s,
         seen_s=flow.seen_s,
+        steps=_learned(policy, load, steps, flow),
+        revision=revision,
+        updated_s=now_s,
     )
-    before, (steps, revision) = memory, _of_revision(load, memory)
-    memory = replace(memory, steps=_learned(policy, load, steps, flow), revision=revision, updated_s=now_s)
     begins = not memory.best_cap
     if memory.steps.observations < FEWEST_OBSERVATIONS or (begins and load.told < load.ready):
         return demand, memory
@@ -108,9 +110,12 @@ def _predicted(
     batch = _mean(_at_cap(memory, demand.best_cap), room, flow.gap_s, memory_s, flow.seen_s)
     memory = replace(memory, batch=batch)
     memory = _in_new_unit(before, memory, flow, demand.best_cap)
-    work = flow.work(memory.steps, memory.batch or room, load, samples, policy.rate_window_s, now_s)
-    work = max(work, _overload(load, demand, flow.curve(memory.steps, memory.batch or room)))
-    return _modelled(policy, load, verdicts, demand, memory, flow, memory.batch or room, work, now_s)
+    batch = memory.batch or room
+    each, curve = memory.steps.work_s(1.0, flow.outputs, batch), flow.curve(memory.steps, batch)
+    work = flow.work(each.value, load, samples, policy.rate_window_s, now_s)
+    work = max(work, _overload(load, demand, curve))
+    error = each.error / each.value if each.value > 0 else 1.0
+    return _modelled(policy, load, verdicts, demand, memory, flow, curve, error, work, now_s)
 
 
 def _overload(load: Load, demand: Demand, curve: LoadCurve) -> float:
@@ -273,11 +278,11 @@ class _Flow:
         """Throughput against the share of `batch` in process."""
         return steps.curve(batch, 1 / self.outputs if self.outputs > 0 else 0.0)
 
-    def work(
-        self, steps: Fit, batch: float, load: Load, samples: Sequence[Sample], window_s: float, now_s: float
-    ) -> float:
-        """Replicas that what arrives keeps busy: prompts read, with the answers they bring, and what begins to wait."""
-        token_s = steps.work_s(1.0, self.outputs, batch).value
+    def work(self, token_s: float, load: Load, samples: Sequence[Sample], window_s: float, now_s: float) -> float:
+        """Replicas that what arrives keeps busy: prompts read, with the answers they bring, and what begins to wait.
+
+        `token_s` are replica-seconds of one prompt token with its answer.
+        """
         read = self.prompt_per_s * token_s
         then = next((sample for sample in samples if now_s - sample.at_s <= window_s), None)
         growth_per_s, begun_per_s = 0.0, self.finished_per_s
@@ -369,7 +374,8 @@ def _modelled(
     demand: Demand,
     memory: ModelMemory,
     flow: _Flow,
-    batch: float,
+    curve: LoadCurve,
+    error: float,
     work: float,
     now_s: float,
 ) -> tuple[Demand, ModelMemory]:
@@ -402,23 +408,12 @@ def _modelled(
         )
         for known, verdict in zip(_known(policy, memory), _latencies(verdicts), strict=True)
     )
-    memory = replace(
-        memory,
-        mean_work=mean_work,
-        best_cap=demand.best_cap,
-        outlook=outlook,
-        traces=traces,
-        promises=promises,
-        updated_s=now_s,
-    )
-    each = memory.steps.work_s(1.0, flow.outputs, batch)
-    error = each.error / each.value if each.value > 0 else 1.0
     bare = _bare_margin(policy, error)
     margin, present_margin, bound_by = _margin(policy, promises, bare, now_s)
     return (
         replace(
             demand,
-            curve=flow.curve(memory.steps, batch),
+            curve=curve,
             work=work,
             peak_work=max(work, held),
             utilization=work / load.ready,
@@ -430,7 +425,17 @@ def _modelled(
             modelled=True,
             **({} if policy.objective is Objective.THROUGHPUT_SENSITIVE else _promises(promises, now_s)),
         ),
-        replace(memory, error=error, margin=margin, bound_by=bound_by),
+        replace(
+            memory,
+            mean_work=mean_work,
+            best_cap=demand.best_cap,
+            outlook=outlook,
+            error=error,
+            margin=margin,
+            bound_by=bound_by,
+            traces=traces,
+            promises=promises,
+        ),
     )
 
 
@@ -500,18 +505,18 @@ def _judged(
     """With what this look tells. A queue is a fleet that is too small, and says nothing of one that is large enough;
     and what is missed by `lone` requests no other replica would mend.
     """
-    known = replace(known, shape=known.shape.seen(work, held, span_s))
+    shape = known.shape.seen(work, held, span_s)
     window = [trace for trace in traces if now_s - trace.at_s <= verdict.window_s] or traces[-1:]
     low, high = verdict.attainment_low, verdict.attainment_high
     told = verdict.state not in (SLOState.NO_DATA, SLOState.TOO_FEW_REQUESTS) and verdict.observations != 0
     short = any(trace.queued or trace.utilization > OVERFULL for trace in window)
     if lone or low is None or high is None or not told or short:
-        return known
+        return replace(known, shape=shape)
     power = known.misses.power
     load = math.fsum(min(FULLEST + 0.4, trace.utilization) ** power for trace in window) / len(window)
     misses = known.misses.seen(load, 1 - (low + high) / 2, span_s)
     lost = not _is_lost(known, now_s) and misses.unreachable(known.allowed)
-    return replace(known, misses=misses, lost_s=now_s if lost else known.lost_s)
+    return replace(known, shape=shape, misses=misses, lost_s=now_s if lost else known.lost_s)
 
 
 def _bare_margin(policy: Policy, error: float) -> float:

@@ -31,8 +31,9 @@ CLEAR_STEP = 1.25  # replicas more, for what they bring to be told from chance
 COMPARABLE_S = 900.0  # between two windows: later the mix of requests may be another one
 TAIL = 0.5  # of an inter-token threshold: a mean below it with a broken percentile is the work of stalls
 
-_FIELDS = {field.name for field in fields(Counters)}
-_COUNTERS = {signal: signal.name.lower() for signal in Signal if signal.name.lower() in _FIELDS}
+_FIELDS = {field.name: field.name for field in fields(Counters)}
+# The very strings that the class has: a call finds its keywords by identity first, and all others by comparing each.
+_COUNTERS = {signal: _FIELDS[signal.name.lower()] for signal in Signal if signal.name.lower() in _FIELDS}
 _NOTHING: Mapping[str, Reading] = MappingProxyType({})
 _PER_GPU = ("model_flops", "model_read_bytes", "model_written_bytes")
 _CORE = (  # what the class depends on: their age is the judgement's, and they are asked for most often
@@ -63,7 +64,7 @@ def judge_quality(
     """The worth of the GPUs' busy time; the last judgement while there is nothing new to judge by."""
     load, snapshot = sights.load, sights.snapshot
     gpus = _sampled(snapshot)
-    sampled_s = now_s - min((reading.age_s for reading in gpus.values()), default=math.inf)
+    sampled_s = now_s - min(gpus.values(), default=math.inf)
     broken = frozenset(verdict.signal for verdict in breached(sights.verdicts))
     state = (load.ready, len(gpus), load.queueing, broken)
     known = memory.assessment
@@ -140,9 +141,15 @@ def evidence_of(sights: Sights, learned: DemandMemory) -> Evidence:
     )
 
 
-def _sampled(snapshot: Snapshot) -> Mapping[str, Reading]:
-    """The readings of one GPU counter: all of an exporter's are of the same moment."""
-    return next((found for signal in _CORE if (found := snapshot.by_pod.get(signal))), {})
+def _sampled(snapshot: Snapshot) -> Mapping[str, float]:
+    """The ages in seconds of one GPU counter: all of an exporter's are of the same moment."""
+    return next((_ages_s(found) for signal in _CORE if (found := snapshot.by_pod.get(signal))), {})
+
+
+def _ages_s(readings: Mapping[str, Reading]) -> Mapping[str, float]:
+    if isinstance(readings, Levels):
+        return readings.ages_s()
+    return {pod: reading.age_s for pod, reading in readings.items()}
 
 
 def _kind(policy: Policy, ready: Iterable[Pod]) -> Kind:
@@ -197,9 +204,9 @@ def _rows(snapshot: Snapshot, ready: Sequence[Pod]) -> tuple[dict[str, dict[str,
                 row[name] = reading.value
     ages_s = dict.fromkeys(rows, 0.0)
     for signal in _CORE:
-        for pod, reading in snapshot.by_pod.get(signal, _NOTHING).items():
-            if reading.age_s > ages_s.get(pod, math.inf):
-                ages_s[pod] = reading.age_s
+        for pod, age_s in _ages_s(snapshot.by_pod.get(signal, _NOTHING)).items():
+            if age_s > ages_s.get(pod, math.inf):
+                ages_s[pod] = age_s
     return rows, ages_s
 
 

@@ -203,8 +203,9 @@ def _by_need(scene: Scene, state: State) -> tuple[Wanted, State]:
             queue=queue or 0,
             bound=wanted.kept_by is BandReason.SLO_BOUND,
         )
-    asked = replace(wanted, band=band, queue=queue, slo=promised.replicas, unreachable=promised.unreachable)
-    return replace(asked, held=why), state
+    return replace(
+        wanted, band=band, queue=queue, slo=promised.replicas, unreachable=promised.unreachable, held=why
+    ), state
 
 
 def _more(

@@ -11,7 +11,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from statistics import fmean, median
 from typing import Literal
 
@@ -25,6 +25,7 @@ from bandkeeper.decide.load import UNMEASURED_COLD_START_S
 from bandkeeper.decide.ownership import OWN_MANAGER
 from bandkeeper.decide.policy import LatencySLO, Policy, ThroughputSLO
 from bandkeeper.decide.state import DemandMemory, State
+from bandkeeper.lab.held import HeldFor
 from bandkeeper.lab.history import History, Moment
 from bandkeeper.lab.past import Past
 from bandkeeper.lab.result import Move
@@ -155,6 +156,10 @@ class ReplayResult(_Part):
         Of the replicas that were ordered, and of those wanted, from order to end, over the judged time.
     gpu_hours_saved
         The difference; below 0 the policy would have cost more.
+    gpu_hours_by_rule
+        Of the wanted replicas, those that would not have been wanted, had one rule alone been left out at each moment;
+        `work` is what the recorded work takes, `unknown` those of which nobody knew. They do not add up. None where
+        no moment tells.
     """
 
     version: Literal[1] = VERSION
@@ -180,6 +185,7 @@ class ReplayResult(_Part):
     gpu_hours_past: float
     gpu_hours_wanted: float
     gpu_hours_saved: float
+    gpu_hours_by_rule: dict[str, float] | None = None
     slos: list[ReplaySLO]
     predictions: list[Prediction]
     scale_actions_past: int
@@ -360,6 +366,7 @@ def _result(
         gpu_hours_past=past_h,
         gpu_hours_wanted=wanted_h,
         gpu_hours_saved=past_h - wanted_h,
+        gpu_hours_by_rule=_held_for(ticks, warmup_s, gpus),
         slos=[_slo(slo, ticks, ready, judged, step_s) for slo in policy.slos],
         predictions=[
             _prediction("time that a request is in process", times_s, predicted_s, judged, ahead * step_s),
@@ -371,6 +378,14 @@ def _result(
         moves=moves,
         series=_series(policy, ticks, ready, times_s, predicted_s),
     )
+
+
+def _held_for(ticks: Sequence[_Tick], warmup_s: float, gpus: int) -> dict[str, float] | None:
+    """Each moment tells what the replicas wanted until then were held for."""
+    told = HeldFor(gpus, warmup_s)
+    for before, tick in pairwise(ticks):
+        told.count(before.wanted, tick.decision.held, tick.moment.at_s - ticks[0].moment.at_s)
+    return told.hours()
 
 
 def _cold_start_s(ticks: Sequence[_Tick]) -> float:

@@ -12,6 +12,7 @@ from bandkeeper.api.snapshot import PodState
 from bandkeeper.decide.policy import CostClass, LatencySLO, Policy, ThroughputSLO
 from bandkeeper.lab import score
 from bandkeeper.lab.fleet import Fleet, Outcome, PodNow, TokenTotals
+from bandkeeper.lab.held import HeldFor
 from bandkeeper.lab.requests import Requests
 from bandkeeper.lab.result import Move, PowerResult, Result, Series, SLOResult
 from bandkeeper.lab.rules.rule import Rule, Setting, View, Want
@@ -126,7 +127,7 @@ class _Run:
         self.recorder = Recorder(setting, self.scraper)
         self.moves: list[Move] = []
         self.caps_written: dict[str, int] = {}
-        self.held_for = score.HeldFor(server.gpus, warmup_s)
+        self.held_for = HeldFor(server.gpus, warmup_s)
 
     def play(self, progress: Progress | None) -> None:
         """Everything up to the end of the load."""

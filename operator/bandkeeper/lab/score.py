@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bandkeeper.api.signals import Signal
-from bandkeeper.decide.decision import RULES, UNKNOWN_RULE, Held
 from bandkeeper.decide.policy import LatencySLO, Policy, ThroughputSLO
 from bandkeeper.lab.fleet import Ledger, Outcome, Status, TokenTotals
 from bandkeeper.lab.requests import Requests
@@ -186,27 +185,6 @@ def gpu_hours(ledger: Ledger, gpus: int, *, warmup_s: float, end_s: float) -> fl
     begun_s = np.where(np.isnan(ledger.scheduled_s), end_s, np.maximum(ledger.scheduled_s, warmup_s))
     ended_s = np.where(np.isnan(ledger.ended_s), end_s, np.minimum(ledger.ended_s, end_s))
     return float(np.maximum(0.0, ended_s - begun_s).sum()) * gpus / 3600.0
-
-
-class HeldFor:
-    """GPU-hours after the warm-up by what they were held for, as the rule told at each look back on the time before."""
-
-    def __init__(self, gpus: int, warmup_s: float) -> None:
-        self._gpus, self._until_s = gpus, warmup_s
-        self._told = False
-        self._gpu_s = dict.fromkeys((*RULES, UNKNOWN_RULE), 0.0)
-
-    def count(self, replicas: int, held: Held | None, now_s: float) -> None:
-        """`replicas` were ordered since the last look."""
-        gpu_s = max(0.0, now_s - self._until_s) * self._gpus
-        self._until_s = max(self._until_s, now_s)
-        self._told = self._told or held is not None
-        for rule, figure in held.by_rule() if held else ((UNKNOWN_RULE, replicas),):
-            self._gpu_s[rule] += figure * gpu_s
-
-    def hours(self) -> dict[str, float] | None:
-        """By rule; None of a rule that never told."""
-        return {rule: gpu_s / 3600.0 for rule, gpu_s in self._gpu_s.items()} if self._told else None
 
 
 def work_hours(requests: Requests, outcome: Outcome, server: Server, *, warmup_s: float) -> float:

@@ -11,7 +11,7 @@ import gc
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,6 +55,7 @@ MIN_GAP_S = 0.1
 FINISH_S = 0.5  # on the way out, for writes under way
 STUCK_S = 60.0
 GC_AFTER = (20_000, 10, 10)  # a tick makes ten thousands of objects and hardly a cycle
+POLICIES_PER_TURN = 64  # that are prepared before others get the event loop
 DRIFT_EVERY_S = 25.0  # the status writer lets drifting figures through once a minute
 
 
@@ -205,7 +206,9 @@ class ControlLoop:
             if self._busy(managed):
                 self._miss(managed)
             elif managed.flaw is not None:
-                self._report_unjudged(self._track(managed, owner_of))
+                tracked = self._track(managed, owner_of)
+                self._read_status(tracked)
+                self._report_unjudged(tracked)
             elif (lane := self._lanes.of(managed)).busy:
                 self._miss(managed)
             else:
@@ -267,9 +270,15 @@ class ControlLoop:
         tracked.overdue = False
         tracked.adopt(managed)
         tracked.conflict = conflict_of(managed, owner_of, self._stores.scalers)
-        if not (self._elector.held and tracked.told):
-            tracked.status = readable(self._observed(managed))
         return tracked
+
+    def _read_status(self, tracked: Tracked) -> None:
+        """The status as the object has it, unless this process told it; anew only when it has changed."""
+        if self._elector.held and tracked.told:
+            return
+        observed = self._observed(tracked.managed)
+        if observed is not tracked.observed:
+            tracked.status, tracked.observed = readable(observed), observed
 
     def _observed(self, managed: Managed) -> Mapping[str, Any]:
         """The status as the policy's object has it now."""
@@ -295,7 +304,7 @@ class ControlLoop:
         try:
             await self._prepare(looks)
             asked: dict[str, tuple[Tracked, Want]] = {}
-            for tracked in looks:
+            async for tracked in _in_turns(looks):
                 with self._guard(tracked):
                     if (want := self._want(tracked)) is not None:
                         asked[want.key] = tracked, want
@@ -319,8 +328,9 @@ class ControlLoop:
     async def _prepare(self, looks: Sequence[Tracked]) -> None:
         """Read the targets that are due, ask for rights that are not known, and wait a moment for both."""
         now_s, reads, started = self._clock(), {}, []
-        for tracked in looks:
+        async for tracked in _in_turns(looks):
             with self._guard(tracked):
+                self._read_status(tracked)
                 mark = self._pods_mark(tracked.managed, tracked.scale)
                 if tracked.reading is None and tracked.target_is_due(now_s, mark, TARGET_READ_EVERY_S):
                     tracked.target_read_at, tracked.pods_mark = now_s, mark
@@ -450,7 +460,8 @@ class ControlLoop:
                 now_s=now_s,
             )
         with self._metrics.decide_seconds.time():
-            tracked.decision, after = decide(replace(policy, acts=acts), snapshot, state, now_s)
+            policy = policy if policy.acts == acts else replace(policy, acts=acts)
+            tracked.decision, after = decide(policy, snapshot, state, now_s)
         tracked.state = unmoved(state, after) if acts and not held else after
         tracked.snapshot, tracked.leads = snapshot, leads
 
@@ -513,7 +524,16 @@ class ControlLoop:
         status = status_of(tracked, seen, wall_s=self._wall())
         self._announcer.tell(tracked, status)
         self._statuses.submit(tracked.managed.ref, status.stored(), observed=self._observed(tracked.managed))
-        tracked.status, tracked.news, tracked.told_at = status, news, now_s
+        tracked.status, tracked.observed = status, None
+        tracked.news, tracked.told_at = news, now_s
+
+
+async def _in_turns(looks: Sequence[Tracked]) -> AsyncIterator[Tracked]:
+    """One after the other; thousands of them at once would hold up the lease, the probes and the stores."""
+    for number, tracked in enumerate(looks, start=1):
+        if number % POLICIES_PER_TURN == 0:
+            await asyncio.sleep(0)
+        yield tracked
 
 
 def _leaves(raw: Mapping[str, Any]) -> bool:

@@ -108,14 +108,16 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
     if tracked.managed.flaw is None:
         yield _target_resolved(tracked)
         yield _batch_applied(tracked)
-    decision = tracked.decision
+    decision, policy = tracked.decision, tracked.managed.policy
+    limits_power = policy is not None and policy.power_watts is not None
+    has_deadline = policy is not None and policy.deadline is not None
     if decision is None:
         why = "Not judged: see the condition Ready."
         yield Finding(ConditionType.WITHIN_SLO, SLOState.NO_DATA, why)
         yield Finding(ConditionType.WITHIN_BAND, BandReason.UNKNOWN, why)
-        if tracked.managed.policy is not None and tracked.managed.policy.power_watts is not None:
+        if limits_power:
             yield Finding(ConditionType.WITHIN_POWER, PowerState.NO_DATA, why)
-        if tracked.managed.policy is not None and tracked.managed.policy.deadline is not None:
+        if has_deadline:
             yield Finding(ConditionType.WITHIN_DEADLINE, DeadlineState.NO_DATA, why)
         return
     yield _metrics_available(tracked, decision)
@@ -124,8 +126,10 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
         ConditionType.WITHIN_BAND, decision.band.reason, decision.band.message or decision.band.reason.meaning
     )
     yield _scaling_limited(tracked, decision)
-    yield _within_power(tracked, decision)
-    yield _within_deadline(tracked, decision)
+    if limits_power:
+        yield _within_power(decision)
+    if has_deadline:
+        yield _within_deadline(decision)
 
 
 def _ready(tracked: Tracked) -> Finding:
@@ -257,23 +261,16 @@ def _scaling_limited(tracked: Tracked, decision: Decision) -> Finding:
     return Finding(ConditionType.SCALING_LIMITED, api.ScalingLimitedReason.DESIRED_WITHIN_RANGE, message)
 
 
-def _within_power(tracked: Tracked, decision: Decision) -> Finding:
-    if decision.power is not None:
-        return Finding(ConditionType.WITHIN_POWER, decision.power.state, decision.power.message)
-    policy = tracked.managed.policy
-    if policy is not None and policy.power_watts is not None:
+def _within_power(decision: Decision) -> Finding:
+    if decision.power is None:
         return Finding(ConditionType.WITHIN_POWER, PowerState.NO_DATA, "Nothing runs whose power could be judged.")
-    return Finding(ConditionType.WITHIN_POWER, api.WithinPowerReason.NO_LIMIT, "The policy limits no power.")
+    return Finding(ConditionType.WITHIN_POWER, decision.power.state, decision.power.message)
 
 
-def _within_deadline(tracked: Tracked, decision: Decision) -> Finding:
-    if decision.deadline is not None:
-        return Finding(ConditionType.WITHIN_DEADLINE, decision.deadline.state, decision.deadline.message)
-    policy = tracked.managed.policy
-    if policy is not None and policy.deadline is not None:
+def _within_deadline(decision: Decision) -> Finding:
+    if decision.deadline is None:
         return Finding(ConditionType.WITHIN_DEADLINE, DeadlineState.NO_DATA, "Nothing runs that works on the backlog.")
-    why = "The policy has no backlog with a deadline."
-    return Finding(ConditionType.WITHIN_DEADLINE, api.WithinDeadlineReason.NO_DEADLINE, why)
+    return Finding(ConditionType.WITHIN_DEADLINE, decision.deadline.state, decision.deadline.message)
 
 
 def _power(decision: Decision | None) -> v1alpha1.PowerStatus | None:

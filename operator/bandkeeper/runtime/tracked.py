@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Scale
@@ -82,6 +83,8 @@ class Tracked:
     ----------
     status
         The status as last told; for one who does not lead, as found on the object.
+    observed
+        What `status` was read from, as long as it is that of the object.
     told, told_at, news
         Whether `status` is what this process told, when it did, and what of it is told at once when it changes.
     reported
@@ -118,6 +121,7 @@ class Tracked:
     state: State
     looked_at: float
     status: Status = field(default_factory=Status)
+    observed: Mapping[str, Any] | None = None
     told: bool = False
     told_at: float = -math.inf
     news: tuple[object, ...] = ()

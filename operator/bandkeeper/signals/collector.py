@@ -33,7 +33,7 @@ ASIDE_EVERY_S = 55.0  # what explains a GPU's work: every fourth tick of 15 s as
 ASIDE_WAIT_S = 0.5  # a policy whose own answers are in waits so long for these, then goes without the new ones
 _ASIDE_KEPT_S = 300.0
 _EDGES_ABOVE_THRESHOLD = 4.0
-_WANTS_PER_TURN = 64
+_WANTS_PER_TURN = 8  # what is then decided on each takes up to a millisecond, and nothing else runs meanwhile
 _REFUSED = frozenset({ErrorKind.UNAUTHORIZED, ErrorKind.BAD_QUERY, ErrorKind.TOO_LARGE})
 
 T = TypeVar("T")

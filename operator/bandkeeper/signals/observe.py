@@ -87,6 +87,10 @@ class Aged(Levels):
         ages_s, since_s = self._ages_s, self._since_s
         return {pod: Reading(value, ages_s[pod] + since_s) for pod, value in self.values_by_pod.items()}.items()
 
+    def ages_s(self) -> Mapping[str, float]:
+        since_s = self._since_s
+        return {pod: age_s + since_s for pod, age_s in self._ages_s.items()} if since_s else self._ages_s
+
     def older(self, since_s: float) -> Aged:
         return Aged(self.values_by_pod, self._ages_s, self._since_s + since_s)
 

@@ -152,10 +152,7 @@ def protocol(result: Result) -> list[str]:
 
 def _protocol_of_rules(result: Result) -> Iterator[str]:
     if result.gpu_hours_by_rule is not None:
-        yield (
-            "What one rule alone cost are GPU-hours that would not have been held without it, all others kept. What "
-            "two rules asked for alike, neither cost alone: they do not add up."
-        )
+        yield words.RULES_ALONE
 
 
 def style() -> str:

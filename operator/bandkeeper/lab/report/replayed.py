@@ -82,6 +82,8 @@ def summary(result: ReplayResult) -> str:
         f"(known for {words.share(slo.expected_known)}, by the model for {words.share(slo.expected_modelled)})"
         for slo in result.slos
     ]
+    if result.gpu_hours_by_rule is not None:
+        lines.append(f"Held for  {words.rule_hours(result.gpu_hours_by_rule)}")
     lines.append(f"Data      {_coverage(result)}")
     lines.append(
         f"Moves     {result.scale_actions} of replicas where the past had {result.scale_actions_past}, "
@@ -216,6 +218,8 @@ def _tiles(result: ReplayResult) -> Iterator[Tile]:
     saved = result.gpu_hours_saved
     share = words.share(abs(saved) / result.gpu_hours_past) if result.gpu_hours_past else "of none"
     yield Tile("Saved" if saved >= 0 else "Owed", f"{words.number(abs(saved))} GPU-h", share)
+    if result.gpu_hours_by_rule is not None:
+        yield Tile("Wanted for one rule alone", *words.held_for(result.gpu_hours_by_rule))
     past = f"{result.scale_actions_past:,} in the past"
     yield Tile("Changes of replicas", f"{result.scale_actions:,}", past)
     yield Tile("Changes of batch cap", f"{result.batch_actions:,}")
@@ -307,6 +311,8 @@ def _method(result: ReplayResult) -> Iterator[str]:
         "GPU-hours run from the order of a pod to its end, for the past and for the policy alike, with "
         f"{words.count(result.gpus_per_replica, 'GPU')} for each replica."
     )
+    if result.gpu_hours_by_rule is not None:
+        yield words.RULES_ALONE
     yield (
         f"Expected promises: a wanted replica is ready {cold} after its order. Where as many were ready in the past, "
         "the measured share counts; else that of the moments of this past in which a replica was asked for as many "

@@ -10,6 +10,10 @@ from bandkeeper.api.signals import CATALOGUE, Signal, SignalKind
 from bandkeeper.lab.result import Result, SLOResult
 
 UNKNOWN = "not known"
+RULES_ALONE = (
+    "What one rule alone cost are GPU-hours that would not have been held without it, all others kept. What two rules "
+    "asked for alike, neither cost alone: they do not add up."
+)
 _NO_RULES = ("work", "unknown")
 _THINGS = {
     Signal.TIME_TO_FIRST_TOKEN: "first tokens",
@@ -69,6 +73,14 @@ def held_for(hours: Mapping[str, float]) -> tuple[str, str]:
         return "nothing", ""
     most, others = rules[-1], reversed(rules[:-1])
     return f"{most}: {number(hours[most])} GPU-h", ", ".join(f"{rule} {number(hours[rule])}" for rule in others)
+
+
+def rule_hours(hours: Mapping[str, float]) -> str:
+    """What the work took and single rules cost, in GPU-hours; rules that cost nothing are left out."""
+    told = {rule: f"{rule} {value:.2f}" for rule, value in hours.items() if value >= 0.005}
+    work, unknown = told.pop("work", "work 0.00"), told.pop("unknown", "")
+    parts = (work, f"each rule alone: {', '.join(told.values()) or 'nothing'}", unknown)
+    return "; ".join(filter(None, parts))
 
 
 def latency(seconds: float | None) -> str:
