@@ -492,6 +492,7 @@ def a_full_status(letter: str = "m") -> v1alpha1.Status:
             bound_by=reason,
             error_percent=count,
             windows=length,
+            batch_times=[v1alpha1.BatchTime(size=length, milliseconds=length)] * 16,
         ),
         effective=v1alpha1.Effective(
             band=v1alpha1.Band(low_percent=60, high_percent=70),

@@ -849,8 +849,15 @@ class HistoryEntry(DecisionStatus):
     from_batch_cap: Count | None = Field(default=None, description="Batch cap before it.")
 
 
+class BatchTime(_Model):
+    """The time of a batch of one size."""
+
+    size: Length = Field(description="Requests in the batch.")
+    milliseconds: Length = Field(description="Time of the batch.")
+
+
 class ModelStatus(_Model):
-    """What was learned of the servers and their load, for a process that begins anew. Read by that version only.
+    """What was learned of the servers and their load, for a process that begins anew, of this version or a newer one.
 
     What is not required came later, and is for people: `bandkeeper explain` reads it.
     """
@@ -876,6 +883,9 @@ class ModelStatus(_Model):
     bound_by: Word | None = Field(default=None, description="The promise that asks for the margin, where one does.")
     error_percent: Count | None = Field(default=None, description="Standard error of the work by these figures.")
     windows: Length | None = Field(default=None, description="Windows of data that were learned from.")
+    batch_times: Annotated[list[BatchTime], Field(max_length=16)] | None = Field(
+        default=None, description="Times of batches by their size, where servers form batches of what waits."
+    )
 
 
 class Status(_Model):

@@ -228,7 +228,8 @@ class Seen:
 class Learned:
     """What a process that begins anew should know: step times in seconds, and work in replicas at `best_cap`.
 
-    `age_s` is how long ago the peak was. `seen` is for people: no process begins with it.
+    `age_s` is how long ago the peak was. `batches` are sizes and seconds of batches, of a server that batches
+    dynamically; its step times are a straight line through them, for people. So is `seen`: no process begins with it.
     """
 
     alpha_s: float
@@ -239,6 +240,7 @@ class Learned:
     largest_rise: float
     age_s: float = 0.0
     seen: Seen | None = None
+    batches: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from bandkeeper.decide.demand import observe
 from bandkeeper.decide.knob import best_cap, is_batch_first, steer, wrote_cap
 from bandkeeper.decide.load import assess
 from bandkeeper.decide.ownership import follow, wrote_replicas
-from bandkeeper.decide.policy import Batching, Policy
+from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.power import judge_power, within
 from bandkeeper.decide.prediction import learned, predict
 from bandkeeper.decide.promises import breached, is_wait, judge
@@ -47,8 +47,7 @@ def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tu
     if scene.current == 0:
         return _at_zero(scene), replace(seen, cap=state.cap)
     wanted, state = choose(scene, seen)
-    known = learned(state.model, now_s) if policy.batching is Batching.CONTINUOUS else None
-    return _decision(scene, wanted, known), state
+    return _decision(scene, wanted, learned(state.model, now_s)), state
 
 
 def written(state: State, *, replicas: int | None = None, cap: int | None = None, now_s: float) -> State:

@@ -25,7 +25,7 @@ from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK
 from bandkeeper.model.peaks import NO_PEAKS
-from bandkeeper.model.steps import StepFit
+from bandkeeper.model.steps import NO_STEPS, StepFit
 
 FEWEST_OBSERVATIONS = 1.0  # whole rate windows
 FEWEST_TOKENS = 200.0  # in one rate window, for a mean to mean anything
@@ -50,6 +50,8 @@ KV_KNOWN = 0.2  # share of the KV cache in use that tells how much of it a reque
 LONGEST_STEP_S = 60.0  # between two looks, that what was seen last counts for
 TRACES = 20
 REMEMBERED_S = 3600.0  # after the last tokens: later a server that tells none any more is decided on without
+MOST_BATCHES = 12
+"""Sizes of batches that are worth keeping: half a doubling apart, they reach from 1 to 45."""
 LOST_S = 7200.0  # a promise that no replicas kept is not tried again sooner
 
 Fit = StepFit | BatchTimes
@@ -68,8 +70,9 @@ def predict(
     """`demand` in the model's terms; unchanged where there is no model."""
     if demand is None or policy.batching is Batching.UNKNOWN:
         return demand, memory
-    if policy.batching is Batching.DYNAMIC and not isinstance(memory.steps, BatchTimes):
-        memory = replace(memory, steps=NO_BATCHES)
+    empty: Fit = NO_BATCHES if policy.batching is Batching.DYNAMIC else NO_STEPS
+    if not isinstance(memory.steps, type(empty)):
+        memory = replace(memory, steps=empty)
     demand, memory = _predicted(policy, load, verdicts, demand, samples, memory, now_s)
     return _with_foresight(policy, load, demand, memory, recalled, now_s)
 
@@ -185,9 +188,10 @@ def _in_new_unit(before: ModelMemory, memory: ModelMemory, flow: _Flow, best_cap
 def learned(memory: ModelMemory, now_s: float) -> Learned | None:
     """What of the memory is worth keeping; None before there is a model."""
     peak, rise = memory.outlook.peaks.highest(), memory.outlook.rises.highest()
-    if peak is None or rise is None:
+    if peak is None or rise is None or not memory.steps.observations:
         return None
     alpha_s, beta_s, delta_s = memory.steps.parameters
+    batches = memory.steps.table(MOST_BATCHES) if isinstance(memory.steps, BatchTimes) else ()
     return Learned(
         alpha_s=alpha_s,
         beta_s=beta_s,
@@ -196,7 +200,8 @@ def learned(memory: ModelMemory, now_s: float) -> Learned | None:
         peak_work=peak,
         largest_rise=rise,
         age_s=max(0.0, now_s - memory.outlook.peaks.entries[0][0]),
-        seen=_seen(memory),
+        seen=None if batches else _seen(memory),
+        batches=batches,
     )
 
 
@@ -220,14 +225,17 @@ def _seen(memory: ModelMemory) -> Seen | None:
 def relearned(policy: Policy, known: Learned, now_s: float) -> ModelMemory:
     """A memory to begin with: step times as a guess, and the peak with its age; nothing where it is too old."""
     memory_s = _memory_s(policy)
-    if known.age_s >= memory_s:
+    dynamic = policy.batching is Batching.DYNAMIC
+    if known.age_s >= memory_s or dynamic is not bool(known.batches):
         return ModelMemory()
     outlook = replace(
         NO_OUTLOOK,
         peaks=NO_PEAKS.push(known.peak_work, now_s - known.age_s, memory_s),
         rises=NO_PEAKS.push(known.largest_rise, now_s - known.age_s, memory_s),
     )
-    steps = StepFit((known.alpha_s, known.beta_s, known.delta_s), observations=FEWEST_OBSERVATIONS / 2).loosened()
+    steps: Fit = StepFit((known.alpha_s, known.beta_s, known.delta_s), observations=FEWEST_OBSERVATIONS / 2).loosened()
+    if dynamic:
+        steps = BatchTimes.of_table(known.batches, FEWEST_OBSERVATIONS / 2)
     return ModelMemory(
         best_cap=known.best_cap, batch=float(known.best_cap), steps=steps, outlook=outlook, updated_s=now_s
     )
