@@ -147,6 +147,11 @@ GOOD = [
     ("power with a batch cap", a_policy(batch=_batch(), constraints={"powerWattsPerGPU": 60})),
     ("no constraint", a_policy(constraints={})),
     ("parallel efficiency", a_policy(constraints={"parallelEfficiencyPercent": 75})),
+    ("profile", a_policy(profile={"alphaMilliseconds": "20.58"})),
+    ("whole profile", a_policy(profile={
+        "alphaMilliseconds": "20", "betaMilliseconds": "0.41", "deltaMilliseconds": "0.000001", "kvTokens": 460_000})),
+    ("profile as a table", a_policy(profile={"batchTimes": [
+        {"size": 1, "milliseconds": "2.13"}, {"size": 65_536, "milliseconds": "999999.5"}]})),
     ("name of 63 characters", a_policy(root={"metadata": {"name": "a" * 63}})),
     ("paused", a_policy(root={"metadata": {"name": "chat", "annotations": {"bandkeeper.dev/paused": "true"}}})),
     ("a status is not taken", a_policy(root={"status": {"coldStart": 5, "lastDecision": {"message": 5}}})),
@@ -393,6 +398,24 @@ BAD = [
      "spec.constraints.parallelEfficiencyPercent", "must be at most 100"),
     ("parallel efficiency as a share", a_policy(constraints={"parallelEfficiencyPercent": 0.75}),
      "spec.constraints.parallelEfficiencyPercent", "must be a whole number, not 0.75"),
+    ("empty profile", a_policy(profile={}), "spec.profile", "must have one of alphaMilliseconds"),
+    ("profile in two ways", a_policy(profile={"alphaMilliseconds": "20", "batchTimes": [
+        {"size": 1, "milliseconds": "2"}]}), "spec.profile", "must have one of alphaMilliseconds"),
+    ("beta beside a table", a_policy(profile={"betaMilliseconds": "20", "batchTimes": [
+        {"size": 1, "milliseconds": "2"}]}), "spec.profile.betaMilliseconds", "must go with alphaMilliseconds"),
+    ("step time of 0", a_policy(profile={"alphaMilliseconds": "0.0"}), "spec.profile.alphaMilliseconds",
+     "must be milliseconds above 0"),
+    ("step time with its unit", a_policy(profile={"alphaMilliseconds": "20ms"}), "spec.profile.alphaMilliseconds",
+     "must be milliseconds above 0"),
+    ("step time as a number", a_policy(profile={"alphaMilliseconds": 20.58}), "spec.profile.alphaMilliseconds",
+     "must be a string"),
+    ("empty table", a_policy(profile={"batchTimes": []}), "spec.profile.batchTimes", "must have at least one entry"),
+    ("a size twice", a_policy(profile={"batchTimes": [{"size": 1, "milliseconds": "2"}] * 2}),
+     "spec.profile.batchTimes[1]", "must not repeat the size"),
+    ("no size", a_policy(profile={"batchTimes": [{"milliseconds": "2"}]}),
+     "spec.profile.batchTimes[0].size", "must be set"),
+    ("KV cache of nothing", a_policy(profile={"alphaMilliseconds": "20", "kvTokens": 0}), "spec.profile.kvTokens",
+     "must be at least 16"),
     ("Prometheus as a string", a_policy(prometheus="http://prometheus:9090"), "spec.prometheus",
      "must be an object with the fields name, url"),
 ]  # fmt: skip
@@ -492,7 +515,7 @@ def a_full_status(letter: str = "m") -> v1alpha1.Status:
             bound_by=reason,
             error_percent=count,
             windows=length,
-            batch_times=[v1alpha1.BatchTime(size=length, milliseconds=length)] * 16,
+            batch_times=[v1alpha1.BatchTime(size="9.999e+300", milliseconds="9.999e+300")] * 12,
         ),
         effective=v1alpha1.Effective(
             band=v1alpha1.Band(low_percent=60, high_percent=70),

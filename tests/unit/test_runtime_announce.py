@@ -81,6 +81,12 @@ TRANSITIONS: list[tuple[str, Status, Status, list[str]]] = [
         a_status(**OK, WithinPower=("False", "PowerUnreachable")),
         ["PowerUnreachable"],
     ),
+    (
+        "a profile of other servers",
+        a_status(**OK),
+        a_status(**OK, ProfileFits=("False", "Contradicted")),
+        ["Contradicted"],
+    ),
     ("a promise that is broken is no event", a_status(**OK), a_status(**OK, WithinSLO=("False", "Breached")), []),
 ]
 

@@ -10,14 +10,14 @@ import pytest
 
 from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Scale
-from bandkeeper.api.reasons import PowerState
+from bandkeeper.api.reasons import PowerState, ProfileState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.api.v1alpha1 import Spec, Status
 from bandkeeper.api.validation import validate
-from bandkeeper.decide.decision import PowerVerdict
+from bandkeeper.decide.decision import PowerVerdict, ProfileVerdict
 from bandkeeper.decide.engine import decide
-from bandkeeper.decide.policy import BatchControl, Batching, CostClass, resolve
+from bandkeeper.decide.policy import BatchControl, Batching, CostClass, Profile, resolve
 from bandkeeper.kube.discovery import TargetError, TargetProblem
 from bandkeeper.kube.objects import ObjectRef
 from bandkeeper.runtime.conflicts import Conflict
@@ -284,3 +284,18 @@ def test_power_is_shown_where_it_is_limited() -> None:
         assert conditions(found)["WithinPower"] == ("Unknown", "NoData")
     assert "power" not in told(tracked()).stored()
     assert conditions(tracked())["WithinPower"] == ("Unknown", "NoLimit")
+
+
+def test_a_profile_is_judged_where_there_is_one() -> None:
+    base = managed()
+    assert base.policy is not None
+    profile = Profile(alpha_s=0.02, beta_s=None, delta_s=None, batches=(), kv_tokens=None)
+    found = tracked(managed(policy=dataclasses.replace(base.policy, profile=profile)))
+    assert found.decision is not None
+    verdict = ProfileVerdict(ProfileState.CONTRADICTED, "Steps take 2 times as long as spec.profile says.")
+    found.decision = dataclasses.replace(found.decision, profile=verdict)
+    assert conditions(found)["ProfileFits"] == ("False", "Contradicted")
+    for decision in (dataclasses.replace(found.decision, profile=None), None):  # without a target, and unjudged
+        found.decision = decision
+        assert conditions(found)["ProfileFits"] == ("Unknown", "Unmeasured")
+    assert conditions(tracked())["ProfileFits"] == ("Unknown", "NoProfile")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Self
 
-from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, SLOState
+from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, ProfileState, SLOState
 from bandkeeper.api.v1alpha1 import Condition, ConditionStatus
 
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
@@ -38,6 +38,7 @@ class ConditionType(StrEnum):
     PAUSED = "Paused", "A person paused the policy, so nothing is written."
     BATCH_APPLIED = "BatchApplied", "The wanted batch cap is in force in every pod."
     WITHIN_POWER = "WithinPower", "No GPU draws more power than constraints.powerWattsPerGPU allows."
+    PROFILE_FITS = "ProfileFits", "The servers are as fast as spec.profile says."
 
 
 class _Reason(StrEnum):
@@ -155,6 +156,12 @@ class WithinPowerReason(_Reason):
     NO_LIMIT = "NoLimit", _UNKNOWN, "The policy limits no power."
 
 
+class ProfileFitsReason(_Reason):
+    """The reason of ProfileFits beside those of `ProfileState`."""
+
+    NO_PROFILE = "NoProfile", _UNKNOWN, "The policy has no profile."
+
+
 INITIALIZING = "Initializing"
 
 
@@ -172,6 +179,7 @@ def _documented(*groups: Iterable[_Reason]) -> dict[str, Meaning]:
 
 _SLO_STATUS = {SLOState.MET: _TRUE, SLOState.BREACHED: _FALSE, SLOState.UNREACHABLE: _FALSE}
 _POWER_STATUS = {PowerState.WITHIN: _TRUE, PowerState.NO_DATA: _UNKNOWN}
+_PROFILE_STATUS = {ProfileState.FITS: _TRUE, ProfileState.CONTRADICTED: _FALSE}
 _BAND_STATUS = {BandReason.IN_BAND: _TRUE, BandReason.UNKNOWN: _UNKNOWN}
 
 REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
@@ -195,6 +203,10 @@ REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
     ConditionType.WITHIN_POWER: {
         **{state.value: Meaning(_POWER_STATUS.get(state, _FALSE), state.meaning) for state in PowerState},
         **_documented(WithinPowerReason),
+    },
+    ConditionType.PROFILE_FITS: {
+        **{state.value: Meaning(_PROFILE_STATUS.get(state, _UNKNOWN), state.meaning) for state in ProfileState},
+        **_documented(ProfileFitsReason),
     },
 }
 """Every reason that each condition may have; every condition also has `INITIALIZING`, with status Unknown."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, Reason, SLOState
+from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, ProfileState, Reason, SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.quality.types import Assessment
 
@@ -104,6 +104,14 @@ class PowerVerdict:
     message: str
     watts: float | None = None
     ceiling: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileVerdict:
+    """How spec.profile stands to what was measured."""
+
+    state: ProfileState
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +281,8 @@ class Decision:
         What `current_replicas` are held for; None where the work is not known, or nothing was weighed.
     power
         None where the policy limits no power.
+    profile
+        None where the policy has no profile.
     """
 
     replicas: int | None
@@ -297,3 +307,4 @@ class Decision:
     quality: Assessment | None = None
     held: Held | None = None
     power: PowerVerdict | None = None
+    profile: ProfileVerdict | None = None

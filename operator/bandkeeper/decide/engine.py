@@ -23,7 +23,7 @@ from bandkeeper.decide.load import assess
 from bandkeeper.decide.ownership import follow, wrote_replicas
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.power import judge_power, within
-from bandkeeper.decide.prediction import learned, predict
+from bandkeeper.decide.prediction import judge_profile, learned, predict
 from bandkeeper.decide.promises import breached, is_wait, judge
 from bandkeeper.decide.quality import Sights, judge_quality
 from bandkeeper.decide.replicas import Wanted, choose
@@ -97,6 +97,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         now_s=now_s,
         quality=quality,
         power=power,
+        profile=judge_profile(policy, model),
         steps=model.steps if isinstance(model.steps, StepFit) else NO_STEPS,
     )
     state = replace(state, sight=sight, demand=memory, model=model, cap=cap_memory, power=power_memory, quality=judged)
@@ -140,6 +141,7 @@ def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
         learned=known,
         held=wanted.held,
         power=scene.power,
+        profile=scene.profile,
     )
 
 
@@ -193,4 +195,5 @@ def _at_zero(scene: Scene) -> Decision:
         paused_by_zero=True,
         quality=scene.quality,
         power=scene.power,
+        profile=scene.profile,
     )

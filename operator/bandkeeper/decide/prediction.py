@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.reasons import ProfileState, SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Earlier, Recalled
 from bandkeeper.api.v1alpha1 import Objective
-from bandkeeper.decide.decision import Learned, Seen, SLOVerdict
+from bandkeeper.decide.decision import Learned, ProfileVerdict, Seen, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.foresight import NO_RECALL, foresee, unraised
 from bandkeeper.decide.load import Load
@@ -50,6 +50,9 @@ KV_KNOWN = 0.2  # share of the KV cache in use that tells how much of it a reque
 LONGEST_STEP_S = 60.0  # between two looks, that what was seen last counts for
 TRACES = 20
 REMEMBERED_S = 3600.0  # after the last tokens: later a server that tells none any more is decided on without
+TOLD_WINDOWS = 10.0  # rate windows that a profile is compared over
+COMPARED_WINDOWS = 3.0
+CONTRADICTED = 1.5  # times more or less than a profile says
 MOST_BATCHES = 12
 """Sizes of batches that are worth keeping: half a doubling apart, they reach from 1 to 45."""
 LOST_S = 7200.0  # a promise that no replicas kept is not tried again sooner
@@ -70,9 +73,9 @@ def predict(
     """`demand` in the model's terms; unchanged where there is no model."""
     if demand is None or policy.batching is Batching.UNKNOWN:
         return demand, memory
-    empty: Fit = NO_BATCHES if policy.batching is Batching.DYNAMIC else NO_STEPS
-    if not isinstance(memory.steps, type(empty)):
-        memory = replace(memory, steps=empty)
+    first = profiled(policy)
+    if not isinstance(memory.steps, type(first)) or (not memory.steps.observations and first.observations):
+        memory = replace(memory, steps=first, updated_s=now_s - policy.rate_window_s / 4)
     demand, memory = _predicted(policy, load, verdicts, demand, samples, memory, now_s)
     return _with_foresight(policy, load, demand, memory, recalled, now_s)
 
@@ -97,11 +100,14 @@ def _predicted(
         seen_s=flow.seen_s,
     )
     before, (steps, revision) = memory, _of_revision(load, memory)
-    memory = replace(memory, steps=_learned(policy, load, steps, flow), revision=revision, updated_s=now_s)
+    if (observed := _observed(policy, load, flow)) is not None:
+        steps = steps.seen(*observed)
+        memory = _compared(policy, memory, *observed)
+    memory = replace(memory, steps=steps, revision=revision, updated_s=now_s)
     begins = not memory.best_cap
     if memory.steps.observations < FEWEST_OBSERVATIONS or (begins and load.told < load.ready):
         return demand, memory
-    room = _batch(load, demand.best_cap)
+    room = _batch(policy, load, demand.best_cap, flow)
     memory_s = RATIO_WINDOWS * policy.rate_window_s
     batch = _mean(_at_cap(memory, demand.best_cap), room, flow.gap_s, memory_s, flow.seen_s)
     memory = replace(memory, batch=batch)
@@ -325,18 +331,61 @@ def _mean(before: float | None, now: float, span_s: float, memory_s: float, seen
     return before + share * (now - before)
 
 
-def _learned(policy: Policy, load: Load, steps: Fit, flow: _Flow) -> Fit:
-    """With what this look tells: tokens per second of one replica, and the time between two of them."""
+def _observed(policy: Policy, load: Load, flow: _Flow) -> tuple[float, float, float, float] | None:
+    """What this look tells: the mean batch, prompt tokens per step, the time between two tokens, and its weight."""
     weight = min(1.0, flow.span_s / policy.rate_window_s)
     token_s = load.token_s or 0.0
     if not 0 < token_s < math.inf or not load.told or weight <= 0:
-        return steps
+        return None
     batch = token_s * flow.output_per_s / load.told
     if policy.batching is Batching.DYNAMIC:  # a replica is idle between batches: their size has to be told
         batch = load.batch_size or 0.0
     if batch < LEAST_BATCH:
-        return steps
-    return steps.seen(batch, flow.prompt_per_s / flow.output_per_s * batch, token_s, weight)
+        return None
+    return batch, flow.prompt_per_s / flow.output_per_s * batch, token_s, weight
+
+
+def profiled(policy: Policy) -> Fit:
+    """What is known before anything was seen: the policy's profile, where it has one."""
+    told, dynamic = policy.profile, policy.batching is Batching.DYNAMIC
+    if told is None:
+        return NO_BATCHES if dynamic else NO_STEPS
+    if dynamic:
+        return BatchTimes.of_table(told.batches or ((1.0, told.alpha_s),), FEWEST_OBSERVATIONS)
+    return StepFit.of_profile(told.alpha_s, told.beta_s, told.delta_s, FEWEST_OBSERVATIONS)
+
+
+def _compared(
+    policy: Policy, memory: ModelMemory, batch: float, prompt_tokens: float, token_s: float, weight: float
+) -> ModelMemory:
+    """With what the policy's profile says of an observation."""
+    if policy.profile is None:
+        return memory
+    first = profiled(policy)
+    told_s = first.told_s(batch) if isinstance(first, BatchTimes) else first.token_s(batch, prompt_tokens)
+    if not told_s:
+        return memory
+    windows = min(TOLD_WINDOWS, memory.told_windows + weight)
+    ratio = memory.told_ratio + weight / windows * (math.log(token_s / told_s) - memory.told_ratio)
+    return replace(memory, told_ratio=ratio, told_windows=windows)
+
+
+def judge_profile(policy: Policy, memory: ModelMemory) -> ProfileVerdict | None:
+    """How the policy's profile stands to what was measured; None without one."""
+    if policy.profile is None:
+        return None
+    if policy.batching is Batching.UNKNOWN:
+        return ProfileVerdict(ProfileState.UNMEASURED, "The runtime has no model, so spec.profile counts for nothing.")
+    if memory.told_windows < COMPARED_WINDOWS:
+        return ProfileVerdict(ProfileState.UNMEASURED, ProfileState.UNMEASURED.meaning)
+    times = math.exp(memory.told_ratio)
+    if abs(memory.told_ratio) > math.log(CONTRADICTED):
+        return ProfileVerdict(
+            ProfileState.CONTRADICTED,
+            f"Steps take {times:.2g} times as long as spec.profile says, so only what is measured counts: measure "
+            "the profile again on these servers, or leave it out.",
+        )
+    return ProfileVerdict(ProfileState.FITS, f"Steps take {times:.2f} times as long as spec.profile says.")
 
 
 def _of_revision(load: Load, memory: ModelMemory) -> tuple[Fit, str | None]:
@@ -346,10 +395,14 @@ def _of_revision(load: Load, memory: ModelMemory) -> tuple[Fit, str | None]:
     return memory.steps if memory.revision is None else memory.steps.loosened(), load.revision
 
 
-def _batch(load: Load, best_cap: int) -> float:
+def _batch(policy: Policy, load: Load, best_cap: int, flow: _Flow) -> float:
     """Requests that a replica can have in process: its cap, or as many as its KV cache holds."""
     if load.kv is None or load.batch is None or load.kv < KV_KNOWN:
-        return float(best_cap)
+        told = policy.profile.kv_tokens if policy.profile is not None else None
+        if told is None or policy.batching is Batching.DYNAMIC or not flow.mean_finished_per_s:
+            return float(best_cap)
+        context = (flow.mean_prompt_per_s + flow.mean_output_per_s / 2) / flow.mean_finished_per_s
+        return max(1.0, min(float(best_cap), KV_FULL * told / context))
     return max(1.0, min(float(best_cap), KV_FULL * load.batch / load.kv))
 
 

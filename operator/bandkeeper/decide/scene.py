@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bandkeeper.api.snapshot import Target
 from bandkeeper.decide.cap_rules import CapChoice
-from bandkeeper.decide.decision import Inputs, MetricsVerdict, PowerVerdict, SLOVerdict
+from bandkeeper.decide.decision import Inputs, MetricsVerdict, PowerVerdict, ProfileVerdict, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
@@ -42,6 +42,7 @@ class Scene:
     now_s: float
     quality: Assessment
     power: PowerVerdict | None = None
+    profile: ProfileVerdict | None = None
     steps: StepFit = NO_STEPS
 
     @property

@@ -16,7 +16,7 @@ _STEPS = 2  # rows of the table in each doubling of the size
 _MEMORY = 20.0  # whole observations that a row remembers
 _FARTHEST = 1.5  # times the largest size seen: so far is a straight line believed
 _NOISE = 0.1  # of one observation, as a share
-_TOLD = 1.0  # whole observations that the scale of a told table counts for
+_TOLD = 0.5  # whole observations that the scale of a told table counts for
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,9 @@ class BatchTimes:
         told_s = self.told_s(batch)
         if told_s is None:
             return self.scale
-        share = weight / (weight + min(_MEMORY, max(_TOLD, self.observations)))
-        return self.scale * (token_s / (told_s * self.scale)) ** share
+        before = math.fsum(row.weight for _, row in self.rows)
+        share = weight / (weight + min(_MEMORY, _TOLD + before))
+        return self.scale * math.pow(token_s / (told_s * self.scale), share)
 
     def loosened(self) -> BatchTimes:
         """Another server: nothing is known of it."""

@@ -21,12 +21,14 @@ FULL_BATCH = 64.0
 _PRIOR_STRETCH = 0.9
 _PRIOR_PROMPT = 0.25  # delta over beta: a token read costs less than a token made
 _PRIOR_ERROR = 0.5  # of each prior parameter, as a share
+_TOLD_ERROR = 0.2  # of each parameter that a person measured, next to the others
 _NOISE = 0.05  # of one observation, as a share
 _FORGET = 0.08  # by one whole observation, along its direction, and only where this much is known:
 _KNOWN = 8.0
 _LEAST_BASE = 0.2  # of a step, that alpha is taken for: beyond it rates tell little
 _OUTLIER = 2.0  # standard deviations of one observation
 _CONVINCED = 1.5  # whole observations that miss in a row, on one side: no outliers, but another server
+_UNSURE: Vector = (_PRIOR_ERROR, _PRIOR_ERROR, _PRIOR_ERROR)
 _ZERO: Matrix = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
 _UNIT: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
@@ -55,6 +57,17 @@ class StepFit:
     observations: float = 0.0
     missed: float = 0.0
     guess: bool = False
+
+    @classmethod
+    def of_profile(cls, alpha_s: float, beta_s: float | None, delta_s: float | None, observations: float) -> StepFit:
+        """By what a person measured, its scale from the next observation; what was not told is as without it."""
+        beta, delta = beta_s, delta_s
+        if beta is None:
+            beta = alpha_s * _PRIOR_STRETCH / FULL_BATCH
+        if delta is None:
+            delta = _PRIOR_PROMPT * beta
+        errors = [_PRIOR_ERROR if one is None else _TOLD_ERROR for one in (alpha_s, beta_s, delta_s)]
+        return _guessed((alpha_s, beta, delta), observations, (errors[0], errors[1], errors[2]), guess=True)
 
     def seen(self, batch: float, prompt_tokens: float, token_s: float, weight: float) -> StepFit:
         """With one more observation: mean batch, prompt tokens per step, mean time between two tokens.
@@ -93,9 +106,16 @@ class StepFit:
     def _scaled(self, batch: float, prompt_tokens: float, token_s: float) -> StepFit:
         if not self.guess:
             return self
-        factor = token_s / max(1e-9, _dot((1.0, batch, prompt_tokens), self.parameters))
+        factor = token_s / self.token_s(batch, prompt_tokens)
         alpha, beta, delta = self.parameters
-        return _guessed((factor * alpha, factor * beta, factor * delta), self.observations)
+        one, other, third = self.information  # of a guess, that is diagonal
+        known = (one[0] / factor**2, other[1] / factor**2, third[2] / factor**2)
+        information = ((known[0], 0.0, 0.0), (0.0, known[1], 0.0), (0.0, 0.0, known[2]))
+        return StepFit((factor * alpha, factor * beta, factor * delta), information, self.observations)
+
+    def token_s(self, batch: float, prompt_tokens: float) -> float:
+        """Mean time between two tokens at a mean batch and prompt tokens per step."""
+        return max(1e-9, _dot((1.0, batch, prompt_tokens), self.parameters))
 
     def work_s(self, prompt_tokens: float, output_tokens: float, batch: float) -> Estimate:
         """Replica-seconds that so many tokens take at a batch; needs an observation."""
@@ -130,8 +150,8 @@ class StepFit:
 NO_STEPS = StepFit()
 
 
-def _guessed(parameters: Vector, observations: float, *, guess: bool = False) -> StepFit:
-    known = [1 / (_PRIOR_ERROR * max(value, 1e-9)) ** 2 for value in parameters]
+def _guessed(parameters: Vector, observations: float, errors: Vector = _UNSURE, *, guess: bool = False) -> StepFit:
+    known = [1 / (error * max(value, 1e-9)) ** 2 for error, value in zip(errors, parameters, strict=True)]
     information = ((known[0], 0.0, 0.0), (0.0, known[1], 0.0), (0.0, 0.0, known[2]))
     return StepFit(parameters, information, observations, guess=guess)
 

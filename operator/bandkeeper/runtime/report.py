@@ -11,7 +11,7 @@ from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.api import conditions as api
 from bandkeeper.api import durations, v1alpha1
 from bandkeeper.api.conditions import ConditionType, Finding
-from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, SLOState
+from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, ProfileState, SLOState
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.decide.decision import Decision, MetricsState, SLOVerdict
 from bandkeeper.kube.discovery import TargetProblem
@@ -115,6 +115,8 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
         yield Finding(ConditionType.WITHIN_BAND, BandReason.UNKNOWN, why)
         if tracked.managed.policy is not None and tracked.managed.policy.power_watts is not None:
             yield Finding(ConditionType.WITHIN_POWER, PowerState.NO_DATA, why)
+        if tracked.managed.policy is not None and tracked.managed.policy.profile is not None:
+            yield Finding(ConditionType.PROFILE_FITS, ProfileState.UNMEASURED, why)
         return
     yield _metrics_available(tracked, decision)
     yield _within_slo(decision)
@@ -123,6 +125,7 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
     )
     yield _scaling_limited(tracked, decision)
     yield _within_power(tracked, decision)
+    yield _profile_fits(tracked, decision)
 
 
 def _ready(tracked: Tracked) -> Finding:
@@ -261,6 +264,15 @@ def _within_power(tracked: Tracked, decision: Decision) -> Finding:
     if policy is not None and policy.power_watts is not None:
         return Finding(ConditionType.WITHIN_POWER, PowerState.NO_DATA, "Nothing runs whose power could be judged.")
     return Finding(ConditionType.WITHIN_POWER, api.WithinPowerReason.NO_LIMIT, "The policy limits no power.")
+
+
+def _profile_fits(tracked: Tracked, decision: Decision) -> Finding:
+    if decision.profile is not None:
+        return Finding(ConditionType.PROFILE_FITS, decision.profile.state, decision.profile.message)
+    policy = tracked.managed.policy
+    if policy is not None and policy.profile is not None:
+        return Finding(ConditionType.PROFILE_FITS, ProfileState.UNMEASURED, "Nothing runs that could be measured.")
+    return Finding(ConditionType.PROFILE_FITS, api.ProfileFitsReason.NO_PROFILE, "The policy has no profile.")
 
 
 def _power(decision: Decision | None) -> v1alpha1.PowerStatus | None:
