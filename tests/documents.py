@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bandkeeper.api import v1alpha1
-from bandkeeper.api.conditions import ConditionType
+from bandkeeper.api.conditions import REASONS, ConditionType
 
 Document = dict[str, Any]
 
@@ -425,7 +425,8 @@ CASES = [*(Case(*row) for row in GOOD), *(Case(*row) for row in BAD)]
 
 def a_full_status(letter: str = "m") -> v1alpha1.Status:
     """A status with every field and list as full as it may be; messages are all of `letter`."""
-    message, reason, count = letter * v1alpha1.MESSAGE_LIMIT, "R" * 32, v1alpha1.COUNT_LIMIT
+    message, count = letter * v1alpha1.MESSAGE_LIMIT, v1alpha1.COUNT_LIMIT
+    reason = max((word for words in REASONS.values() for word in words), key=len)
     time, length = "2026-01-01T00:00:00Z", "123h59m59.999s"
     limits = v1alpha1.EffectiveScalingRules(
         stabilization_window_seconds=3600,
