@@ -52,6 +52,7 @@ TRACES = 20
 REMEMBERED_S = 3600.0  # after the last tokens: later a server that tells none any more is decided on without
 TOLD_WINDOWS = 10.0  # rate windows that a profile is compared over
 COMPARED_WINDOWS = 3.0
+WHOLE_WINDOW = 1.0
 CONTRADICTED = 1.5  # times more or less than a profile says
 MOST_BATCHES = 12
 """Sizes of batches that are worth keeping: half a doubling apart, they reach from 1 to 45."""
@@ -113,7 +114,11 @@ def _predicted(
     memory = replace(memory, batch=batch)
     memory = _in_new_unit(before, memory, flow, demand.best_cap)
     work = flow.work(memory.steps, memory.batch or room, load, samples, policy.rate_window_s, now_s)
-    work = max(work, _overload(load, demand, flow.curve(memory.steps, memory.batch or room)))
+    curve = flow.curve(memory.steps, memory.batch or room)
+    work = max(work, _overload(load, demand, curve))
+    if policy.profile is not None and memory.told_windows < WHOLE_WINDOW and load.running is not None:
+        # Rates are not of a whole window yet, but what the requests in process mean is known.
+        work = max(work, load.ready * curve.load(min(1.0, load.running / load.ready / (memory.batch or room))))
     return _modelled(policy, load, verdicts, demand, memory, flow, memory.batch or room, work, now_s)
 
 
