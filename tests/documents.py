@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bandkeeper.api import v1alpha1
-from bandkeeper.api.conditions import ConditionType
+from bandkeeper.api.conditions import REASONS, ConditionType
 
 Document = dict[str, Any]
 
@@ -162,6 +162,11 @@ GOOD = [
     ("backlog of the requests in the servers", _job(rate="RequestsFinished", signals=[])),
     ("backlog beside a rate", a_policy(objective="ThroughputSensitive", slos=_rate(),
                                        backlog={"rate": "RequestsFinished", "within": "1m"})),
+    ("profile", a_policy(profile={"alphaMilliseconds": "20.58"})),
+    ("whole profile", a_policy(profile={
+        "alphaMilliseconds": "20", "betaMilliseconds": "0.41", "deltaMilliseconds": "0.000001", "kvTokens": 460_000})),
+    ("profile as a table", a_policy(profile={"batchTimes": [
+        {"size": 1, "milliseconds": "2.13"}, {"size": 65_536, "milliseconds": "999999.5"}]})),
     ("name of 63 characters", a_policy(root={"metadata": {"name": "a" * 63}})),
     ("paused", a_policy(root={"metadata": {"name": "chat", "annotations": {"bandkeeper.dev/paused": "true"}}})),
     ("a status is not taken", a_policy(root={"status": {"coldStart": 5, "lastDecision": {"message": 5}}})),
@@ -430,6 +435,24 @@ BAD = [
      "spec.objective", "must be ThroughputSensitive beside backlog"),
     ("backlog of samples that nobody counts", _job(signals=[]), "spec.signals", "must give the signal Backlog"),
     ("backlog in other letters", _job(dueBy="5m"), "spec.backlog.dueBy", "must be left out"),
+    ("empty profile", a_policy(profile={}), "spec.profile", "must have one of alphaMilliseconds"),
+    ("profile in two ways", a_policy(profile={"alphaMilliseconds": "20", "batchTimes": [
+        {"size": 1, "milliseconds": "2"}]}), "spec.profile", "must have one of alphaMilliseconds"),
+    ("beta beside a table", a_policy(profile={"betaMilliseconds": "20", "batchTimes": [
+        {"size": 1, "milliseconds": "2"}]}), "spec.profile.betaMilliseconds", "must go with alphaMilliseconds"),
+    ("step time of 0", a_policy(profile={"alphaMilliseconds": "0.0"}), "spec.profile.alphaMilliseconds",
+     "must be milliseconds above 0"),
+    ("step time with its unit", a_policy(profile={"alphaMilliseconds": "20ms"}), "spec.profile.alphaMilliseconds",
+     "must be milliseconds above 0"),
+    ("step time as a number", a_policy(profile={"alphaMilliseconds": 20.58}), "spec.profile.alphaMilliseconds",
+     "must be a string"),
+    ("empty table", a_policy(profile={"batchTimes": []}), "spec.profile.batchTimes", "must have at least one entry"),
+    ("a size twice", a_policy(profile={"batchTimes": [{"size": 1, "milliseconds": "2"}] * 2}),
+     "spec.profile.batchTimes[1]", "must not repeat the size"),
+    ("no size", a_policy(profile={"batchTimes": [{"milliseconds": "2"}]}),
+     "spec.profile.batchTimes[0].size", "must be set"),
+    ("KV cache of nothing", a_policy(profile={"alphaMilliseconds": "20", "kvTokens": 0}), "spec.profile.kvTokens",
+     "must be at least 16"),
     ("Prometheus as a string", a_policy(prometheus="http://prometheus:9090"), "spec.prometheus",
      "must be an object with the fields name, url"),
 ]  # fmt: skip
@@ -439,7 +462,8 @@ CASES = [*(Case(*row) for row in GOOD), *(Case(*row) for row in BAD)]
 
 def a_full_status(letter: str = "m") -> v1alpha1.Status:
     """A status with every field and list as full as it may be; messages are all of `letter`."""
-    message, reason, count = letter * v1alpha1.MESSAGE_LIMIT, "R" * 32, v1alpha1.COUNT_LIMIT
+    message, count = letter * v1alpha1.MESSAGE_LIMIT, v1alpha1.COUNT_LIMIT
+    reason = max((word for words in REASONS.values() for word in words), key=len)
     time, length = "2026-01-01T00:00:00Z", "123h59m59.999s"
     limits = v1alpha1.EffectiveScalingRules(
         stabilization_window_seconds=3600,
@@ -529,6 +553,7 @@ def a_full_status(letter: str = "m") -> v1alpha1.Status:
             bound_by=reason,
             error_percent=count,
             windows=length,
+            batch_times=[v1alpha1.BatchTime(size="9.999e+300", milliseconds="9.999e+300")] * 12,
         ),
         effective=v1alpha1.Effective(
             band=v1alpha1.Band(low_percent=60, high_percent=70),

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bandkeeper.api.conditions import INITIALIZING, ON_DEMAND, REASONS, ConditionType, Finding, merge, rfc3339
-from bandkeeper.api.reasons import BandReason, LimitReason, PowerState, SLOState
+from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, PowerState, ProfileState, SLOState
 from bandkeeper.api.v1alpha1 import Condition, ConditionStatus
 
 NOON_S, LATER_S = 1_767_268_800.0, 1_767_268_860.9
@@ -36,6 +36,7 @@ def test_the_reasons_of_the_decision_are_taken_over() -> None:
     assert set(LimitReason) <= set(REASONS[ConditionType.SCALING_LIMITED])
     assert set(SLOState) <= set(REASONS[ConditionType.WITHIN_SLO])
     assert set(PowerState) <= set(REASONS[ConditionType.WITHIN_POWER])
+    assert set(ProfileState) <= set(REASONS[ConditionType.PROFILE_FITS])
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,9 @@ def test_the_reasons_of_the_decision_are_taken_over() -> None:
         (ConditionType.WITHIN_POWER, PowerState.WITHIN, "True"),
         (ConditionType.WITHIN_POWER, PowerState.ABOVE, "False"),
         (ConditionType.WITHIN_POWER, PowerState.NO_DATA, "Unknown"),
+        (ConditionType.PROFILE_FITS, ProfileState.FITS, "True"),
+        (ConditionType.PROFILE_FITS, ProfileState.CONTRADICTED, "False"),
+        (ConditionType.PROFILE_FITS, ProfileState.UNMEASURED, "Unknown"),
     ],
 )
 def test_the_reason_gives_the_status(kind: ConditionType, reason: str, status: str) -> None:

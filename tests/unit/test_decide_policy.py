@@ -38,6 +38,33 @@ def resolved(spec: Spec, **more: Any) -> Policy:
     return resolve(spec, batching=Batching.CONTINUOUS, default_capacity=256, **more)
 
 
+def test_a_profile_is_parameters_and_a_table() -> None:
+    told = {"alphaMilliseconds": "20", "betaMilliseconds": "0.5", "kvTokens": 1000}
+    profile = resolved(a_spec(profile=told)).profile
+    assert profile is not None
+    assert (profile.alpha_s, profile.beta_s, profile.delta_s, profile.kv_tokens) == (0.02, 0.0005, None, 1000.0)
+    assert dict(profile.batches) == pytest.approx({1.0: 0.0205, 256.0: 0.148})
+    assert resolved(a_spec()).profile is None
+
+
+@pytest.mark.parametrize(
+    ("times", "alpha_s", "beta_s"),
+    [
+        ({16: "28", 1: "20.5", 8: "24"}, 0.02, 0.0005),
+        ({8: "24"}, 0.024, None),
+        ({1: "20", 8: "10"}, 0.015, 0.0),
+        ({1: "1", 8: "2", 64: "30"}, 0.0005, 0.000476),
+    ],
+)
+def test_a_table_gives_parameters(times: dict[int, str], alpha_s: float, beta_s: float | None) -> None:
+    told = {"batchTimes": [{"size": size, "milliseconds": one} for size, one in times.items()]}
+    profile = resolved(a_spec(profile=told)).profile
+    assert profile is not None
+    assert [size for size, _ in profile.batches] == sorted(times)
+    assert profile.alpha_s == pytest.approx(alpha_s, rel=0.01)
+    assert profile.beta_s == (None if beta_s is None else pytest.approx(beta_s, rel=0.01))
+
+
 @pytest.mark.parametrize(
     ("objective", "band", "window_s"),
     [

@@ -17,8 +17,8 @@ from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
-from bandkeeper.decide.policy import Batching, LatencySLO, Policy, ThroughputSLO
-from bandkeeper.decide.prediction import predict
+from bandkeeper.decide.policy import Batching, LatencySLO, Policy, Profile, ThroughputSLO
+from bandkeeper.decide.prediction import judge_profile, predict
 from bandkeeper.decide.state import ModelMemory, Sample, Unit
 from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.misses import Shape
@@ -303,6 +303,94 @@ class TestWork:
         burst = a_load(10.0, running=610.0 - finished, waiting=240.0, finished_per_s=finished / 60)
         demand = fleet.look(burst, samples=[then])
         assert demand.work == pytest.approx(true_work(14.0), rel=0.1)
+
+
+def a_profile(factor: float = 1.0, **more: Any) -> Profile:
+    told: dict[str, Any] = {"beta_s": factor * BETA, "delta_s": factor * DELTA, "kv_tokens": None, **more}
+    return Profile(alpha_s=factor * ALPHA, batches=(), **told)
+
+
+class TestProfile:
+    @pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.25, 2.0])
+    def test_the_first_look_has_a_model(self, factor: float) -> None:
+        fleet = Fleet(replace(a_policy(), profile=a_profile(factor)))
+        demand = fleet.look(a_load(12.0))
+        assert demand.modelled
+        assert demand.work == pytest.approx(max(1.0, factor) * true_work(12.0), rel=0.25)
+
+    @pytest.mark.parametrize("factor", [0.5, 0.8, 1.25, 2.0])
+    def test_what_is_measured_wins_in_minutes(self, factor: float) -> None:
+        fleet = Fleet(replace(a_policy(), profile=a_profile(factor)))
+        for _ in range(12):
+            demand = fleet.look(a_load(12.0))
+        assert demand.work == pytest.approx(true_work(12.0), rel=0.02)
+
+    @pytest.mark.parametrize("wrong", [{"beta_s": 2 * BETA}, {"beta_s": BETA / 2}, {"delta_s": 2 * DELTA}])
+    def test_a_wrong_shape_is_not_for_long(self, wrong: dict[str, float]) -> None:
+        fleet = Fleet(replace(a_policy(), profile=a_profile(**wrong))).learned(60.0)
+        assert fleet.look(a_load(30.0)).work == pytest.approx(true_work(30.0), rel=0.05)
+
+    @pytest.mark.parametrize(
+        ("factor", "state"),
+        [(0.5, "Contradicted"), (0.75, "Fits"), (1.0, "Fits"), (1.4, "Fits"), (2.0, "Contradicted")],
+    )
+    def test_it_is_judged_by_what_is_measured(self, factor: float, state: str) -> None:
+        policy = replace(a_policy(), profile=a_profile(factor))
+        fleet = Fleet(policy)
+        fleet.look(a_load(12.0))
+        early = judge_profile(policy, fleet.memory)
+        assert early is not None
+        assert early.state == "Unmeasured"
+        for _ in range(20):
+            fleet.look(a_load(12.0))
+        verdict = judge_profile(policy, fleet.memory)
+        assert verdict is not None
+        assert verdict.state == state
+        assert f"{1 / factor:.2g}" in verdict.message
+
+    def test_without_one_there_is_no_verdict(self) -> None:
+        assert judge_profile(a_policy(), Fleet().learned().memory) is None
+
+    def test_a_runtime_without_a_model_says_so(self) -> None:
+        policy = replace(a_policy(batching=Batching.UNKNOWN), profile=a_profile())
+        verdict = judge_profile(policy, NO_MODEL)
+        assert verdict is not None
+        assert "no model" in verdict.message
+
+    def test_figures_that_were_not_told_are_as_without_a_profile(self) -> None:
+        fleet = Fleet(replace(a_policy(), profile=a_profile(beta_s=None, delta_s=None))).learned()
+        assert fleet.look(a_load(20.0)).work == pytest.approx(true_work(20.0), rel=0.05)
+
+    def test_the_kv_cache_that_it_tells_is_the_room_until_its_use_is_seen(self) -> None:
+        """10,000 tokens hold 15 requests of 600."""
+        fleet = Fleet(replace(a_policy(), profile=a_profile(kv_tokens=10_000.0)))
+        assert fleet.look(a_load(12.0)).work == pytest.approx(true_work(12.0, 15), rel=0.02)
+        for _ in range(80):
+            seen = fleet.look(replace(a_load(12.0), kv=0.25, running=4 * 10.0))
+        assert seen.work == pytest.approx(true_work(12.0, 36), rel=0.05)
+
+    @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+    def test_a_table_tells_what_larger_batches_can_do(self, factor: float) -> None:
+        table = tuple((float(size), factor * (0.2 + 0.03 * size)) for size in (1, 4, 16, 32))
+        profile = replace(a_profile(), batches=table)
+        fleet = Fleet(replace(a_policy(batching=Batching.DYNAMIC), profile=profile), best_cap=32)
+        blank = Fleet(a_policy(batching=Batching.DYNAMIC), best_cap=32)
+        for _ in range(20):
+            told, untold = fleet.look(a_dynamic_load(24.0)), blank.look(a_dynamic_load(24.0))
+        assert told.work == pytest.approx(24.0 * (0.2 + 0.03 * 32) / 32, rel=0.1)
+        assert untold.work > 1.5 * told.work
+
+    @given(st.floats(0.01, 100.0), st.floats(0.5, 2.0), st.floats(0.5, 2.0), st.floats(10.0, 40.0))
+    def test_one_that_is_wrong_in_every_way_does_not_mislead_for_long(
+        self, factor: float, beta: float, delta: float, rate: float
+    ) -> None:
+        """After ten minutes at one load: full batches are still told by the shape, which is never seen at one load."""
+        told = a_profile(factor, beta_s=factor * beta * BETA, delta_s=factor * delta * DELTA)
+        fleet = Fleet(replace(a_policy(), profile=told))
+        for _ in range(40):
+            demand = fleet.look(a_load(rate, ready=8))
+        assert demand.modelled
+        assert 0.6 * true_work(rate) < demand.work < 1.7 * true_work(rate)
 
 
 class TestPartial:

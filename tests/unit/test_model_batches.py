@@ -73,3 +73,35 @@ def test_work_is_a_possible_figure_whatever_was_seen(looks: list[tuple[float, fl
     assert 0 < work.value < math.inf
     assert 0 <= work.error < math.inf
     assert 0 <= times.curve(64, 1.0).steepness < math.inf
+
+
+class TestTold:
+    table = tuple((float(size), ms / 1000) for size, ms in RESNET_MS.items())
+
+    def test_it_stands_for_what_was_not_seen(self) -> None:
+        times = BatchTimes.of_table(self.table, 0.5)
+        for _ in range(4):
+            times = times.seen(4, 4, 0.00276, 0.25)
+        assert times.best(128) == 32
+        assert times.seconds(16) == pytest.approx(0.00579, rel=0.01)
+
+    @pytest.mark.parametrize("factor", [0.5, 2.0])
+    def test_what_is_seen_wins_and_tells_the_scale_of_the_rest(self, factor: float) -> None:
+        times = BatchTimes.of_table([(size, factor * seconds) for size, seconds in self.table], 0.5)
+        for _ in range(40):
+            times = times.seen(4, 4, 0.00276, 0.25)
+        assert times.seconds(4) == pytest.approx(0.00276)
+        assert times.seconds(32) == pytest.approx(0.01119, rel=0.07)
+
+    def test_one_outlier_does_not_set_the_scale(self) -> None:
+        times = BatchTimes.of_table(self.table, 0.5).seen(4, 4, 0.0276, 0.25)
+        assert times.seconds(32) < 2.5 * 0.01119
+
+    def test_of_larger_batches_than_were_told_nothing_is(self) -> None:
+        times = BatchTimes.of_table(self.table, 0.5)
+        assert times.told_s(192) is not None
+        assert times.told_s(193) is None
+        assert NO_BATCHES.told_s(1) is None
+
+    def test_a_new_server_forgets_it(self) -> None:
+        assert BatchTimes.of_table(self.table, 0.5).loosened() == NO_BATCHES

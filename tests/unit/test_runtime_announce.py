@@ -92,6 +92,12 @@ TRANSITIONS: list[tuple[str, Status, Status, list[str]]] = [
         ["DeadlineUnreachable"],
     ),
     ("a deadline that more replicas keep", a_status(**OK), a_status(**OK, WithinDeadline=("False", "Late")), []),
+    (
+        "a profile of other servers",
+        a_status(**OK),
+        a_status(**OK, ProfileFits=("False", "Contradicted")),
+        ["Contradicted"],
+    ),
     ("a promise that is broken is no event", a_status(**OK), a_status(**OK, WithinSLO=("False", "Breached")), []),
 ]
 

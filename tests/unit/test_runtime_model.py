@@ -7,13 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Snapshot
-from bandkeeper.api.v1alpha1 import ModelStatus
-from bandkeeper.decide.decision import FITTED_MODEL, Decision
+from bandkeeper.api.v1alpha1 import BatchTime, ModelStatus
+from bandkeeper.decide.decision import FITTED_MODEL, Decision, Learned
 from bandkeeper.decide.engine import decide
+from bandkeeper.decide.policy import Batching
+from bandkeeper.decide.prediction import MOST_BATCHES
 from bandkeeper.decide.state import State
+from bandkeeper.model.batches import BatchTimes
 from bandkeeper.runtime.resume import learned_of, model_of, remembered
 from tests.unit.builders import a_distribution, a_policy, a_snapshot, a_target
 
@@ -150,7 +155,7 @@ def test_traffic_that_cannot_be_meant_is_left_out_and_harms_nothing(wrong: dict[
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"version": 2},
+        {"version": 3},
         {"alpha_milliseconds": "fast"},
         {"alpha_milliseconds": "0"},
         {"beta_milliseconds": "-1"},
@@ -160,8 +165,10 @@ def test_traffic_that_cannot_be_meant_is_left_out_and_harms_nothing(wrong: dict[
         {"batch_cap": 0},
         {"largest_rise": ""},
         {"peak_time": "yesterday"},
+        {"batch_times": [BatchTime(size="8", milliseconds="0")]},
+        {"batch_times": [BatchTime(size="eight", milliseconds="4")]},
     ],
-    ids=lambda wrong: "-".join(f"{name}={value}" for name, value in wrong.items()),
+    ids=lambda wrong: "-".join(f"{name}={value}" for name, value in wrong.items()).replace(" ", ""),
 )
 def test_what_cannot_be_meant_is_no_model(wrong: dict[str, Any]) -> None:
     state = State.initial(0.0)
@@ -180,3 +187,88 @@ def test_without_tokens_nothing_was_learned() -> None:
     decision, _ = decide(POLICY, a_snapshot(ready=2, running=20.0), State.initial(0.0), 0.0)
     assert decision.learned is None
     assert not math.isnan(decision.utilization or 0.0)
+
+
+class TestDynamicBatching:
+    """A server whose batch of b samples takes 200 + 30 b ms; it was seen at many sizes before the restart."""
+
+    policy = a_policy(batching=Batching.DYNAMIC, replicas=(1, 60), default_capacity=32)
+    most = 32 / (0.2 + 0.03 * 32)
+
+    def served(self, per_s: float, ready: int) -> Snapshot:
+        batch = max(1.0, 0.2 * per_s / ready / (1 - 0.03 * per_s / ready))
+        batch_s = 0.2 + 0.03 * batch
+        return a_snapshot(
+            ready=ready,
+            target=a_target(ready),
+            running=per_s * batch_s,
+            waiting=0.0,
+            batch_size=ready * batch,
+            requests_finished=per_s,
+            samples=per_s,
+        )
+
+    def play(self, state: State, loads: list[float], begin_s: float) -> tuple[Decision, State]:
+        for number, load in enumerate(loads):
+            decision, state = decide(self.policy, self.served(4 * self.most * load, 4), state, begin_s + 15.0 * number)
+        return decision, state
+
+    def status(self) -> ModelStatus:
+        loads = [0.6 + 0.35 * math.sin(tick / 6) for tick in range(80)]
+        before, _ = self.play(State.initial(0.0), loads, 0.0)
+        assert before.learned is not None
+        return model_of(before.learned, "uid", wall_s=1200.0)
+
+    def test_a_restart_keeps_the_times_of_sizes_that_are_not_seen_now(self) -> None:
+        """At a fifth of the load only small batches are seen, and those tell nothing of large ones."""
+        told = self.status()
+        begun = remembered(State.initial(5000.0), self.policy, told, "uid", now_s=5000.0, wall_s=1230.0)
+        after, _ = self.play(begun, [0.2] * 8, 5000.0)
+        blank, _ = self.play(State.initial(5000.0), [0.2] * 8, 5000.0)
+        assert after.utilization_source == blank.utilization_source == FITTED_MODEL
+        assert after.utilization == pytest.approx(0.2, rel=0.1)
+        assert (blank.utilization or 0.0) > 0.3
+
+    def test_the_summary_is_short(self) -> None:
+        told = self.status()
+        assert told.version == 2
+        assert told.batch_times
+        assert len(told.model_dump_json(by_alias=True, exclude_none=True)) < 1024
+
+    def test_the_batches_of_another_kind_of_server_are_nothing(self) -> None:
+        told = self.status()
+        begun = remembered(State.initial(0.0), POLICY, told, "uid", now_s=0.0, wall_s=1230.0)
+        assert begun.model.steps.observations == 0
+        dynamic = remembered(State.initial(0.0), self.policy, TOLD, "uid", now_s=0.0, wall_s=0.0)
+        assert dynamic.model.steps.observations == 0
+
+    @given(
+        st.dictionaries(st.integers(0, 20), st.floats(1e-4, 900.0), min_size=1, max_size=40),
+        st.integers(1, 500),
+        st.floats(0.0, 1e4),
+    )
+    def test_any_table_goes_round(self, times: dict[int, float], cap: int, work: float) -> None:
+        """Sizes half a doubling apart. The status keeps four digits and a bounded number of them."""
+        table = tuple((2 ** (place / 2), seconds) for place, seconds in sorted(times.items()))
+        known = Learned(
+            alpha_s=0.01,
+            beta_s=0.001,
+            delta_s=0.0,
+            best_cap=cap,
+            peak_work=work,
+            largest_rise=0.0,
+            batches=BatchTimes.of_table(table, 1.0).table(MOST_BATCHES),
+        )
+        told = model_of(known, "0b8dd9f6-4a53-4d0e-9d3a-2f3f0b6f9f63", wall_s=0.0)
+        stored = ModelStatus.model_validate_json(told.model_dump_json(by_alias=True, exclude_none=True))
+        assert len(told.model_dump_json(by_alias=True, exclude_none=True)) < 1024
+        again = learned_of(stored, wall_s=0.0)
+        assert again is not None
+        assert again.best_cap == cap
+        assert [size for size, _ in again.batches] == pytest.approx([size for size, _ in known.batches], rel=1e-3)
+        assert [one for _, one in again.batches] == pytest.approx([one for _, one in known.batches], rel=1e-3)
+        best = max(table, key=lambda row: row[0] / row[1])
+        for end in (table[0], table[-1], best):
+            assert any(size == pytest.approx(end[0], rel=1e-3) for size, _ in again.batches)
+        once_more = BatchTimes.of_table(again.batches, 1.0).table(MOST_BATCHES)
+        assert [size for size, _ in once_more] == pytest.approx([size for size, _ in again.batches], rel=1e-9)

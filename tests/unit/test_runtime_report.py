@@ -10,14 +10,14 @@ import pytest
 
 from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Scale
-from bandkeeper.api.reasons import DeadlineState, PowerState
+from bandkeeper.api.reasons import DeadlineState, PowerState, ProfileState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.api.v1alpha1 import Condition, ConditionStatus, Spec, Status
 from bandkeeper.api.validation import validate
-from bandkeeper.decide.decision import DeadlineVerdict, PowerVerdict
+from bandkeeper.decide.decision import DeadlineVerdict, PowerVerdict, ProfileVerdict
 from bandkeeper.decide.engine import decide
-from bandkeeper.decide.policy import BatchControl, Batching, CostClass, Deadline, resolve
+from bandkeeper.decide.policy import BatchControl, Batching, CostClass, Deadline, Profile, resolve
 from bandkeeper.kube.discovery import TargetError, TargetProblem
 from bandkeeper.kube.objects import ObjectRef
 from bandkeeper.runtime.conflicts import Conflict
@@ -329,3 +329,18 @@ def test_a_policy_that_limits_no_power_has_no_word_of_it() -> None:
     )  # fmt: skip
     found.status = Status(conditions=[limited])  # of before the limit was taken out
     assert "WithinPower" not in {condition.type for condition in told(found).conditions}
+
+
+def test_a_profile_is_judged_where_there_is_one() -> None:
+    base = managed()
+    assert base.policy is not None
+    profile = Profile(alpha_s=0.02, beta_s=None, delta_s=None, batches=(), kv_tokens=None)
+    found = tracked(managed(policy=dataclasses.replace(base.policy, profile=profile)))
+    assert found.decision is not None
+    verdict = ProfileVerdict(ProfileState.CONTRADICTED, "Steps take 2 times as long as spec.profile says.")
+    found.decision = dataclasses.replace(found.decision, profile=verdict)
+    assert conditions(found)["ProfileFits"] == ("False", "Contradicted")
+    for decision in (dataclasses.replace(found.decision, profile=None), None):  # without a target, and unjudged
+        found.decision = decision
+        assert conditions(found)["ProfileFits"] == ("Unknown", "Unmeasured")
+    assert "ProfileFits" not in conditions(tracked())

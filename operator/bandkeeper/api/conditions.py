@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Self
 
-from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, PowerState, SLOState
+from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, PowerState, ProfileState, SLOState
 from bandkeeper.api.v1alpha1 import Condition, ConditionStatus
 
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
@@ -42,6 +42,7 @@ class ConditionType(StrEnum):
         "No GPU draws more power than constraints.powerWattsPerGPU allows; absent where a policy has no such limit.",
     )
     WITHIN_DEADLINE = "WithinDeadline", "The backlog is done by its deadline; absent where a policy has none."
+    PROFILE_FITS = "ProfileFits", "The servers are as fast as spec.profile says; absent where a policy has none."
 
 
 class _Reason(StrEnum):
@@ -176,6 +177,7 @@ def _documented(*groups: Iterable[_Reason]) -> dict[str, Meaning]:
 _SLO_STATUS = {SLOState.MET: _TRUE, SLOState.BREACHED: _FALSE, SLOState.UNREACHABLE: _FALSE}
 _POWER_STATUS = {PowerState.WITHIN: _TRUE, PowerState.NO_DATA: _UNKNOWN}
 _DEADLINE_STATUS = {DeadlineState.LATE: _FALSE, DeadlineState.UNREACHABLE: _FALSE, DeadlineState.NO_DATA: _UNKNOWN}
+_PROFILE_STATUS = {ProfileState.FITS: _TRUE, ProfileState.CONTRADICTED: _FALSE}
 _BAND_STATUS = {BandReason.IN_BAND: _TRUE, BandReason.UNKNOWN: _UNKNOWN}
 
 REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
@@ -202,10 +204,13 @@ REASONS: Mapping[ConditionType, Mapping[str, Meaning]] = {
     ConditionType.WITHIN_DEADLINE: {
         state.value: Meaning(_DEADLINE_STATUS.get(state, _TRUE), state.meaning) for state in DeadlineState
     },
+    ConditionType.PROFILE_FITS: {
+        state.value: Meaning(_PROFILE_STATUS.get(state, _UNKNOWN), state.meaning) for state in ProfileState
+    },
 }
 """Every reason that each condition may have; every condition also has `INITIALIZING`, with status Unknown."""
 
-ON_DEMAND = frozenset({ConditionType.WITHIN_POWER, ConditionType.WITHIN_DEADLINE})
+ON_DEMAND = frozenset({ConditionType.WITHIN_POWER, ConditionType.WITHIN_DEADLINE, ConditionType.PROFILE_FITS})
 """Conditions of what few policies ask for: without a finding they are left out."""
 
 

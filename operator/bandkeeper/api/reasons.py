@@ -109,6 +109,14 @@ class SLOState(_Documented):
     UNREACHABLE = "Unreachable", "The promise is broken, and replicas or batch were seen not to help."
 
 
+class ProfileState(_Documented):
+    """How spec.profile stands to what was measured."""
+
+    FITS = "Fits", "What was measured is near what spec.profile says."
+    CONTRADICTED = "Contradicted", "What was measured is far from what spec.profile says, so only that counts."
+    UNMEASURED = "Unmeasured", "Too little was measured to compare, so spec.profile counts."
+
+
 class PowerState(_Documented):
     """How the GPUs' power stands to constraints.powerWattsPerGPU."""
 

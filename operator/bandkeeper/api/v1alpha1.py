@@ -144,6 +144,14 @@ Price = Annotated[
     Field(min_length=1, max_length=16),
     matches("(0|[1-9][0-9]{0,6})([.][0-9]{1,6})?", "must be an amount as a string, such as '2.50'"),
 ]
+Milliseconds = Annotated[
+    str,
+    Field(min_length=1, max_length=12),
+    matches(
+        "[1-9][0-9]{0,5}([.][0-9]{1,6})?|0[.][0-9]{0,5}[1-9][0-9]{0,5}",
+        "must be milliseconds above 0 as a string, such as '7.5'",
+    ),
+]
 Currency = Annotated[
     str,
     Field(min_length=3, max_length=3),
@@ -578,6 +586,56 @@ class Constraints(_Model):
     )
 
 
+class ProfiledBatch(_Model):
+    """The time of a batch, or of a step of a server that batches continuously, as it was measured."""
+
+    size: BatchSize = Field(description="Requests in the batch.")
+    milliseconds: Milliseconds = Field(examples=["5.8"], description="Time of the batch, as a string.")
+
+
+class Profile(_Model):
+    """What was measured of the servers beforehand. It counts until the servers themselves have told enough."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="has(self.alphaMilliseconds) != has(self.batchTimes)",
+            holds=lambda profile: (profile.alpha_milliseconds is None) != (profile.batch_times is None),
+            message="must have one of alphaMilliseconds, the time of a step, and batchTimes, a table of such times",
+        ),
+        Rule(
+            cel="!has(self.betaMilliseconds) || has(self.alphaMilliseconds)",
+            holds=lambda profile: profile.beta_milliseconds is None or profile.alpha_milliseconds is not None,
+            message="must go with alphaMilliseconds: batchTimes have it in them",
+            path=".betaMilliseconds",
+            reason="FieldValueForbidden",
+        ),
+    )
+
+    alpha_milliseconds: Milliseconds | None = Field(
+        default=None,
+        examples=["20.58"],
+        description="Time of a decode step of an empty server, as a string. Left out: batchTimes tell.",
+    )
+    beta_milliseconds: Milliseconds | None = Field(
+        default=None,
+        examples=["0.41"],
+        description="More for each request in the batch, with a context as long as yours. Left out: not known.",
+    )
+    delta_milliseconds: Milliseconds | None = Field(
+        default=None, examples=["0.1"], description="More for each prompt token that a step reads. Left out: not known."
+    )
+    kv_tokens: Annotated[int, Field(ge=16, le=1_000_000_000)] | None = Field(
+        default=None,
+        examples=[460_000],
+        description="Tokens that the KV cache of a replica holds. Left out: as the servers tell.",
+    )
+    batch_times: Annotated[list[ProfiledBatch], Distinct(("size",)), Field(min_length=1, max_length=16)] | None = Field(
+        default=None,
+        examples=[[{"size": 1, "milliseconds": "2.1"}, {"size": 16, "milliseconds": "5.8"}]],
+        description="Times by the size of the batch, in place of alphaMilliseconds and betaMilliseconds.",
+    )
+
+
 class Spec(_Model):
     """What is wanted for one workload."""
 
@@ -685,6 +743,9 @@ class Spec(_Model):
         description="For training and batch jobs: work that is to be done by a deadline. The replica count is the "
         "least that finishes it in time, whatever the band. Needs the objective ThroughputSensitive.",
     )
+    profile: Profile | None = Field(
+        default=None, description="What was measured of the servers beforehand. Left out: all is learned."
+    )
 
 
 def _clip(value: Any, most: int = MESSAGE_LIMIT) -> Any:
@@ -701,6 +762,7 @@ Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-ti
 Word = Annotated[str, Field(max_length=63)]
 CamelWord = Annotated[str, Field(min_length=1, max_length=63, pattern="^[A-Za-z][A-Za-z0-9]*$")]
 Length = Annotated[str, Field(max_length=24)]
+Figure = Annotated[str, Field(max_length=10)]
 Share100 = Annotated[int, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT), BeforeValidator(_capped)]
 Generation = Annotated[
@@ -932,8 +994,15 @@ class HistoryEntry(DecisionStatus):
     from_batch_cap: Count | None = Field(default=None, description="Batch cap before it.")
 
 
+class BatchTime(_Model):
+    """The time of a batch of one size."""
+
+    size: Figure = Field(description="Requests in the batch.")
+    milliseconds: Figure = Field(description="Time of the batch.")
+
+
 class ModelStatus(_Model):
-    """What was learned of the servers and their load, for a process that begins anew. Read by that version only.
+    """What was learned of the servers and their load, for a process that begins anew, of this version or a newer one.
 
     What is not required came later, and is for people: `bandkeeper explain` reads it.
     """
@@ -959,6 +1028,9 @@ class ModelStatus(_Model):
     bound_by: Word | None = Field(default=None, description="The promise that asks for the margin, where one does.")
     error_percent: Count | None = Field(default=None, description="Standard error of the work by these figures.")
     windows: Length | None = Field(default=None, description="Windows of data that were learned from.")
+    batch_times: Annotated[list[BatchTime], Field(max_length=12)] | None = Field(
+        default=None, description="Times of batches by their size, where servers form batches of what waits."
+    )
 
 
 class Status(_Model):
@@ -1002,6 +1074,8 @@ class Status(_Model):
             if size <= STATUS_LIMIT_BYTES:
                 break
             status = _clipped(status, most, prose_only=prose)
+            if most < 64 and "model" in status:
+                status["model"].pop("batchTimes", None)  # learned again in minutes
             size = _size(status)
         return status
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bandkeeper import __version__
-from bandkeeper.cli import agent, bench, explain, replay, simulate
+from bandkeeper.cli import agent, bench, explain, profile, replay, simulate
 
 _OF_THE_LAB = frozenset({"matplotlib", "numba", "numpy", "rich"})
 
@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_parser(commands)
     replay.add_parser(commands)
     explain.add_parser(commands)
+    profile.add_parser(commands)
     return parser
 
 

@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, PowerState, Reason, SLOState
+from bandkeeper.api.reasons import (
+    BandReason,
+    DeadlineState,
+    LimitReason,
+    PowerState,
+    ProfileState,
+    Reason,
+    SLOState,
+)
 from bandkeeper.api.signals import Signal
 from bandkeeper.quality.types import Assessment
 
@@ -123,6 +131,14 @@ class DeadlineVerdict:
     left: float | None = None
     left_s: float | None = None
     finish_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileVerdict:
+    """How spec.profile stands to what was measured."""
+
+    state: ProfileState
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +264,8 @@ class Seen:
 class Learned:
     """What a process that begins anew should know: step times in seconds, and work in replicas at `best_cap`.
 
-    `age_s` is how long ago the peak was. `seen` is for people: no process begins with it.
+    `age_s` is how long ago the peak was. `batches` are sizes and seconds of batches, of a server that batches
+    dynamically; its step times are a straight line through them, for people. So is `seen`: no process begins with it.
     """
 
     alpha_s: float
@@ -259,6 +276,7 @@ class Learned:
     largest_rise: float
     age_s: float = 0.0
     seen: Seen | None = None
+    batches: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +311,8 @@ class Decision:
         None where the policy limits no power.
     deadline
         None where the policy has no backlog with a deadline.
+    profile
+        None where the policy has no profile.
     """
 
     replicas: int | None
@@ -318,3 +338,4 @@ class Decision:
     held: Held | None = None
     power: PowerVerdict | None = None
     deadline: DeadlineVerdict | None = None
+    profile: ProfileVerdict | None = None

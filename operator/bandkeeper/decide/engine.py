@@ -22,9 +22,9 @@ from bandkeeper.decide.demand import observe
 from bandkeeper.decide.knob import best_cap, is_batch_first, steer, wrote_cap
 from bandkeeper.decide.load import assess
 from bandkeeper.decide.ownership import follow, wrote_replicas
-from bandkeeper.decide.policy import Batching, Policy
+from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.power import judge_power, within
-from bandkeeper.decide.prediction import learned, predict
+from bandkeeper.decide.prediction import judge_profile, learned, predict
 from bandkeeper.decide.promises import breached, is_wait, judge
 from bandkeeper.decide.quality import Sights, judge_quality
 from bandkeeper.decide.replicas import Wanted, choose
@@ -48,8 +48,7 @@ def decide(policy: Policy, snapshot: Snapshot, state: State, now_s: float) -> tu
     if scene.current == 0:
         return _at_zero(scene), replace(seen, cap=state.cap)
     wanted, state = choose(scene, seen)
-    known = learned(state.model, now_s) if policy.batching is Batching.CONTINUOUS else None
-    return _decision(scene, wanted, known), state
+    return _decision(scene, wanted, learned(state.model, now_s)), state
 
 
 def written(state: State, *, replicas: int | None = None, cap: int | None = None, now_s: float) -> State:
@@ -101,6 +100,7 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
         quality=quality,
         power=power,
         due=due(policy, load, backlog, workers, current=current, wall_s=snapshot.wall_s, now_s=now_s),
+        profile=judge_profile(policy, model),
         steps=model.steps if isinstance(model.steps, StepFit) else NO_STEPS,
     )
     return scene, replace(
@@ -154,6 +154,7 @@ def _decision(scene: Scene, wanted: Wanted, known: Learned | None) -> Decision:
         held=wanted.held,
         power=scene.power,
         deadline=scene.due.verdict if scene.due else None,
+        profile=scene.profile,
     )
 
 
@@ -209,4 +210,5 @@ def _at_zero(scene: Scene) -> Decision:
         paused_by_zero=True,
         quality=scene.quality,
         power=scene.power,
+        profile=scene.profile,
     )

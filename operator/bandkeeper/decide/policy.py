@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -112,6 +113,27 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What a person measured of the servers; None where it was not told.
+
+    Attributes
+    ----------
+    alpha_s, beta_s, delta_s
+        Time of a step, and more of it for each request and each prompt token.
+    batches
+        Sizes of batches and their seconds, rising; a straight line gives the same.
+    kv_tokens
+        Tokens that the KV cache of a replica holds.
+    """
+
+    alpha_s: float
+    beta_s: float | None
+    delta_s: float | None
+    batches: tuple[tuple[float, float], ...]
+    kv_tokens: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Everything in force for one workload.
 
@@ -136,6 +158,8 @@ class Policy:
         Time in which a queue is to be gone; None where nobody said.
     deadline
         Of a backlog; None without one.
+    profile
+        What is known of the servers beforehand; None where nobody said.
     quality, peaks
         Bounds that the quality of utilisation is judged by, and what each GPU can do at most.
     """
@@ -162,6 +186,7 @@ class Policy:
     deadline: Deadline | None = None
     quality: Thresholds = field(default_factory=Thresholds)
     peaks: Table = DEFAULT
+    profile: Profile | None = None
 
 
 class PolicyError(ValueError):
@@ -255,6 +280,7 @@ def resolve(
         deadline=_deadline(spec),
         quality=quality or Thresholds(),
         peaks=peaks,
+        profile=None if spec.profile is None else _profile(spec.profile, default_capacity),
     )
 
 
@@ -269,6 +295,35 @@ def _deadline(spec: v1alpha1.Spec) -> Deadline | None:
         within_s=None if backlog.within is None else durations.parse(backlog.within),
         by_s=None if backlog.by is None else datetime.fromisoformat(backlog.by).timestamp(),
     )
+
+
+def _profile(told: v1alpha1.Profile, capacity: int) -> Profile:
+    """Both as parameters and as a table, whichever was told."""
+    alpha_s, beta_s, delta_s = (
+        _seconds(written) for written in (told.alpha_milliseconds, told.beta_milliseconds, told.delta_milliseconds)
+    )
+    batches = tuple(sorted((float(one.size), _seconds(one.milliseconds) or 0.0) for one in told.batch_times or ()))
+    if alpha_s is None:
+        alpha_s, beta_s = _line(batches)
+    elif beta_s is not None:
+        batches = tuple((float(size), alpha_s + beta_s * size) for size in sorted({1, capacity}))
+    return Profile(alpha_s=alpha_s, beta_s=beta_s, delta_s=delta_s, batches=batches, kv_tokens=_amount(told.kv_tokens))
+
+
+def _line(batches: tuple[tuple[float, float], ...]) -> tuple[float, float | None]:
+    """Least squares, neither below 0; a single size tells no slope."""
+    if len(batches) == 1:
+        return batches[0][1], None
+    size = math.fsum(one for one, _ in batches) / len(batches)
+    seconds = math.fsum(one for _, one in batches) / len(batches)
+    spread = math.fsum((one - size) ** 2 for one, _ in batches)
+    slope = max(0.0, math.fsum((one - size) * (each_s - seconds) for one, each_s in batches) / spread)
+    least_s = min(each_s for _, each_s in batches)
+    return max(least_s / 2, seconds - slope * size), slope
+
+
+def _seconds(milliseconds: str | None) -> float | None:
+    return None if milliseconds is None else float(milliseconds) / 1000
 
 
 def _amount(written: int | None) -> float | None:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.reasons import ProfileState, SLOState
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Earlier, Recalled
 from bandkeeper.api.v1alpha1 import Objective
-from bandkeeper.decide.decision import Learned, Seen, SLOVerdict
+from bandkeeper.decide.decision import Learned, ProfileVerdict, Seen, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.foresight import NO_RECALL, foresee, unraised
 from bandkeeper.decide.load import Load
@@ -25,7 +25,7 @@ from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.misses import MissFit, Shape
 from bandkeeper.model.outlook import NO_OUTLOOK
 from bandkeeper.model.peaks import NO_PEAKS
-from bandkeeper.model.steps import StepFit
+from bandkeeper.model.steps import NO_STEPS, StepFit
 
 FEWEST_OBSERVATIONS = 1.0  # whole rate windows
 FEWEST_TOKENS = 200.0  # in one rate window, for a mean to mean anything
@@ -55,6 +55,12 @@ KV_KNOWN = 0.2  # share of the KV cache in use that tells how much of it a reque
 LONGEST_STEP_S = 60.0  # between two looks, that what was seen last counts for
 TRACES = 20
 REMEMBERED_S = 3600.0  # after the last tokens: later a server that tells none any more is decided on without
+TOLD_WINDOWS = 10.0  # rate windows that a profile is compared over
+COMPARED_WINDOWS = 3.0
+WHOLE_WINDOW = 1.0
+CONTRADICTED = 1.5  # times more or less than a profile says
+MOST_BATCHES = 12
+"""Sizes of batches that are worth keeping: half a doubling apart, they reach from 1 to 45."""
 LOST_S = 7200.0  # a promise that no replicas kept is not tried again sooner
 
 Fit = StepFit | BatchTimes
@@ -73,8 +79,9 @@ def predict(
     """`demand` in the model's terms; unchanged where there is no model."""
     if demand is None or policy.batching is Batching.UNKNOWN:
         return demand, memory
-    if policy.batching is Batching.DYNAMIC and not isinstance(memory.steps, BatchTimes):
-        memory = replace(memory, steps=NO_BATCHES)
+    first = profiled(policy)
+    if not isinstance(memory.steps, type(first)) or (not memory.steps.observations and first.observations):
+        memory = replace(memory, steps=first, updated_s=now_s - policy.rate_window_s / 4)
     demand, memory = _predicted(policy, load, verdicts, demand, samples, memory, now_s)
     return _with_foresight(policy, load, demand, memory, recalled, now_s)
 
@@ -92,20 +99,23 @@ def _predicted(
     if flow is None:
         return _without_flow(demand, load, memory, now_s), memory
     before, (steps, revision) = memory, _of_revision(load, memory)
+    if (observed := _observed(policy, load, flow)) is not None:
+        steps = steps.seen(*observed)
+        memory = _compared(policy, memory, *observed)
     memory = replace(
         memory,
         requests_per_s=flow.mean_finished_per_s,
         prompt_per_s=flow.mean_prompt_per_s,
         output_per_s=flow.mean_output_per_s,
         seen_s=flow.seen_s,
-        steps=_learned(policy, load, steps, flow),
+        steps=steps,
         revision=revision,
         updated_s=now_s,
     )
     begins = not memory.best_cap
     if memory.steps.observations < FEWEST_OBSERVATIONS or (begins and load.told < load.ready):
         return demand, memory
-    room = _batch(load, demand.best_cap)
+    room = _batch(policy, load, demand.best_cap, flow)
     memory_s = RATIO_WINDOWS * policy.rate_window_s
     batch = _mean(_at_cap(memory, demand.best_cap), room, flow.gap_s, memory_s, flow.seen_s)
     memory = replace(memory, batch=batch)
@@ -114,6 +124,9 @@ def _predicted(
     each, curve = memory.steps.work_s(1.0, flow.outputs, batch), flow.curve(memory.steps, batch)
     work = flow.work(each.value, load, samples, policy.rate_window_s, now_s)
     work = max(work, _overload(load, demand, curve))
+    if policy.profile is not None and memory.told_windows < WHOLE_WINDOW and load.running is not None:
+        # Rates are not of a whole window yet, but what the requests in process mean is known.
+        work = max(work, load.ready * curve.load(min(1.0, load.running / load.ready / batch)))
     error = each.error / each.value if each.value > 0 else 1.0
     return _modelled(policy, load, verdicts, demand, memory, flow, curve, error, work, now_s)
 
@@ -196,9 +209,10 @@ def _in_new_unit(before: ModelMemory, memory: ModelMemory, flow: _Flow, best_cap
 def learned(memory: ModelMemory, now_s: float) -> Learned | None:
     """What of the memory is worth keeping; None before there is a model."""
     peak, rise = memory.outlook.peaks.highest(), memory.outlook.rises.highest()
-    if peak is None or rise is None:
+    if peak is None or rise is None or not memory.steps.observations:
         return None
     alpha_s, beta_s, delta_s = memory.steps.parameters
+    batches = memory.steps.table(MOST_BATCHES) if isinstance(memory.steps, BatchTimes) else ()
     return Learned(
         alpha_s=alpha_s,
         beta_s=beta_s,
@@ -207,7 +221,8 @@ def learned(memory: ModelMemory, now_s: float) -> Learned | None:
         peak_work=peak,
         largest_rise=rise,
         age_s=max(0.0, now_s - memory.outlook.peaks.entries[0][0]),
-        seen=_seen(memory),
+        seen=None if batches else _seen(memory),
+        batches=batches,
     )
 
 
@@ -231,14 +246,17 @@ def _seen(memory: ModelMemory) -> Seen | None:
 def relearned(policy: Policy, known: Learned, now_s: float) -> ModelMemory:
     """A memory to begin with: step times as a guess, and the peak with its age; nothing where it is too old."""
     memory_s = _memory_s(policy)
-    if known.age_s >= memory_s:
+    dynamic = policy.batching is Batching.DYNAMIC
+    if known.age_s >= memory_s or dynamic is not bool(known.batches):
         return ModelMemory()
     outlook = replace(
         NO_OUTLOOK,
         peaks=NO_PEAKS.push(known.peak_work, now_s - known.age_s, memory_s),
         rises=NO_PEAKS.push(known.largest_rise, now_s - known.age_s, memory_s),
     )
-    steps = StepFit((known.alpha_s, known.beta_s, known.delta_s), observations=FEWEST_OBSERVATIONS / 2).loosened()
+    steps: Fit = StepFit((known.alpha_s, known.beta_s, known.delta_s), observations=FEWEST_OBSERVATIONS / 2).loosened()
+    if dynamic:
+        steps = BatchTimes.of_table(known.batches, FEWEST_OBSERVATIONS / 2)
     batch = float(known.best_cap)
     unit = Unit(steps, batch)
     return ModelMemory(best_cap=known.best_cap, batch=batch, steps=steps, outlook=outlook, unit=unit, updated_s=now_s)
@@ -339,18 +357,61 @@ def _mean(before: float | None, now: float, span_s: float, memory_s: float, seen
     return before + share * (now - before)
 
 
-def _learned(policy: Policy, load: Load, steps: Fit, flow: _Flow) -> Fit:
-    """With what this look tells: tokens per second of one replica, and the time between two of them."""
+def _observed(policy: Policy, load: Load, flow: _Flow) -> tuple[float, float, float, float] | None:
+    """What this look tells: the mean batch, prompt tokens per step, the time between two tokens, and its weight."""
     weight = min(1.0, flow.span_s / policy.rate_window_s)
     token_s = load.token_s or 0.0
     if not 0 < token_s < math.inf or not load.told or weight <= 0:
-        return steps
+        return None
     batch = token_s * flow.output_per_s / load.told
     if policy.batching is Batching.DYNAMIC:  # a replica is idle between batches: their size has to be told
         batch = load.batch_size or 0.0
     if batch < LEAST_BATCH:
-        return steps
-    return steps.seen(batch, flow.prompt_per_s / flow.output_per_s * batch, token_s, weight)
+        return None
+    return batch, flow.prompt_per_s / flow.output_per_s * batch, token_s, weight
+
+
+def profiled(policy: Policy) -> Fit:
+    """What is known before anything was seen: the policy's profile, where it has one."""
+    told, dynamic = policy.profile, policy.batching is Batching.DYNAMIC
+    if told is None:
+        return NO_BATCHES if dynamic else NO_STEPS
+    if dynamic:
+        return BatchTimes.of_table(told.batches or ((1.0, told.alpha_s),), FEWEST_OBSERVATIONS)
+    return StepFit.of_profile(told.alpha_s, told.beta_s, told.delta_s, FEWEST_OBSERVATIONS)
+
+
+def _compared(
+    policy: Policy, memory: ModelMemory, batch: float, prompt_tokens: float, token_s: float, weight: float
+) -> ModelMemory:
+    """With what the policy's profile says of an observation."""
+    if policy.profile is None:
+        return memory
+    first = profiled(policy)
+    told_s = first.told_s(batch) if isinstance(first, BatchTimes) else first.token_s(batch, prompt_tokens)
+    if not told_s:
+        return memory
+    windows = min(TOLD_WINDOWS, memory.told_windows + weight)
+    ratio = memory.told_ratio + weight / windows * (math.log(token_s / told_s) - memory.told_ratio)
+    return replace(memory, told_ratio=ratio, told_windows=windows)
+
+
+def judge_profile(policy: Policy, memory: ModelMemory) -> ProfileVerdict | None:
+    """How the policy's profile stands to what was measured; None without one."""
+    if policy.profile is None:
+        return None
+    if policy.batching is Batching.UNKNOWN:
+        return ProfileVerdict(ProfileState.UNMEASURED, "The runtime has no model, so spec.profile counts for nothing.")
+    if memory.told_windows < COMPARED_WINDOWS:
+        return ProfileVerdict(ProfileState.UNMEASURED, ProfileState.UNMEASURED.meaning)
+    times = math.exp(memory.told_ratio)
+    if abs(memory.told_ratio) > math.log(CONTRADICTED):
+        return ProfileVerdict(
+            ProfileState.CONTRADICTED,
+            f"Steps take {times:.2g} times as long as spec.profile says, so only what is measured counts: measure "
+            "the profile again on these servers, or leave it out.",
+        )
+    return ProfileVerdict(ProfileState.FITS, f"Steps take {times:.2f} times as long as spec.profile says.")
 
 
 def _of_revision(load: Load, memory: ModelMemory) -> tuple[Fit, str | None]:
@@ -360,10 +421,14 @@ def _of_revision(load: Load, memory: ModelMemory) -> tuple[Fit, str | None]:
     return memory.steps if memory.revision is None else memory.steps.loosened(), load.revision
 
 
-def _batch(load: Load, best_cap: int) -> float:
+def _batch(policy: Policy, load: Load, best_cap: int, flow: _Flow) -> float:
     """Requests that a replica can have in process: its cap, or as many as its KV cache holds."""
     if load.kv is None or load.batch is None or load.kv < KV_KNOWN:
-        return float(best_cap)
+        told = policy.profile.kv_tokens if policy.profile is not None else None
+        if told is None or policy.batching is Batching.DYNAMIC or not flow.mean_finished_per_s:
+            return float(best_cap)
+        context = (flow.mean_prompt_per_s + flow.mean_output_per_s / 2) / flow.mean_finished_per_s
+        return max(1.0, min(float(best_cap), KV_FULL * told / context))
     return max(1.0, min(float(best_cap), KV_FULL * load.batch / load.kv))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bandkeeper.api.snapshot import Target
 from bandkeeper.decide.backlog import Due
 from bandkeeper.decide.cap_rules import CapChoice
-from bandkeeper.decide.decision import Inputs, MetricsVerdict, PowerVerdict, SLOVerdict
+from bandkeeper.decide.decision import Inputs, MetricsVerdict, PowerVerdict, ProfileVerdict, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy
@@ -46,6 +46,7 @@ class Scene:
     quality: Assessment
     power: PowerVerdict | None = None
     due: Due | None = None
+    profile: ProfileVerdict | None = None
     steps: StepFit = NO_STEPS
 
     @property

@@ -176,6 +176,8 @@ class ModelMemory:
         Looks of the longest window that promises are judged over.
     records
         How right the forecasts of each earlier day were.
+    told_ratio, told_windows
+        Logarithm of what was measured over what the policy's profile says, as a mean, and the windows that it is of.
     """
 
     best_cap: int = 0
@@ -195,6 +197,8 @@ class ModelMemory:
     traces: tuple[Trace, ...] = ()
     promises: tuple[LearnedPromise, ...] = ()
     records: Mapping[Earlier, Record] = field(default_factory=dict)
+    told_ratio: float = 0.0
+    told_windows: float = 0.0
     updated_s: float = 0.0
 
 

@@ -21,12 +21,16 @@ FULL_BATCH = 64.0
 _PRIOR_STRETCH = 0.9
 _PRIOR_PROMPT = 0.25  # delta over beta: a token read costs less than a token made
 _PRIOR_ERROR = 0.5  # of each prior parameter, as a share
+_TOLD_ERROR = 0.2  # of each parameter that a person measured, next to the others
+_TOLD_SCALE = 0.3  # of all of them together
+_TRIED = 5.0  # observations, after which what was measured by a person is like what was learned
 _NOISE = 0.05  # of one observation, as a share
 _FORGET = 0.08  # by one whole observation, along its direction, and only where this much is known:
 _KNOWN = 8.0
 _LEAST_BASE = 0.2  # of a step, that alpha is taken for: beyond it rates tell little
 _OUTLIER = 2.0  # standard deviations of one observation
 _CONVINCED = 1.5  # whole observations that miss in a row, on one side: no outliers, but another server
+_UNSURE: Vector = (_PRIOR_ERROR, _PRIOR_ERROR, _PRIOR_ERROR)
 _ZERO: Matrix = ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
 _UNIT: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
@@ -55,6 +59,21 @@ class StepFit:
     observations: float = 0.0
     missed: float = 0.0
     guess: bool = False
+    told: bool = False
+
+    @classmethod
+    def of_profile(cls, alpha_s: float, beta_s: float | None, delta_s: float | None, observations: float) -> StepFit:
+        """By what a person measured, whose errors go together; what was not told is as without it."""
+        beta, delta = beta_s, delta_s
+        if beta is None:
+            beta = alpha_s * _PRIOR_STRETCH / FULL_BATCH
+        if delta is None:
+            delta = _PRIOR_PROMPT * beta
+        errors = [_PRIOR_ERROR if one is None else _TOLD_ERROR for one in (alpha_s, beta_s, delta_s)]
+        apart = _guessed((alpha_s, beta, delta), observations, (errors[0], errors[1], errors[2]))
+        along = _times(apart.information, apart.parameters)
+        share = _TOLD_SCALE**2 / (1 + _TOLD_SCALE**2 * _dot(apart.parameters, along))
+        return replace(apart, information=_plus(apart.information, -share, along, 0.0, along), told=True)
 
     def seen(self, batch: float, prompt_tokens: float, token_s: float, weight: float) -> StepFit:
         """With one more observation: mean batch, prompt tokens per step, mean time between two tokens.
@@ -73,11 +92,21 @@ class StepFit:
         certainty = weight / noise_s**2
         information = _plus(start.information, certainty, x, -forget, along)
         miss_s = token_s - _dot((1.0, batch, prompt_tokens), start.parameters)
-        missed, miss_s = start._believed(miss_s, _OUTLIER * noise_s, weight)
-        pull = certainty * miss_s
+        missed, believed_s = start._believed(miss_s, _OUTLIER * noise_s, weight)
+        if self.told and missed:
+            return self._doubted(missed, batch, prompt_tokens, token_s, weight)
+        pull = certainty * believed_s
         step = _solved(information, (pull * x[0], pull * x[1], pull * x[2]))
         parameters = _bounded(information, _sum(start.parameters, step))
-        return StepFit(parameters, information, start.observations + weight, missed)
+        observations = start.observations + weight
+        return StepFit(parameters, information, observations, missed, told=self.told and observations < _TRIED)
+
+    def _doubted(self, missed: float, batch: float, prompt_tokens: float, token_s: float, weight: float) -> StepFit:
+        """What a person measured is not what is seen: not the same servers if that lasts, and a beginning if not."""
+        observations = self.observations + weight
+        if abs(missed) <= _CONVINCED:
+            return replace(self, missed=missed, observations=observations)
+        return replace(self, guess=True)._scaled(batch, prompt_tokens, token_s)
 
     def _believed(self, miss_s: float, limit_s: float, weight: float) -> tuple[float, float]:
         """What is missed in a row by now, and as much of this miss as is taken for true."""
@@ -93,9 +122,15 @@ class StepFit:
     def _scaled(self, batch: float, prompt_tokens: float, token_s: float) -> StepFit:
         if not self.guess:
             return self
-        factor = token_s / max(1e-9, _dot((1.0, batch, prompt_tokens), self.parameters))
+        factor = token_s / self.token_s(batch, prompt_tokens)
         alpha, beta, delta = self.parameters
-        return _guessed((factor * alpha, factor * beta, factor * delta), self.observations)
+        share = 1 / factor**2
+        one, other, third = ((row[0] * share, row[1] * share, row[2] * share) for row in self.information)
+        return StepFit((factor * alpha, factor * beta, factor * delta), (one, other, third), self.observations)
+
+    def token_s(self, batch: float, prompt_tokens: float) -> float:
+        """Mean time between two tokens at a mean batch and prompt tokens per step."""
+        return max(1e-9, _dot((1.0, batch, prompt_tokens), self.parameters))
 
     def work_s(self, prompt_tokens: float, output_tokens: float, batch: float) -> Estimate:
         """Replica-seconds that so many tokens take at a batch; needs an observation."""
@@ -130,10 +165,13 @@ class StepFit:
 NO_STEPS = StepFit()
 
 
-def _guessed(parameters: Vector, observations: float, *, guess: bool = False) -> StepFit:
-    known = [1 / (_PRIOR_ERROR * max(value, 1e-9)) ** 2 for value in parameters]
-    information = ((known[0], 0.0, 0.0), (0.0, known[1], 0.0), (0.0, 0.0, known[2]))
-    return StepFit(parameters, information, observations, guess=guess)
+def _guessed(parameters: Vector, observations: float, errors: Vector = _UNSURE, *, guess: bool = False) -> StepFit:
+    one, other, third = (1 / (error * max(value, 1e-9)) ** 2 for error, value in zip(errors, parameters, strict=True))
+    return StepFit(parameters, _diagonal(one, other, third), observations, guess=guess)
+
+
+def _diagonal(one: float, other: float, third: float) -> Matrix:
+    return ((one, 0.0, 0.0), (0.0, other, 0.0), (0.0, 0.0, third))
 
 
 def _prior(batch: float, prompt_tokens: float, token_s: float) -> StepFit:

@@ -30,6 +30,7 @@ _NEWS: Mapping[str, tuple[str, EventType]] = {
     ConditionType.SCALING_LIMITED: ("True", "Normal"),
     ConditionType.BATCH_APPLIED: ("False", "Warning"),
     ConditionType.WITHIN_POWER: ("False", "Warning"),
+    ConditionType.PROFILE_FITS: ("False", "Warning"),
 }
 # The ordinary course of things; Undone is told by Ready, power above its limit by the cap that it lowers.
 _QUIET = frozenset(

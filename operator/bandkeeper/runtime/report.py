@@ -11,7 +11,7 @@ from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.api import conditions as api
 from bandkeeper.api import durations, v1alpha1
 from bandkeeper.api.conditions import ConditionType, Finding
-from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, PowerState, SLOState
+from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, PowerState, ProfileState, SLOState
 from bandkeeper.api.snapshot import Gap, GapReason, PodState
 from bandkeeper.decide.decision import Decision, MetricsState, SLOVerdict
 from bandkeeper.kube.discovery import TargetProblem
@@ -111,6 +111,7 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
     decision, policy = tracked.decision, tracked.managed.policy
     limits_power = policy is not None and policy.power_watts is not None
     has_deadline = policy is not None and policy.deadline is not None
+    has_profile = policy is not None and policy.profile is not None
     if decision is None:
         why = "Not judged: see the condition Ready."
         yield Finding(ConditionType.WITHIN_SLO, SLOState.NO_DATA, why)
@@ -119,6 +120,8 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
             yield Finding(ConditionType.WITHIN_POWER, PowerState.NO_DATA, why)
         if has_deadline:
             yield Finding(ConditionType.WITHIN_DEADLINE, DeadlineState.NO_DATA, why)
+        if has_profile:
+            yield Finding(ConditionType.PROFILE_FITS, ProfileState.UNMEASURED, why)
         return
     yield _metrics_available(tracked, decision)
     yield _within_slo(decision)
@@ -130,6 +133,8 @@ def _specific(tracked: Tracked) -> Iterator[Finding]:
         yield _within_power(decision)
     if has_deadline:
         yield _within_deadline(decision)
+    if has_profile:
+        yield _profile_fits(decision)
 
 
 def _ready(tracked: Tracked) -> Finding:
@@ -271,6 +276,12 @@ def _within_deadline(decision: Decision) -> Finding:
     if decision.deadline is None:
         return Finding(ConditionType.WITHIN_DEADLINE, DeadlineState.NO_DATA, "Nothing runs that works on the backlog.")
     return Finding(ConditionType.WITHIN_DEADLINE, decision.deadline.state, decision.deadline.message)
+
+
+def _profile_fits(decision: Decision) -> Finding:
+    if decision.profile is None:
+        return Finding(ConditionType.PROFILE_FITS, ProfileState.UNMEASURED, "Nothing runs that could be measured.")
+    return Finding(ConditionType.PROFILE_FITS, decision.profile.state, decision.profile.message)
 
 
 def _power(decision: Decision | None) -> v1alpha1.PowerStatus | None:

@@ -20,7 +20,9 @@ from bandkeeper.decide.policy import CostClass, Policy
 from bandkeeper.decide.prediction import relearned
 from bandkeeper.decide.state import CapMemory, State
 
-MODEL_VERSION = 1
+MODEL_VERSION = 2
+READ_VERSIONS = frozenset({1, 2})
+"""The first had no times of batches; without them it is the same."""
 MOST = 1e6  # replicas, and seconds: beyond it a status was not written by us
 
 
@@ -60,6 +62,11 @@ def model_of(known: Learned, target_uid: str, *, wall_s: float) -> v1alpha1.Mode
         batch_cap=known.best_cap,
         peak_work=f"{known.peak_work:.4g}",
         largest_rise=f"{known.largest_rise:.4g}",
+        batch_times=[
+            v1alpha1.BatchTime(size=f"{size:.4g}", milliseconds=f"{1000 * seconds:.4g}")
+            for size, seconds in known.batches
+        ]
+        or None,
     )
 
 
@@ -99,7 +106,7 @@ def remembered(
 
 def learned_of(told: v1alpha1.ModelStatus, *, wall_s: float) -> Learned | None:
     """What a status tells; None where it is of another version, or cannot be meant."""
-    if told.version != MODEL_VERSION:
+    if told.version not in READ_VERSIONS:
         return None
     try:
         known = Learned(
@@ -111,11 +118,14 @@ def learned_of(told: v1alpha1.ModelStatus, *, wall_s: float) -> Learned | None:
             largest_rise=float(told.largest_rise),
             age_s=max(0.0, wall_s - datetime.fromisoformat(told.peak_time).timestamp()),
             seen=_seen(told),
+            batches=tuple((float(one.size), float(one.milliseconds) / 1000) for one in told.batch_times or ()),
         )
     except ValueError:
         return None
     figures = (known.alpha_s, known.beta_s, known.delta_s, known.peak_work, known.largest_rise)
     if not all(0 <= figure < MOST for figure in figures) or not known.best_cap or not known.alpha_s:
+        return None
+    if not all(0 < figure < MOST for batch in known.batches for figure in batch):
         return None
     return known
 
