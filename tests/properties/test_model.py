@@ -165,11 +165,12 @@ def test_more_misses_at_the_same_load_never_need_less(
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100), st.floats(0, 600)), max_size=40))
-def test_a_shape_is_a_share(seen: list[tuple[float, float, float]]) -> None:
+def test_a_shape_is_a_share_or_little_more(seen: list[tuple[float, float, float]]) -> None:
+    """Replicas that come late are asked for up to 1.3 times."""
     shape = Shape(1.7)
-    for work, held, span_s in seen:
-        shape = shape.seen(work, held, span_s)
-        assert 0 <= shape.value <= 1 + 1e-12
+    for work, carried, span_s in seen:
+        shape = shape.seen(work, carried, span_s)
+        assert 0 <= shape.value <= 1.3**1.7 + 1e-9
 
 
 works = st.lists(st.tuples(st.floats(0.1, 200), st.floats(0, 100)), max_size=60)

@@ -16,7 +16,7 @@ _SQUARES = sum(at * at for at in _PRIOR_AT)
 _RIPE_S = 120.0
 _HOPELESS_S = 600.0  # to give a promise up takes longer than to size for it
 _LEAST_ROOM = 0.25  # of what may miss: with less left, replicas are tried as if all misses came from load
-_MOST_OVER = 1.3
+_MOST_OVER = 1.3  # times what replicas were there for: so far the power is believed, beyond it work queues
 _TRIED = 0.25  # standard deviation of rho^e over its mean: so different loads tell what load does not cause
 
 
