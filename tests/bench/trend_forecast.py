@@ -37,9 +37,8 @@ ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "examples" / "rules" / "reference.yaml"
 TREND = cast(Earlier, "Trend")
 LOADS = {
-    **{name: synthetic.MATRIX[name] for name in ("ramp", "waves-10m", "waves-20m", "waves-40m", "mmpp-1", "mmpp-2")},
+    **{name: synthetic.MATRIX[name] for name in ("ramp", "waves-20m", "mmpp-1")},
     "mmpp 4 h": "mmpp:low=4,high=16,duration_s=14400",
-    "waves-20m 4 h": "waves:low=0,high=20,period_s=1200,duration_s=14400",
 }
 VARIANTS = ("present", "trend", "trend at once")
 CLEAR_SLOPE = 2.0  # standard errors
