@@ -78,8 +78,8 @@ def test_every_promise_stands_on_a_bucket_edge(member: Member) -> None:
 
 def test_the_load_rises_falls_and_leaves_room_in_five_minutes() -> None:
     rates = [rate for _, rate in LOAD["points"]]
-    assert max(rates) > 1.2 * rates[0]
-    assert max(rates) > 1.2 * rates[-1]
+    assert max(rates) > 1.1 * rates[0]
+    assert max(rates) > 1.1 * rates[-1]
     assert LOAD["points"][-1][0] == LOAD_S <= 255
     assert LOAD_S % INTERVAL_S == 0
 
