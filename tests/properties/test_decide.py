@@ -220,13 +220,19 @@ class Scene:
             wall_s=0.0,
         )
 
+    def pods_told(self) -> bool:
+        """Every ready pod told what it runs and what waits, in numbers."""
+        return self.ready != 0 and not self.silent and _are_counts(self.running, self.waiting)
+
     def complete(self, policy: Policy) -> bool:
-        """Every ready pod told what it runs and what waits, in numbers; and what a backlog has left is one too."""
-        needed = [self.running, self.waiting]
-        if policy.deadline is not None and policy.deadline.backlog is Signal.BACKLOG:
-            needed += [self.left, self.rates.get(policy.deadline.rate)]
-        numbers = all(value is not None and 0 <= value < math.inf for value in needed)
-        return self.ready != 0 and not self.silent and numbers
+        """So did what a backlog has left, and how fast it is done."""
+        if policy.deadline is None or policy.deadline.backlog is not Signal.BACKLOG:
+            return self.pods_told()
+        return self.pods_told() and _are_counts(self.left, self.rates.get(policy.deadline.rate))
+
+
+def _are_counts(*values: float | None) -> bool:
+    return all(value is not None and 0 <= value < math.inf for value in values)
 
 
 def mostly(usual: T, *rare: T, weight: int = 9) -> st.SearchStrategy[T]:
@@ -344,7 +350,7 @@ def test_missing_data_never_lowers(policy: Policy, sequence: list[Scene], start:
         if not step.scene.complete(policy) and wanted is not None and step.current <= policy.max_replicas:
             assert wanted >= step.current
         lowered = step.cap is not None and step.decision.cap is not None and step.decision.cap < step.cap
-        if not step.scene.complete(policy) and not step.decision.rollback and (step.cap or 0) <= most_of(policy):
+        if not step.scene.pods_told() and not step.decision.rollback and (step.cap or 0) <= most_of(policy):
             read_back = {pod.cap for pod in step.snapshot.pods}
             assert not lowered or step.decision.cap in read_back  # somebody else rolled it out
 

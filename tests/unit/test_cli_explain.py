@@ -157,7 +157,7 @@ def test_an_older_status_needs_to_be_told_the_traffic(desk: Path, capsys: pytest
     [
         ({"model": None}, "nothing was learned of chat yet"),
         ({"model": None, "conditions": None}, "kubectl get gsp chat -o yaml | bandkeeper explain --policy -"),
-        ({"model": seen()["status"]["model"] | {"version": 2}}, "is of another version"),
+        ({"model": seen()["status"]["model"] | {"version": 99}}, "is of another version"),
     ],
 )
 def test_where_nothing_was_learned_it_says_what_to_do(
