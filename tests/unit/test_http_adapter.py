@@ -158,7 +158,7 @@ async def test_what_a_server_answers_is_a_cap_or_a_sentence(
 
 async def test_without_read_back_what_was_written_counts_until_the_server_restarts(servers: PodServers) -> None:
     adapter = an_adapter(servers, readBack=None)
-    assert await read(adapter, a_pod("chat-0")) == CapReading()
+    assert await read(adapter, a_pod("chat-0")) == CapReading(assumed=True)
     assert (await apply(adapter, 8, a_pod("chat-0"))).outcome is Outcome.WRITTEN
     assert (await read(adapter, a_pod("chat-0"))).caps == {"chat-0": 8}
     assert adapter.settled(a_workload(a_pod("chat-0")), 8)
@@ -441,3 +441,16 @@ async def test_an_adapter_that_cannot_work_is_a_condition_and_replicas_are_scale
     await look(world)
     assert world.condition("BatchApplied") == ("False", "AdapterUnavailable")
     assert world.written == [("chat", 3)]
+
+
+async def test_without_read_back_the_cap_is_told_as_assumed(world: World, servers: PodServers) -> None:
+    http = {name: value for name, value in SETTINGS.items() if name != "readBack"}
+    world.apply(batch={**BATCH, "adapter": {"type": "HTTP", "http": http}})
+    await look(world)
+    await look(world)
+    assert servers.sent("GET") == []
+    assert len(servers.sent()) == 2
+    assert world.condition("BatchApplied") == ("True", "Applied")
+    status = world.status()
+    assert status.batch is not None
+    assert (status.batch.current, status.batch.source) == (64, "Assumed")

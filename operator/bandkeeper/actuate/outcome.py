@@ -82,10 +82,13 @@ class CapReading:
         Pod name to the cap that its server runs with.
     failed
         Pod name to the sentence that says why it could not be read.
+    assumed
+        The servers cannot be asked: `caps` are what was written.
     """
 
     caps: Mapping[str, int] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
+    assumed: bool = False
 
 
 class Deadline:

@@ -31,6 +31,8 @@ class Readings:
         A first round has ended, whatever it brought; until then a cap in force cannot be told from none.
     reading
         The round that is under way.
+    assumed
+        The servers cannot be asked, and what was written counts.
     written
         A cap was written, so what was read is out of date.
     failed
@@ -43,6 +45,7 @@ class Readings:
     reading: asyncio.Task[None] | None = None
     failed: Mapping[str, str] = field(default_factory=dict)
     changed: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    assumed: bool = False
     written: bool = False
     _caps: dict[_Server, tuple[int, float]] = field(default_factory=dict)
     _asked_s: float = -math.inf
@@ -64,7 +67,7 @@ class Readings:
     def took(self, reading: CapReading, pods: Sequence[Pod], now_s: float) -> None:
         """A round has ended; `pods` are those that it was begun with."""
         self.begun = True
-        self.failed = reading.failed
+        self.failed, self.assumed = reading.failed, reading.assumed
         servers = {(pod.uid, pod.restarts): pod for pod in pods}
         kept = {server: told for server, told in self._caps.items() if server in servers}
         answered = {

@@ -306,6 +306,11 @@ def _read_back(tracked: Tracked, wanted: int | None) -> tuple[api.BatchAppliedRe
         return api.BatchAppliedReason.PENDING, "No batch cap is wanted yet."
     ready = [pod for pod in tracked.pods if pod.state is PodState.READY]
     behind = [pod.name for pod in ready if pod.cap not in (wanted, cap_for(pod, wanted))]
+    if not behind and tracked.readings.assumed:
+        return (
+            api.BatchAppliedReason.APPLIED,
+            f"Every ready pod was told the cap {wanted}; none is asked (no readBack).",
+        )
     if not behind:
         return api.BatchAppliedReason.APPLIED, f"Every ready pod reads back the cap {wanted}."
     if not tracked.managed.enforcing:
@@ -342,7 +347,7 @@ def batch_of(tracked: Tracked) -> v1alpha1.BatchStatus | None:
         current=min(caps) if caps else decision.current_cap,
         desired=decision.cap,
         capacity=min(capacities, default=None),
-        source="ReadBack" if caps else "Assumed",
+        source="ReadBack" if caps and not tracked.readings.assumed else "Assumed",
     )
 
 
