@@ -36,6 +36,7 @@ class Servers:
         self.answers = asyncio.Event()
         self.answers.set()
         self.stubborn = False
+        self.owner = ""
         self.reads: list[tuple[str, ...]] = []
         self.writes: list[tuple[str, int]] = []
         self.closed = 0
@@ -57,7 +58,7 @@ class Servers:
                 self.writes.append((pod.name, cap_for(pod, cap)))
                 if not self.stubborn:
                     self.caps[pod.name] = cap_for(pod, cap)
-        return CapResult(outcome=Outcome.WRITTEN, written=1)
+        return CapResult(outcome=Outcome.WRITTEN, written=1, manager=self.owner)
 
     async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
         self.reads.append(tuple(pod.name for pod in workload.pods))
@@ -160,6 +161,15 @@ async def test_a_cap_that_somebody_changed_is_set_again_and_told(world: World, s
     assert "pod chat-1 ran with the batch cap 32 where 16 had been set" in message
     await world.look()
     assert world.condition("BatchApplied") == ("True", "Applied")
+
+
+async def test_who_set_the_cap_before_stays_in_the_history(world: World, servers: Servers) -> None:
+    run(world, servers, 2)
+    servers.owner = "kubectl-edit"
+    await world.look()
+    (entry,) = world.status().history
+    assert (entry.from_batch_cap, entry.batch_cap) == (2, 4)
+    assert entry.message.endswith("(2 was set by kubectl-edit.)")
 
 
 async def test_rule_7_who_changes_the_cap_three_times_is_left_alone(world: World, servers: Servers) -> None:

@@ -190,7 +190,9 @@ class Actor:
         tracked.cap_written = cap
         if news and before is not None and before != cap:
             direction = "raised" if cap > before else "lowered"
-            tracked.changes.append(Change(decision=decision, from_cap=before, direction=direction))
+            tracked.changes.append(
+                Change(decision=decision, from_cap=before, direction=direction, remark=_remark(before, result))
+            )
             self._metrics.batch_changes.labels(*tracked.managed.key, direction, decision.reason).inc()
 
     async def read_caps(self, tracked: Tracked) -> None:
@@ -252,6 +254,13 @@ def _wanted_replicas(tracked: Tracked) -> int | None:
     if decision is None or scale is None or decision.replicas == scale.target.replicas:
         return None
     return decision.replicas
+
+
+def _remark(before: int, result: CapResult) -> str:
+    """Who set the cap that was replaced, and whether they will again, where the adapter saw that."""
+    if not result.manager:
+        return ""
+    return f"({before} was set by {result.manager}.) {result.message}".rstrip()
 
 
 def _drift(tracked: Tracked, cap: int) -> str:

@@ -30,17 +30,21 @@ RECOMMENDED = "recommended"
 
 @dataclass(slots=True, kw_only=True)
 class Change:
-    """A move that was made (or, in Recommend mode, would have been): what it was before, and the decision."""
+    """A move that was made (or, in Recommend mode, would have been): what it was before, and the decision.
+
+    `remark` is a sentence about who else sets the value.
+    """
 
     decision: Decision
     from_replicas: int | None = None
     from_cap: int | None = None
     direction: str = ""
+    remark: str = ""
 
     @property
     def message(self) -> str:
         """The decision's message; a recommendation says that it is no more than that."""
-        said = self.decision.message
+        said = f"{self.decision.message} {self.remark}" if self.remark else self.decision.message
         return f"Recommended, not done: {said}" if self.direction == RECOMMENDED else said
 
 
