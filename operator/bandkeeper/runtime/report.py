@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bandkeeper.actuate.adapter import cap_for
 from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.api import conditions as api
 from bandkeeper.api import durations, v1alpha1
@@ -309,24 +310,34 @@ def _batch_verdict(tracked: Tracked) -> tuple[api.BatchAppliedReason, str]:
     if decision is not None and decision.cap_undone_by:
         return (
             api.BatchAppliedReason.UNDONE_BY_MANAGER,
-            f"{decision.cap_undone_by} undid the cap three times in 30 minutes.",
+            f"{decision.cap_undone_by} undid the cap three times in 30 minutes, so the operator stopped writing it. "
+            "Leave the cap to the operator, or remove spec.batch.",
         )
     if result is not None and result.outcome in _REFUSALS:
         return _REFUSALS[result.outcome], result.message or "Some pods could not be written; they are tried again."
     if decision is not None and decision.rollback:
         return api.BatchAppliedReason.ROLLED_BACK, "The cap's rollout missed its progress deadline and was taken back."
+    if tracked.drift:
+        return api.BatchAppliedReason.DRIFTED, tracked.drift
     return _read_back(tracked, decision.cap if decision else None)
 
 
 def _read_back(tracked: Tracked, wanted: int | None) -> tuple[api.BatchAppliedReason, str]:
     if wanted is None:
         return api.BatchAppliedReason.PENDING, "No batch cap is wanted yet."
-    behind = [pod.name for pod in tracked.pods if pod.state is PodState.READY and pod.cap != wanted]
+    ready = [pod for pod in tracked.pods if pod.state is PodState.READY]
+    behind = [pod.name for pod in ready if pod.cap not in (wanted, cap_for(pod, wanted))]
+    if not behind and tracked.readings.assumed:
+        return (
+            api.BatchAppliedReason.APPLIED,
+            f"Every ready pod was told the cap {wanted}; none is asked (no readBack).",
+        )
     if not behind:
         return api.BatchAppliedReason.APPLIED, f"Every ready pod reads back the cap {wanted}."
     if not tracked.managed.enforcing:
         return api.BatchAppliedReason.PENDING, f"The cap {wanted} is recommended; nothing is written."
-    failed = tracked.cap_result.message if tracked.cap_result else ""
+    unread = (tracked.readings.failed.get(name, "") for name in behind)
+    failed = (tracked.cap_result.message if tracked.cap_result else "") or next(filter(None, unread), "")
     return api.BatchAppliedReason.PENDING, failed or f"{len(behind)} pods do not read back the cap {wanted} yet."
 
 
@@ -357,7 +368,7 @@ def batch_of(tracked: Tracked) -> v1alpha1.BatchStatus | None:
         current=min(caps) if caps else decision.current_cap,
         desired=decision.cap,
         capacity=min(capacities, default=None),
-        source="ReadBack" if caps else "Assumed",
+        source="ReadBack" if caps and not tracked.readings.assumed else "Assumed",
     )
 
 
