@@ -74,6 +74,10 @@ def _annotation(key: str) -> Document:
     return {"type": "Annotation", "annotation": {"key": key}}
 
 
+def _triton(**changed: Any) -> Document:
+    return {"type": "Triton", "triton": _changed({"model": "resnet50"}, changed)}
+
+
 def _scale_down(**rules: Any) -> Document:
     return {"scaleDown": rules}
 
@@ -125,6 +129,10 @@ GOOD = [
     ("batch by an annotation, member empty", a_policy(batch=_batch({"type": "Annotation", "annotation": {}}))),
     ("batch by argument", a_policy(batch=_batch(_template()))),
     ("batch by variable", a_policy(batch=_batch(_template(argument=LEFT_OUT, env="MAX_NUM_SEQS")))),
+    ("batch by Triton", a_policy(batch=_batch(_triton()))),
+    ("batch by Triton, all settings", a_policy(batch=_batch(_triton(
+        model="ensemble_1.onnx", httpPort=18000, preferredBatchSizes=[8, 16], maxQueueDelay="500us")))),
+    ("batch by Triton, no preferred sizes", a_policy(batch=_batch(_triton(preferredBatchSizes=[])))),
     ("batch with candidates", a_policy(batch=_batch(candidates=[8, 64, 256]))),
     ("batch min left out", a_policy(batch=_batch(min=LEFT_OUT))),
     ("HPA's behavior", a_policy(behavior={
@@ -290,9 +298,9 @@ BAD = [
     ("candidate in quotes", a_policy(batch=_batch(candidates=["8"])),
      "spec.batch.candidates[0]", "without quotes: write 8"),
     ("adapter without type", a_policy(batch=_batch({"annotation": {}})), "spec.batch.adapter.type",
-     "must be set to one of Annotation or PodTemplate"),
+     "must be set to one of Annotation, PodTemplate or Triton"),
     ("unknown adapter", a_policy(batch=_batch({"type": "HTTP"})), "spec.batch.adapter.type",
-     'must be one of Annotation or PodTemplate, not "HTTP"'),
+     'must be one of Annotation, PodTemplate or Triton, not "HTTP"'),
     ("adapter without its member", a_policy(batch=_batch({"type": "PodTemplate"})), "spec.batch.adapter.podTemplate",
      "must be set when type is PodTemplate"),
     ("adapter with the other's member", a_policy(batch=_batch({"type": "PodTemplate", "annotation": {}} | _template())),
@@ -313,6 +321,27 @@ BAD = [
      "must be set, such as container: server"),
     ("container in upper case", a_policy(batch=_batch(_template(container="Server"))),
      "spec.batch.adapter.podTemplate.container", "must be a container's name"),
+    ("Triton without its member", a_policy(batch=_batch({"type": "Triton"})), "spec.batch.adapter.triton",
+     "must be set when type is Triton, such as {model: resnet50}"),
+    ("Triton's member of another type", a_policy(batch=_batch(_triton() | {"type": "Annotation"})),
+     "spec.batch.adapter.triton", "must be left out unless type is Triton"),
+    ("Triton without a model", a_policy(batch=_batch(_triton(model=LEFT_OUT))), "spec.batch.adapter.triton.model",
+     "must be set, such as model: resnet50"),
+    ("model as a path", a_policy(batch=_batch(_triton(model="../load"))), "spec.batch.adapter.triton.model",
+     "must be the name of a model as Triton knows it"),
+    ("port 0", a_policy(batch=_batch(_triton(httpPort=0))), "spec.batch.adapter.triton.httpPort", "must be at least 1"),
+    ("port too large", a_policy(batch=_batch(_triton(httpPort=65_536))), "spec.batch.adapter.triton.httpPort",
+     "must be at most 65535"),
+    ("port by name", a_policy(batch=_batch(_triton(httpPort="http"))), "spec.batch.adapter.triton.httpPort",
+     'must be a whole number, not "http"'),
+    ("preferred size twice", a_policy(batch=_batch(_triton(preferredBatchSizes=[8, 8]))),
+     "spec.batch.adapter.triton.preferredBatchSizes[1]", "must not repeat the value"),
+    ("preferred size of 0", a_policy(batch=_batch(_triton(preferredBatchSizes=[0]))),
+     "spec.batch.adapter.triton.preferredBatchSizes[0]", "must be at least 1"),
+    ("queue delay too long", a_policy(batch=_batch(_triton(maxQueueDelay="11s"))),
+     "spec.batch.adapter.triton.maxQueueDelay", "10s"),
+    ("queue delay in microseconds without a unit", a_policy(batch=_batch(_triton(maxQueueDelay="500"))),
+     "spec.batch.adapter.triton.maxQueueDelay", "must be a duration"),
     ("stabilisation too long", a_policy(behavior=_scale_down(stabilizationWindowSeconds=3601)),
      "spec.behavior.scaleDown.stabilizationWindowSeconds", "must be at most 3600"),
     ("stabilisation as a duration", a_policy(behavior=_scale_down(stabilizationWindowSeconds="5m")),

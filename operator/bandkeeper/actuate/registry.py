@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection, Mapping
 from bandkeeper.actuate.adapter import AdapterError, AddressOf, BatchAdapter, Means
 from bandkeeper.actuate.annotation import Annotation
 from bandkeeper.actuate.pod_template import PodTemplate
+from bandkeeper.actuate.triton import Triton
 from bandkeeper.api.v1alpha1 import Adapter, AdapterType
 from bandkeeper.kube.client import KubeClient
 
 MAKERS: Mapping[AdapterType, Callable[[Adapter, Means], BatchAdapter]] = {
     AdapterType.ANNOTATION: Annotation.of,
     AdapterType.POD_TEMPLATE: PodTemplate.of,
+    AdapterType.TRITON: Triton.of,
 }
 
 

@@ -59,6 +59,7 @@ class FallbackBehavior(StrEnum):
 class AdapterType(StrEnum):
     ANNOTATION = "Annotation"
     POD_TEMPLATE = "PodTemplate"
+    TRITON = "Triton"
 
     @property
     def member(self) -> str:
@@ -113,6 +114,14 @@ AnnotationKey = Annotated[
         "such as bandkeeper.dev/batch-cap",
     ),
 ]
+TritonModel = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    matches(
+        "[A-Za-z0-9_][-A-Za-z0-9_.]*",
+        "must be the name of a model as Triton knows it, such as resnet50, without its version",
+    ),
+]
 MetricName = Annotated[
     str,
     Field(min_length=1, max_length=255),
@@ -147,6 +156,8 @@ Currency = Annotated[
     Field(min_length=3, max_length=3),
     matches("[A-Z]{3}", "must be a currency of three capital letters, such as USD"),
 ]
+QueueDelay = Annotated[str, Field(max_length=24), duration(most="10s")]
+Port = Annotated[int, Field(ge=1, le=65_535)]
 PositiveDuration = Annotated[str, Field(max_length=24), duration(most="24h")]
 Window = Annotated[str, Field(max_length=24), duration(least="5s", most="1h")]
 ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
@@ -287,6 +298,25 @@ class PodTemplateAdapter(_Model):
     )
 
 
+class TritonAdapter(_Model):
+    """Loads one model of Triton's with the cap as max_batch_size, in each ready pod."""
+
+    model: TritonModel = Field(examples=["resnet50"], description="The model, as Triton knows it.")
+    http_port: Port = Field(default=8000, description="Port of each pod on which Triton's HTTP API listens.")
+    preferred_batch_sizes: Annotated[list[BatchSize], Distinct(), Field(max_length=16)] | None = Field(
+        default=None,
+        examples=[[8, 16]],
+        description="Batch sizes that Triton prefers to form; those above the cap are left out of what is loaded. "
+        "Left out: as they are in the server.",
+    )
+    max_queue_delay: QueueDelay | None = Field(
+        default=None,
+        examples=["2ms"],
+        description="The longest that Triton holds a request back for others to join its batch: a duration of at most "
+        "10s. Left out: as it is in the server.",
+    )
+
+
 def _annotation_by_default(fields: dict[str, Any]) -> AnnotationAdapter | None:
     return AnnotationAdapter() if fields.get("type") is AdapterType.ANNOTATION else None
 
@@ -324,11 +354,14 @@ class Adapter(_Model):
         _only_of(AdapterType.ANNOTATION),
         _only_of(AdapterType.POD_TEMPLATE),
         _needed_by(AdapterType.POD_TEMPLATE, "{container: server, env: MAX_NUM_SEQS}"),
+        _only_of(AdapterType.TRITON),
+        _needed_by(AdapterType.TRITON, "{model: resnet50}"),
     )
 
     type: AdapterType = Field(
         description="Annotation: a pod annotation that the server reads through the downward API, in force within "
-        "about two minutes. PodTemplate: a variable or argument of the pod template, in force by a rollout.",
+        "about two minutes. PodTemplate: a variable or argument of the pod template, in force by a rollout. Triton: a "
+        "load of the model in each running server, in force within seconds.",
     )
     annotation: AnnotationAdapter | None = Field(
         default_factory=_annotation_by_default,
@@ -337,6 +370,7 @@ class Adapter(_Model):
     pod_template: PodTemplateAdapter | None = Field(
         default=None, description="Settings of type PodTemplate: the container and exactly one of env and argument."
     )
+    triton: TritonAdapter | None = Field(default=None, description="Settings of type Triton: the model.")
 
 
 class Batch(_Model):

@@ -150,6 +150,7 @@ class Adapters(_Model):
 
     annotation: bool = False
     pod_template: bool = False
+    triton: bool = False
 
 
 def _bound(name: str, default: Any) -> Any:
