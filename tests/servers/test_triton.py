@@ -55,7 +55,8 @@ def triton(serve: Serve) -> Iterator[TritonServer]:
 
 def an_adapter(server: TritonServer, **settings: Any) -> Triton:
     means = Means(client=cast(KubeClient, None), address_of=lambda _: f"127.0.0.1:{server.port}")
-    return Triton(TritonAdapter(model=MODEL, **settings), means)
+    triton = TritonAdapter(**{"model": MODEL, **settings})
+    return Triton.of(Adapter(type=AdapterType.TRITON, triton=triton), means)
 
 
 async def as_read(adapter: Triton) -> Workload:
@@ -130,7 +131,7 @@ async def test_a_restart_loses_the_cap_and_it_is_set_again(triton: TritonServer)
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("models from the start", {"mode": "none"}, "; start it with --model-control-mode=explicit"),
     ("a restricted API", {"arguments": ["--http-restricted-api=model-repository:admin-key=secret"]},
-     "; leave model-repository out of --http-restricted-api"),
+     "expecting header 'admin-key'): see credential"),
     ("no dynamic batching", {"more": ""}, "add `dynamic_batching {}` to its config.pbtxt"),
 ]  # fmt: skip
 
@@ -151,8 +152,7 @@ async def test_a_server_that_cannot_be_set_says_so(
 
 
 async def test_a_model_that_is_not_there_is_named(triton: TritonServer) -> None:
-    adapter = an_adapter(triton)
-    adapter._settings = TritonAdapter(model="other")
+    adapter = an_adapter(triton, model="other")
     workload = Workload(namespace="serving", name="rows", resource=DEPLOYMENTS, uid="u", pods=(Pod(name=POD),))
     reading = await adapter.read_back(workload, deadline=time.monotonic() + 5)
     assert reading.failed[POD].endswith("; set triton.model to a model that it has loaded")

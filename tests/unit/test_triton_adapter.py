@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -15,10 +16,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from bandkeeper.actuate.adapter import Means, Workload
+from bandkeeper.actuate.errors import AdapterError
 from bandkeeper.actuate.outcome import CapResult, Outcome
+from bandkeeper.actuate.pod_access import Credential, PodAccess
 from bandkeeper.actuate.triton import Triton, reloads_at_once
 from bandkeeper.api.snapshot import Pod, PodState
-from bandkeeper.api.v1alpha1 import TritonAdapter
+from bandkeeper.api.v1alpha1 import Adapter, AdapterType, Scheme, TritonAdapter
 from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import KubeClient
 from bandkeeper.kube.discovery import Resource
@@ -42,10 +45,12 @@ class Server:
     load_s: float = 0.0
     loads: list[dict[str, Any]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
     address: str = ""
 
     async def handle(self, request: web.Request) -> web.Response:
         self.asked.append(f"{request.method} {request.path}")
+        self.keys += request.headers.getall("admin-key", [])
         what = request.path.rpartition("/")[2]
         if what in self.says:
             status, text, headers = self.says[what]
@@ -65,9 +70,15 @@ class Fleet:
     servers: dict[str, Server]
     capacity: int | None = None
 
-    def adapter(self, **settings: Any) -> Triton:
-        means = Means(client=cast(KubeClient, None), address_of=lambda pod: self.servers[pod.name].address)
-        return Triton(TritonAdapter(model="rows", **settings), means)
+    def adapter(self, *, access: PodAccess | None = None, **settings: Any) -> Triton:
+        means = Means(
+            client=cast(KubeClient, None),
+            namespace="serving",
+            pod_access=access or PodAccess(),
+            address_of=lambda pod: self.servers[pod.name].address,
+        )
+        triton = TritonAdapter(model="rows", **settings)
+        return Triton.of(Adapter(type=AdapterType.TRITON, triton=triton), means)
 
     def workload(self, **caps: int | None) -> Workload:
         """All pods are ready; what was read back of each is in `caps`."""
@@ -216,20 +227,24 @@ ANSWERS: list[tuple[str, str, tuple[int, str, dict[str, str]], Outcome, str]] = 
     ("no such model", "config", (400, '{"error": "Request for unknown model: \'rows\' is not found"}', {}),
      Outcome.REFUSED, "; set triton.model to a model that it has loaded"),
     ("restricted", "load", (403, '{"error": "This API is restricted, expecting header \'admin-key\'"}', {}),
-     Outcome.REFUSED, "; leave model-repository out of --http-restricted-api"),
+     Outcome.REFUSED, "This API is restricted, expecting header 'admin-key'): see credential"),
     ("a configuration that cannot be", "load", (400, '{"error": "load failed: built for 32"}', {}), Outcome.REFUSED,
      'Triton of pod p0 refused: "load failed: built for 32"'),
-    ("a page", "config", (200, "<html><h1>Welcome</h1></html>", {}), Outcome.FAILED,
-     'answered 200 with no JSON object ("<html><h1>Welcome</h1></html>"); does triton.httpPort name'),
-    ("a proxy's page", "load", (502, "<html>Bad\n gateway</html>", {}), Outcome.FAILED,
-     'answered 502 with no JSON object ("<html>Bad gateway</html>")'),
-    ("a list", "config", (200, "[]", {}), Outcome.FAILED, "answered 200 with no JSON object"),
-    ("another API", "config", (200, '{"max_batch_size": "big"}', {}), Outcome.FAILED,
-     "did not answer with a model's configuration"),
-    ("far too much", "config", (200, '"' + 5_000_000 * "x" + '"', {}), Outcome.FAILED, "answered with more than"),
-    ("elsewhere", "load", (307, "", {"Location": "http://169.254.169.254/latest"}), Outcome.FAILED,
-     "redirects to 169.254.169.254, which is not followed"),
-    ("nowhere", "config", (302, "", {}), Outcome.FAILED, "redirects to elsewhere, which is not followed"),
+    ("a page", "config", (200, "<html><h1>Welcome</h1></html>", {}), Outcome.REFUSED,
+     "pod p0, asked GET /v2/models/rows/config, answers with a web page (200)"),
+    ("a proxy's page", "load", (502, "<html>Bad\n gateway</html>", {}), Outcome.REFUSED,
+     "answers with a web page (502)"),
+    ("another server", "config", (404, "404 page not found", {}), Outcome.REFUSED,
+     "answers 404 Not Found: 404 page not found"),
+    ("a list", "config", (200, "[]", {}), Outcome.REFUSED, "does not answer with a model's configuration"),
+    ("text", "config", (200, "OK", {}), Outcome.REFUSED, "does not answer with a model's configuration"),
+    ("another API", "config", (200, '{"max_batch_size": "big"}', {}), Outcome.REFUSED,
+     "does not answer with a model's configuration"),
+    ("far too much", "config", (200, '"' + 5_000_000 * "x" + '"', {}), Outcome.FAILED, "answers with more than"),
+    ("elsewhere", "load", (307, "", {"Location": "http://169.254.169.254/latest"}), Outcome.REFUSED,
+     "redirects to another host, 169.254.169.254, which is refused"),
+    ("nowhere", "config", (302, "", {}), Outcome.REFUSED, "redirects to elsewhere"),
+    ("busy", "load", (503, "", {}), Outcome.FAILED, "answers 503 Service Unavailable"),
 ]  # fmt: skip
 
 
@@ -288,7 +303,8 @@ async def test_no_request_begins_after_the_deadline(fleet: MakeFleet) -> None:
 
 
 @pytest.mark.parametrize("words", [b"\x15\x03\x01\x00\x02\x02\x50", b"SSH-2.0-OpenSSH_9.2\r\n", b""], ids=str)
-async def test_what_does_not_speak_http_becomes_a_sentence(words: bytes) -> None:
+@pytest.mark.parametrize("scheme", list(Scheme))
+async def test_what_does_not_speak_http_becomes_a_sentence(words: bytes, scheme: Scheme) -> None:
     async def speak(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(words)
         writer.close()
@@ -297,16 +313,40 @@ async def test_what_does_not_speak_http_becomes_a_sentence(words: bytes) -> None
     async with listener:
         port = listener.sockets[0].getsockname()[1]
         some = Fleet({"p0": Server(address=f"127.0.0.1:{port}")})
-        result = await some.apply(some.adapter(), 16)
+        result = await some.apply(some.adapter(scheme=scheme), 16)
     assert result.outcome is Outcome.FAILED
-    assert "cannot be asked" in result.message
-    assert "does triton.httpPort name Triton's HTTP port" in result.message
+    assert result.message.startswith("pod p0, asked GET /v2/models/rows/config, ")
 
 
 async def test_a_port_where_nobody_listens_becomes_a_sentence() -> None:
     some = Fleet({"p0": Server(address="127.0.0.1:9")})
     result = await some.apply(some.adapter(), 16)
-    assert (result.outcome, "cannot be asked" in result.message) == (Outcome.FAILED, True)
+    assert (result.outcome, "cannot be reached" in result.message) == (Outcome.FAILED, True)
+
+
+async def test_a_credential_of_other_namespaces_is_refused_and_one_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    some = Fleet({"p0": Server(address="127.0.0.1:9")})
+    with pytest.raises(AdapterError, match='no credential "admin" for policies in namespace serving'):
+        some.adapter(credential="admin")
+    lost = Credential(name="admin", file=tmp_path / "none", namespaces=frozenset({"serving"}))
+    adapter = some.adapter(access=PodAccess(credentials={"admin": lost}), credential="admin")
+    result = await some.apply(adapter, 16)
+    assert (result.outcome, "mount the secret there" in result.message) == (Outcome.REFUSED, True)
+    reading = await adapter.read_back(some.workload(), deadline=time.monotonic() + 5)
+    assert "mount the secret there" in reading.failed["p0"]
+
+
+async def test_a_credential_is_sent_as_the_header_that_a_restricted_api_asks_for(
+    fleet: MakeFleet, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("secret\n")
+    key = Credential(
+        name="admin", file=tmp_path / "key", namespaces=frozenset({"serving"}), header="admin-key", prefix=""
+    )
+    some = await fleet(Server())
+    adapter = some.adapter(access=PodAccess(credentials={"admin": key}), credential="admin")
+    await some.apply(adapter, 16)
+    assert some.servers["p0"].keys == ["secret", "secret"]
 
 
 async def test_sentences_fit_a_condition(fleet: MakeFleet) -> None:

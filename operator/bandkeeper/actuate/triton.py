@@ -7,38 +7,30 @@ are: a server that restarts has forgotten the cap, which the read-back shows.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-import aiohttp
-
-from bandkeeper.actuate.adapter import Means, Workload, at_port, cap_for
-from bandkeeper.actuate.outcome import OUT_OF_TIME, CapReading, CapResult, Deadline, Outcome
+from bandkeeper.actuate.adapter import Means, Workload, cap_for
+from bandkeeper.actuate.errors import AdapterError, PodError
+from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
+from bandkeeper.actuate.pod_http import AT_ONCE, PodDoor, PodSession, each
 from bandkeeper.api.durations import parse
 from bandkeeper.api.snapshot import Pod, PodState
-from bandkeeper.api.v1alpha1 import Adapter, TritonAdapter
+from bandkeeper.api.v1alpha1 import Adapter, Scheme, TritonAdapter
 from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.discovery import Resource
 
-READS_AT_ONCE = 16
 READ_MOST_S = 5.0
-RELOADS_AT_ONCE = 8
 READY_PER_RELOAD = 4  # of so many ready pods one may be reloading
-ANSWER_MOST_BYTES = 4 * 1024 * 1024
-QUOTED_MOST = 180  # characters of a server's own words in a sentence
+QUOTED_LENGTH = 180
+_REMEDIES = {
+    "load / unload is not allowed": "start it with --model-control-mode=explicit",
+    "unknown model": "set triton.model to a model that it has loaded",
+}
 
 Config = Mapping[str, Any]
-
-
-class _ServerError(Exception):
-    """No cap was read or set, and the sentence why: the server or its model REFUSED, or FAILED to answer as Triton."""
-
-    def __init__(self, outcome: Outcome, message: str) -> None:
-        super().__init__(message)
-        self.outcome = outcome
 
 
 class Triton:
@@ -48,101 +40,110 @@ class Triton:
     expected_delay_s = 10.0
     reads_back = True
 
-    def __init__(self, settings: TritonAdapter, means: Means) -> None:
+    def __init__(self, settings: TritonAdapter, door: PodDoor, means: Means) -> None:
         self._settings = settings
+        self._door = door
         self._clock = means.clock
-        self._address_of = means.address_of or at_port(settings.http_port)
         self._delay_us = round(parse(settings.max_queue_delay) * 1e6) if settings.max_queue_delay else None
-        self._odd: frozenset[str] = frozenset()  # pods whose model batches otherwise than asked for, beside the cap
+        self._doubted: frozenset[str] = frozenset()  # pods that may batch otherwise than asked, whatever cap was read
 
     @classmethod
-    def of(cls, adapter: Adapter, means: Means) -> Triton:
-        """From a policy's settings."""
-        assert adapter.triton is not None  # the API sees to it
-        return cls(adapter.triton, means)
+    def of(cls, spec: Adapter, means: Means) -> Triton:
+        """The adapter that a policy asks for."""
+        settings, access = spec.triton, means.pod_access
+        if settings is None:
+            raise AdapterError("adapter type Triton needs triton with model")
+        door = PodDoor(
+            port=settings.http_port,
+            tls=settings.scheme is Scheme.HTTPS,
+            server_name=settings.server_name,
+            ca_file=access.ca_file,
+            credential=access.credential(settings.credential, means.namespace) if settings.credential else None,
+            address_of=means.address_of,
+        )
+        return cls(settings, door, means)
 
     def right(self, resource: Resource) -> None:
         """None: nothing is written to the API server."""
 
     def settled(self, workload: Workload, cap: int) -> bool:
         """True when every ready pod reads back the cap, and batches as the policy asks."""
-        return not self._differing(workload, cap)
+        return not self._behind(workload, cap)
 
     async def apply(self, workload: Workload, cap: int, *, deadline: float) -> CapResult:
         """Load the model anew on the pods that differ; those that fail are tried again at the next call."""
-        pods = self._differing(workload, cap)
+        pods, left = self._behind(workload, cap), Deadline(deadline, self._clock)
         if not pods:
             return CapResult(outcome=Outcome.UNCHANGED)
-        left, slots = Deadline(deadline, self._clock), asyncio.Semaphore(reloads_at_once(workload.pods))
 
-        async def write(pod: Pod) -> tuple[Outcome, str]:
-            async with slots:
-                return await self._write(session, pod, cap_for(pod, cap), left)
+        async def write(pod: Pod) -> bool:
+            return await self._write(session, pod, cap_for(pod, cap), left)
 
-        async with _session() as session:
-            ends = await asyncio.gather(*(write(pod) for pod in pods))
-        failed = {pod.name: message for pod, (_, message) in zip(pods, ends, strict=True) if message}
-        outcomes = [outcome for outcome, _ in ends]
+        try:
+            async with self._door.open() as session:
+                done, failed = await each(pods, write, at_once=reloads_at_once(workload.pods))
+        except PodError as error:
+            return CapResult(outcome=Outcome.REFUSED, message=str(error))
+        self._doubted = (self._doubted - set(done)) | set(failed)
+        written = sum(done.values())
         return CapResult(
-            outcome=_overall(outcomes),
-            message=next(iter(failed.values()), ""),
-            written=outcomes.count(Outcome.WRITTEN),
-            failed=failed,
+            outcome=_overall(written, list(failed.values())),
+            message=_sentence(failed),
+            written=written,
+            failed={name: str(error) for name, error in failed.items()},
         )
 
     async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
         """Ask every ready pod's server for the model's configuration in force."""
-        pods = [pod for pod in workload.pods if pod.state is PodState.READY]
-        left, slots = Deadline(deadline, self._clock), asyncio.Semaphore(READS_AT_ONCE)
-        caps: dict[str, int] = {}
-        failed: dict[str, str] = {}
-        odd: set[str] = set()
+        pods, left = [pod for pod in workload.pods if pod.state is PodState.READY], Deadline(deadline, self._clock)
 
-        async def read(pod: Pod) -> None:
-            async with slots:
-                try:
-                    config = await self._config(session, pod, min(READ_MOST_S, left.timeout_s()))
-                    if _figures(self._with(pod, config, config["max_batch_size"])) != _figures(config):
-                        odd.add(pod.name)
-                except _ServerError as error:
-                    failed[pod.name] = str(error)
-                else:
-                    caps[pod.name] = config["max_batch_size"]
+        async def read(pod: Pod) -> Config:
+            config = await self._config(session, pod, min(READ_MOST_S, left.timeout_s()))
+            self._with(pod, config, config["max_batch_size"])  # or say why it can have no cap
+            return config
 
-        async with _session() as session:
-            await asyncio.gather(*(read(pod) for pod in pods))
-        self._odd = frozenset(odd)
-        return CapReading(caps=caps, failed=failed)
+        try:
+            async with self._door.open() as session:
+                configs, failed = await each(pods, read)
+        except PodError as error:
+            return CapReading(failed={pod.name: str(error) for pod in pods})
+        by_name = {pod.name: pod for pod in pods}
+        self._doubted = frozenset(name for name, config in configs.items() if not self._suits(by_name[name], config))
+        return CapReading(
+            caps={name: config["max_batch_size"] for name, config in configs.items()},
+            failed={name: str(error) for name, error in failed.items()},
+        )
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing stays open between two rounds."""
 
-    def _differing(self, workload: Workload, cap: int) -> list[Pod]:
+    def _behind(self, workload: Workload, cap: int) -> list[Pod]:
         ready = (pod for pod in workload.pods if pod.state is PodState.READY)
-        return [pod for pod in ready if pod.cap != cap_for(pod, cap) or pod.name in self._odd]
+        return [pod for pod in ready if pod.cap != cap_for(pod, cap) or pod.name in self._doubted]
 
-    async def _write(self, session: aiohttp.ClientSession, pod: Pod, cap: int, left: Deadline) -> tuple[Outcome, str]:
-        """Change one pod's model, unless its configuration turns out to be as wanted."""
-        try:
-            config = await self._config(session, pod, left.timeout_s())
-            wanted = self._with(pod, config, cap)
-            if _figures(wanted) == _figures(config):
-                return Outcome.UNCHANGED, ""
-            body = {"parameters": {"config": json.dumps(wanted)}}
-            path = f"/v2/repository/models/{quote(self._settings.model)}/load"
-            await self._ask(session, pod, "POST", path, left.timeout_s(), body)
-        except _ServerError as error:
-            return error.outcome, str(error)
-        return Outcome.WRITTEN, ""
+    async def _write(self, session: PodSession, pod: Pod, cap: int, left: Deadline) -> bool:
+        """Load one pod's model anew, and tell whether that was needed."""
+        config = await self._config(session, pod, left.timeout_s())
+        wanted = self._with(pod, config, cap)
+        if _batching(wanted) == _batching(config):
+            return False
+        body = json.dumps({"parameters": {"config": json.dumps(wanted)}})
+        path = f"/v2/repository/models/{quote(self._settings.model)}/load"
+        await self._ask(session, pod, "POST", path, left.timeout_s(), body)
+        return True
+
+    def _suits(self, pod: Pod, config: Config) -> bool:
+        """Whether a model batches as the policy asks, whatever its cap."""
+        return _batching(self._with(pod, config, config["max_batch_size"])) == _batching(config)
 
     def _with(self, pod: Pod, config: Config, cap: int) -> Config:
         """The configuration with the cap in it, and with what else the policy says of batching."""
         batching = config.get("dynamic_batching")
         if batching is None:
-            raise _ServerError(
-                Outcome.REFUSED,
+            raise PodError(
                 f"model {self._settings.model} of pod {pod.name} forms no batches of requests that wait; "
                 "add `dynamic_batching {}` to its config.pbtxt, or remove spec.batch",
+                lasting=True,
             )
         before, sizes = batching.get("preferred_batch_size") or [], self._settings.preferred_batch_sizes
         if sizes is None:  # where none are given, Triton itself makes the largest batch the preferred one
@@ -152,116 +153,72 @@ class Triton:
             batching["max_queue_delay_microseconds"] = self._delay_us
         return {**config, "max_batch_size": cap, "dynamic_batching": batching}
 
-    async def _config(self, session: aiohttp.ClientSession, pod: Pod, timeout_s: float) -> Config:
+    async def _config(self, session: PodSession, pod: Pod, timeout_s: float) -> Config:
         """The configuration in force, of a model that takes batches at all."""
         path = f"/v2/models/{quote(self._settings.model)}/config"
         config = await self._ask(session, pod, "GET", path, timeout_s)
-        most = config.get("max_batch_size")
+        most = config.get("max_batch_size") if isinstance(config, dict) else None
         if not isinstance(most, int):
-            raise _ServerError(
-                Outcome.FAILED, f"{self._server(pod)} did not answer with a model's configuration; {_PORT}"
+            raise PodError(
+                f"pod {pod.name}, asked GET {path}, does not answer with a model's configuration: see triton.httpPort",
+                lasting=True,
             )
         if most < 1:
-            raise _ServerError(
-                Outcome.REFUSED,
+            raise PodError(
                 f"model {self._settings.model} of pod {pod.name} takes no batches (max_batch_size {most}); "
                 "give it one of at least 1 in its config.pbtxt, or remove spec.batch",
+                lasting=True,
             )
         return config
 
     async def _ask(
-        self,
-        session: aiohttp.ClientSession,
-        pod: Pod,
-        method: str,
-        path: str,
-        timeout_s: float,
-        body: Any = None,
-    ) -> dict[str, Any]:
-        """One request to one pod; what is no good answer of Triton's becomes a sentence."""
-        server = self._server(pod)
-        if not timeout_s:
-            raise _ServerError(Outcome.FAILED, OUT_OF_TIME)
-        url, timeout = f"http://{self._address_of(pod)}{path}", aiohttp.ClientTimeout(total=timeout_s)
+        self, session: PodSession, pod: Pod, method: str, path: str, timeout_s: float, body: str | None = None
+    ) -> Any:
+        """One request; where Triton itself refuses, its own words are the sentence."""
         try:
-            async with session.request(method, url, json=body, timeout=timeout, allow_redirects=False) as answer:
-                data = b""
-                async for chunk in answer.content.iter_chunked(65_536):
-                    data += chunk
-                    if len(data) > ANSWER_MOST_BYTES:
-                        raise _ServerError(
-                            Outcome.FAILED, f"{server} answered with more than {ANSWER_MOST_BYTES} bytes; {_PORT}"
-                        )
-        except TimeoutError as error:
-            raise _ServerError(
-                Outcome.FAILED, f"{server} did not answer within {timeout_s:.3g} s; it is asked again"
-            ) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _ServerError(
-                Outcome.FAILED, f"{server} cannot be asked: {_quote(str(error) or repr(error))}; {_PORT}"
-            ) from error
-        if 300 <= answer.status < 400:
-            there = urlsplit(answer.headers.get("Location", "")).netloc or "elsewhere"
-            raise _ServerError(Outcome.FAILED, f"{server} redirects to {there}, which is not followed; {_PORT}")
+            answer = await session.ask(pod, method, path, timeout_s=timeout_s, body=body)
+        except PodError as error:
+            if not error.said:
+                raise
+            message = f"Triton of pod {pod.name} refused: {_refusal(error.said)}"
+            raise PodError(message, status=error.status, lasting=True, said=error.said) from error
         try:
-            said = json.loads(data or b"{}")
+            return answer.json() if answer.body else {}
         except ValueError:
-            said = None
-        if not isinstance(said, dict):
-            page = _quote(data[:400].decode(errors="replace"))
-            raise _ServerError(
-                Outcome.FAILED, f"{server} answered {answer.status} with no JSON object ({page}); {_PORT}"
-            )
-        if answer.status != 200:
-            raise _ServerError(
-                Outcome.REFUSED,
-                f"Triton of pod {pod.name} refused: {_refusal(str(said.get('error') or answer.reason))}",
-            )
-        return said
-
-    def _server(self, pod: Pod) -> str:
-        return f"Triton of pod {pod.name} ({self._address_of(pod)})"
-
-
-_PORT = "does triton.httpPort name Triton's HTTP port, and may the operator reach it?"
-_REMEDIES = {
-    "load / unload is not allowed": "start it with --model-control-mode=explicit",
-    "unknown model": "set triton.model to a model that it has loaded",
-    "restricted": "leave model-repository out of --http-restricted-api, or use another adapter",
-}
+            return None
 
 
 def reloads_at_once(pods: Iterable[Pod]) -> int:
     """How many of a workload's servers may be reloading while the others serve."""
     ready = sum(pod.state is PodState.READY for pod in pods)
-    return max(1, min(RELOADS_AT_ONCE, ready // READY_PER_RELOAD))
+    return max(1, min(AT_ONCE, ready // READY_PER_RELOAD))
 
 
-def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar())
-
-
-def _figures(config: Config) -> tuple[Any, ...]:
-    """What is written of a configuration; the preferred size that Triton adds itself is none."""
-    batching = config.get("dynamic_batching") or {}
-    most = config["max_batch_size"]
+def _batching(config: Config) -> tuple[int, tuple[int, ...], int]:
+    """What of a configuration is ours to write; the preferred size that Triton adds by itself is none."""
+    batching, cap = config["dynamic_batching"], config["max_batch_size"]
     sizes = tuple(batching.get("preferred_batch_size") or ())
-    return most, sizes or (most,), int(batching.get("max_queue_delay_microseconds") or 0)
+    return cap, sizes or (cap,), int(batching.get("max_queue_delay_microseconds") or 0)
 
 
 def _refusal(said: str) -> str:
     """The server's own words, and what to do where that is known."""
+    quoted = f'"{said[:QUOTED_LENGTH]}..."' if len(said) > QUOTED_LENGTH else f'"{said}"'
     remedy = next((remedy for words, remedy in _REMEDIES.items() if words in said.lower()), "")
-    return f"{_quote(said)}; {remedy}" if remedy else _quote(said)
+    return f"{quoted}; {remedy}" if remedy else quoted
 
 
-def _quote(said: str) -> str:
-    words = " ".join(said.split())
-    return f'"{words[:QUOTED_MOST]}..."' if len(words) > QUOTED_MOST else f'"{words}"'
+def _overall(written: int, failed: list[PodError]) -> Outcome:
+    if not failed:
+        return Outcome.WRITTEN if written else Outcome.UNCHANGED
+    if written:
+        return Outcome.PARTIAL
+    return Outcome.REFUSED if all(error.lasting for error in failed) else Outcome.FAILED
 
 
-def _overall(outcomes: list[Outcome]) -> Outcome:
-    bad = [outcome for outcome in outcomes if outcome in (Outcome.REFUSED, Outcome.FAILED)]
-    if bad:
-        return Outcome.PARTIAL if Outcome.WRITTEN in outcomes else bad[0]
-    return Outcome.WRITTEN if Outcome.WRITTEN in outcomes else Outcome.UNCHANGED
+def _sentence(failed: Mapping[str, PodError]) -> str:
+    """The first failure, and how many more there are."""
+    if not failed:
+        return ""
+    first, *others = failed.values()
+    return f"{first} (and {len(others)} more pods)" if others else str(first)
