@@ -76,14 +76,17 @@ async def test_a_larger_cap_doubles_throughput_and_loses_no_request(triton: Trit
         begun_s = time.monotonic()
         result = await adapter.apply(await as_read(adapter), 16, deadline=begun_s + 10)
         took_s = time.monotonic() - begun_s
-        stall_s = max(clients.took_s(begun_s))
+        waited_s = clients.took_s(begun_s)
         after = await clients.rate_per_s(LOOK_S)
     seen = await as_read(adapter)
-    print(f"2 -> 16: {before:.0f} -> {after:.0f} requests/s; reload {took_s:.2f} s, longest answer {stall_s:.2f} s")
+    print(
+        f"2 -> 16: {before:.0f} -> {after:.0f} requests/s; reload {took_s:.2f} s, longest answer {waited_s[-1]:.2f} s"
+    )
     assert (result.outcome, result.message) == (Outcome.WRITTEN, "")
     assert adapter.settled(seen, 16)
     assert clients.failures == []
     assert after >= 2 * before
+    assert len(waited_s) >= took_s * before / 2  # the old model serves meanwhile
 
 
 async def test_all_but_the_batching_of_a_configuration_stays(serve: Serve) -> None:
@@ -163,13 +166,17 @@ async def test_a_model_that_is_not_there_is_named(triton: TritonServer) -> None:
 
 async def looked(world: World, reason: str) -> str:
     """Look until the condition BatchApplied has this reason; its message. A load takes longer than a look."""
-    for _ in range(20):
+    seen = "nothing"
+    for _ in range(40):
         await world.look()
         await asyncio.sleep(0.5)
+        if not world.statuses.submitted:
+            continue
         condition = next(one for one in world.status().conditions if one.type == "BatchApplied")
         if condition.reason == reason:
             return condition.message
-    raise AssertionError(f"BatchApplied is {condition.reason} and not {reason}: {condition.message}")
+        seen = f"{condition.reason}: {condition.message}"
+    raise AssertionError(f"BatchApplied is not {reason} but {seen}")
 
 
 @pytest.fixture
@@ -204,8 +211,13 @@ async def test_the_operator_brings_the_cap_into_a_policys_bounds(triton: TritonS
     assert after >= 2 * before
     triton.stop()
     triton.start()
+    assert triton.config()["max_batch_size"] == 2
     world.pod("chat", restarts=1)
-    assert await looked(world, "Applied") == message
+    for _ in range(40):
+        await world.look()
+        await asyncio.sleep(0.5)
+        if triton.config()["max_batch_size"] == 16:
+            break
     assert triton.config()["max_batch_size"] == 16
 
 
@@ -228,7 +240,7 @@ NOT_HERE = {Signal.TIME_TO_FIRST_TOKEN}  # of decoupled models only
 
 
 async def test_the_preset_reads_what_the_clients_measured(serve: Serve, tmp_path: Path) -> None:
-    with serve(max_batch_size=8) as server:
+    with serve() as server:
         target = {
             "targets": [server.metrics_url.removeprefix("http://")],
             "labels": {"namespace": "serving", "pod": POD},
@@ -244,9 +256,9 @@ async def test_the_preset_reads_what_the_clients_measured(serve: Serve, tmp_path
     assert [gap for gap in found.gaps if gap.signal not in NOT_OF_TRITON | NOT_HERE] == []
     assert read[Signal.REQUESTS_FINISHED] == pytest.approx(rate_per_s, rel=0.1)
     assert read[Signal.SAMPLES] == pytest.approx(rate_per_s, rel=0.1)  # one row each
-    assert read[Signal.BATCH_SIZE] == pytest.approx(8, rel=0.1)  # 16 clients keep 8 waiting while 8 are served
-    assert read[Signal.REQUESTS_RUNNING] == pytest.approx(8, rel=0.25)
-    assert 4 <= read[Signal.REQUESTS_WAITING] <= 8
+    assert read[Signal.BATCH_SIZE] == pytest.approx(2, rel=0.05)
+    assert read[Signal.REQUESTS_RUNNING] == pytest.approx(2, rel=0.25)
+    assert read[Signal.REQUESTS_WAITING] == pytest.approx(CLIENTS - 2, abs=3)
     assert read.get(Signal.REQUESTS_FAILED, 0) == read.get(Signal.REQUESTS_REJECTED, 0) == 0
     p95_s = found.distributions[Signal.END_TO_END_LATENCY, 60].quantiles[95]
     assert p95_s == pytest.approx(statistics.quantiles(took_s, n=20)[-1], rel=0.25)
