@@ -29,9 +29,10 @@ from tests.unit.pod_servers import a_workload
 CAPS = (1, 4, 8, 16, 32, 64)
 PODS = 4
 ENOUGH = 6  # rounds in which everything works, until all are as wanted
-TIMEOUT_S = 0.05
+TIMEOUT_S = 0.02
 
 FAULTS = ("500", "500 after", "a web page", "cut off", "cut off after", "silence after")
+UNHEARD = tuple(fault for fault in FAULTS if "after" in fault)  # it took the cap, and nobody learns of it
 slots = st.integers(0, PODS - 1)
 
 
@@ -48,17 +49,18 @@ class Server:
 
 
 class Fleet:
-    """All pods' servers behind one port: the path says which one is meant."""
+    """All pods' servers behind one port: the path says which one is meant, and in which run of the machine."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.servers: dict[str, Server] = {}
         self.above: list[str] = []
+        self.run = 0
         self.port = self.loop.run_until_complete(self._start())
 
     async def _start(self) -> int:
         application = web.Application()
-        application.router.add_route("*", "/{pod}", self._handle)
+        application.router.add_route("*", "/{run}/{pod}", self._handle)
         runner = web.AppRunner(application, shutdown_timeout=0.0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -66,6 +68,8 @@ class Fleet:
         return port
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["run"] != f"run-{self.run}":
+            return web.Response(status=410)  # sent by an operator that died in an earlier run
         server = self.servers[request.match_info["pod"]]
         fault = server.faults.pop() if server.faults else ""
         if request.method == "POST":
@@ -96,6 +100,7 @@ class Changes(RuleBasedStateMachine):
     @initialize(capacities=st.lists(st.sampled_from((16, 64)), min_size=PODS, max_size=PODS))
     def begin(self, capacities: list[int]) -> None:
         self.now_s, self.born, self.wanted = 1000.0, 0, 16
+        FLEET.run += 1
         FLEET.above.clear()
         FLEET.servers = {
             f"chat-{number}": Server(f"uid-{number}", capacity, capacity) for number, capacity in enumerate(capacities)
@@ -104,12 +109,13 @@ class Changes(RuleBasedStateMachine):
 
     @rule()
     def operator_restarts(self) -> None:
-        back = {"readBack": {"path": "/{pod}", "pointer": "/max"}} if self.reads_back else {}
-        request = {"port": 1, "path": "/{pod}", "body": '{"max": {cap}}', **back}
+        back = {"readBack": {"path": "/{namespace}/{pod}", "pointer": "/max"}} if self.reads_back else {}
+        request = {"port": 1, "path": "/{namespace}/{pod}", "body": '{"max": {cap}}', **back}
         self.adapter = HTTP.of(
             Adapter.model_validate_json(json.dumps({"type": "HTTP", "http": request})),
             Means(
                 client=cast(KubeClient, None),
+                namespace=f"run-{FLEET.run}",
                 clock=lambda: self.now_s,
                 address_of=lambda pod: f"127.0.0.1:{FLEET.port}",
             ),
@@ -117,13 +123,24 @@ class Changes(RuleBasedStateMachine):
         self.adapter._timeout_s = TIMEOUT_S
         self.readings = Readings()
 
-    @rule(cap=st.sampled_from(CAPS))
-    def another_cap_is_wanted(self, cap: int) -> None:
+    @rule(cap=st.sampled_from(CAPS), ticks=st.integers(0, 2))
+    def another_cap_is_wanted(self, cap: int, ticks: int) -> None:
         self.wanted = cap
+        for _ in range(ticks):
+            self.tick()
 
     @rule(slot=slots, faults=st.lists(st.sampled_from(FAULTS), min_size=1, max_size=3))
     def a_server_will_fail(self, slot: int, faults: list[str]) -> None:
         self.server(slot).faults = faults
+
+    @rule(slot=slots, cap=st.sampled_from(CAPS), fault=st.sampled_from(UNHEARD))
+    def a_change_of_mind_after_an_answer_is_lost(self, slot: int, cap: int, fault: str) -> None:
+        before = self.wanted
+        self.server(slot).faults = [fault]
+        self.wanted = cap
+        self.tick()
+        self.wanted = before
+        self.tick()
 
     @rule(slot=slots)
     def a_server_restarts(self, slot: int) -> None:
@@ -168,6 +185,7 @@ class Changes(RuleBasedStateMachine):
         """From here on everything works."""
         if not hasattr(self, "adapter"):
             return
+        self.adapter._timeout_s = 5.0
         for server in FLEET.servers.values():
             server.ready, server.faults = True, []
         for _ in range(ENOUGH):
