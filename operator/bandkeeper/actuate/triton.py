@@ -18,6 +18,7 @@ from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
 from bandkeeper.actuate.pod_http import AT_ONCE, PodDoor, PodSession, each
+from bandkeeper.actuate.rights import Right
 from bandkeeper.api.durations import parse
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import Adapter, Scheme, TritonAdapter
@@ -76,8 +77,9 @@ class Triton:
         )
         return cls(settings, door, means)
 
-    def right(self, resource: Resource) -> None:
+    def right(self, resource: Resource) -> Right | None:
         """None: nothing is written to the API server."""
+        return None
 
     def settled(self, workload: Workload, cap: int) -> bool:
         """True when every ready pod reads back the cap, and batches as the policy asks."""
@@ -188,7 +190,7 @@ class Triton:
         path = f"/v2/models/{quote(self._settings.model)}/config"
         config = await self._ask(session, pod, "GET", path, timeout_s)
         most = config.get("max_batch_size") if isinstance(config, dict) else None
-        if not isinstance(most, int):
+        if not isinstance(config, dict) or not isinstance(most, int):
             raise PodError(
                 f"pod {pod.name}, asked GET {path}, does not answer with a model's configuration: see triton.httpPort",
                 lasting=True,
