@@ -11,6 +11,7 @@ from bandkeeper.actuate.config_map import ConfigMap
 from bandkeeper.actuate.http import HTTP
 from bandkeeper.actuate.pod_access import PodAccess
 from bandkeeper.actuate.pod_template import PodTemplate
+from bandkeeper.actuate.triton import Triton
 from bandkeeper.api.v1alpha1 import Adapter, AdapterType
 from bandkeeper.kube.client import KubeClient
 
@@ -19,6 +20,7 @@ MAKERS: Mapping[AdapterType, Callable[[Adapter, Means], BatchAdapter]] = {
     AdapterType.POD_TEMPLATE: PodTemplate.of,
     AdapterType.HTTP: HTTP.of,
     AdapterType.CONFIG_MAP: ConfigMap.of,
+    AdapterType.TRITON: Triton.of,
 }
 
 
