@@ -7,13 +7,17 @@ from collections.abc import Callable, Collection, Mapping
 
 from bandkeeper.actuate.adapter import AdapterError, AddressOf, BatchAdapter, Means
 from bandkeeper.actuate.annotation import Annotation
+from bandkeeper.actuate.kserve import KServe
 from bandkeeper.actuate.pod_template import PodTemplate
+from bandkeeper.actuate.ray_serve import RayServe
 from bandkeeper.api.v1alpha1 import Adapter, AdapterType
 from bandkeeper.kube.client import KubeClient
 
 MAKERS: Mapping[AdapterType, Callable[[Adapter, Means], BatchAdapter]] = {
     AdapterType.ANNOTATION: Annotation.of,
     AdapterType.POD_TEMPLATE: PodTemplate.of,
+    AdapterType.RAY_SERVE: RayServe.of,
+    AdapterType.K_SERVE: KServe.of,
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bandkeeper.actuate.adapter import BatchAdapter, Workload
+from bandkeeper.actuate.kserve import KServe
 from bandkeeper.actuate.outcome import CapReading, CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.pod_template import PodTemplate, paused
 from bandkeeper.actuate.replicas import Replicas, Scale, scale_right
@@ -159,7 +160,7 @@ class Actor:
         self, adapter: BatchAdapter, workload: Workload, decision: Decision, cap: int, rollout: Rollout | None
     ) -> CapResult:
         """Write the cap where it differs; a rollout of others is never joined by one of ours."""
-        if isinstance(adapter, PodTemplate) and (decision.rollback or _is_way_back(rollout, cap)):
+        if isinstance(adapter, PodTemplate | KServe) and (decision.rollback or _is_way_back(rollout, cap)):
             return await adapter.rollback(workload, deadline=self._deadline())
         if adapter.settled(workload, cap):
             return CapResult(outcome=Outcome.UNCHANGED)

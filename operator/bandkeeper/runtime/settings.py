@@ -150,6 +150,8 @@ class Adapters(_Model):
 
     annotation: bool = False
     pod_template: bool = False
+    ray_serve: bool = False
+    k_serve: bool = False
 
 
 def _bound(name: str, default: Any) -> Any:
