@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bandkeeper.actuate import ray_serve
-from bandkeeper.actuate.adapter import AdapterError, Workload
+from bandkeeper.actuate.adapter import Workload
+from bandkeeper.actuate.errors import AdapterError
 from bandkeeper.actuate.outcome import CapResult, Outcome
-from bandkeeper.actuate.ray_dashboard import PATH
-from bandkeeper.actuate.ray_serve import RayServe
+from bandkeeper.actuate.pod_http import PodDoor
+from bandkeeper.actuate.ray_serve import PATH, RayServe
 from bandkeeper.actuate.serve_config import CapPlace, cap_in, cap_in_text, deployed_config, text_with_cap, with_cap
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.decide.policy import CostClass
@@ -112,12 +113,15 @@ async def address(ray: Ray) -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-@pytest_asyncio.fixture
-async def adapter(address: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RayServe]:
+def door(address: str = "127.0.0.1:1") -> PodDoor:
+    """To one dashboard for all pods."""
+    return PodDoor(port=8265, address_of=lambda _: address)
+
+
+@pytest.fixture
+def adapter(address: str, monkeypatch: pytest.MonkeyPatch) -> RayServe:
     monkeypatch.setattr(ray_serve, "LOOK_EVERY_S", 0.001)
-    made = RayServe(StandIn(), PLACE, dashboard=address)
-    yield made
-    await made.close()
+    return RayServe(StandIn(), PLACE, door(address))
 
 
 def pod(name: str, cap: int | None = 16, state: PodState = PodState.READY) -> Pod:
@@ -145,7 +149,7 @@ async def caps(adapter: RayServe) -> tuple[dict[str, int], dict[str, str]]:
 
 async def test_only_the_one_number_of_the_whole_config_changes(ray: Ray, adapter: RayServe) -> None:
     result = await apply(adapter, 8)
-    assert result == CapResult(outcome=Outcome.WRITTEN, written=1)
+    assert result == CapResult(outcome=Outcome.WRITTEN, written=2)
     assert ray.puts == [
         {
             "proxy_location": "EveryNode",
@@ -210,29 +214,47 @@ async def test_it_is_not_waited_for_ever_until_a_cap_is_taken_over(
 
 
 async def test_without_a_service_each_pod_is_a_cluster_of_its_own(ray: Ray, address: str) -> None:
-    adapter = RayServe(StandIn(), PLACE, address_of=lambda pod: address if pod.name == "a" else "127.0.0.1:1")
-    try:
-        result = await apply(adapter, 8)
-        assert (result.outcome, result.written, list(result.failed)) == (Outcome.PARTIAL, 1, ["b"])
-        assert "the Ray dashboard at 127.0.0.1:1 cannot be asked" in result.failed["b"]
-        read, failed = await caps(adapter)
-        assert (read, list(failed)) == ({"a": 8}, ["b"])
-        assert (await apply(adapter, 8, pod("a", 8), pod("b"))).failed.keys() == {"b"}
-        assert len(ray.puts) == 1
-    finally:
-        await adapter.close()
+    nobody = "127.0.0.1:1"
+    own = PodDoor(port=8265, address_of=lambda pod: address if pod.name == "a" else nobody)
+    adapter = RayServe(StandIn(), PLACE, own)
+    result = await apply(adapter, 8)
+    assert (result.outcome, result.written, list(result.failed)) == (Outcome.PARTIAL, 1, ["b"])
+    assert f"the Ray dashboard at {nobody}, asked GET {PATH}, cannot be reached" in result.failed["b"]
+    read, failed = await caps(adapter)
+    assert (read, list(failed)) == ({"a": 8}, ["b"])
+    assert (await apply(adapter, 8, pod("a", 8), pod("b"))).failed.keys() == {"b"}
+    assert len(ray.puts) == 1
+
+
+async def test_a_pod_without_an_address_is_not_asked_and_stops_no_other(ray: Ray) -> None:
+    result = await apply(RayServe(StandIn(), PLACE, PodDoor(port=8265)), 8)
+    assert (result.outcome, set(result.failed)) == (Outcome.FAILED, {"a", "b"})
+    assert "has no IP yet" in result.failed["b"]
 
 
 @pytest.mark.parametrize(
     ("answer", "outcome", "says"),
     [
-        ({"text": "<html>Grafana</html>"}, Outcome.REFUSED, "is not the Ray dashboard (<html>Grafana</html>); is the"),
-        ({"text": "[1]"}, Outcome.REFUSED, "is not the Ray dashboard ([1]); is the port right?"),
+        ({"text": "<html>Grafana</html>"}, Outcome.REFUSED, "answers with a web page (200): is it the right port"),
+        ({"text": "[1]"}, Outcome.REFUSED, "is not the Ray dashboard: see port"),
+        ({"text": "fine"}, Outcome.REFUSED, "is not the Ray dashboard: see port"),
         ({"text": '{"applications": {}}'}, Outcome.REFUSED, "no application embed"),
-        ({"status": 302, "headers": {"Location": "http://elsewhere/"}}, Outcome.REFUSED, "is not followed"),
-        ({"status": 401, "text": "Unauthorized"}, Outcome.REFUSED, "wants a token (HTTP 401)"),
-        ({"status": 400, "text": "ValidationError: x"}, Outcome.REFUSED, "HTTP 400: ValidationError: x"),
-        ({"status": 503, "text": "the GCS may be down"}, Outcome.FAILED, "HTTP 503: the GCS may be down"),
+        (
+            {"status": 302, "headers": {"Location": "http://elsewhere/"}},
+            Outcome.REFUSED,
+            "redirects to another host, elsewhere, which is",
+        ),
+        (
+            {"status": 401, "text": "Unauthorized"},
+            Outcome.REFUSED,
+            "refuses the login (401: Unauthorized): see credential",
+        ),
+        ({"status": 400, "text": "ValidationError: x"}, Outcome.REFUSED, "answers 400 Bad Request: ValidationError: x"),
+        (
+            {"status": 503, "text": "the GCS may be down"},
+            Outcome.FAILED,
+            "answers 503 Service Unavailable: the GCS may be down",
+        ),
     ],
 )
 async def test_what_the_dashboard_cannot_do_is_said(
@@ -252,7 +274,7 @@ async def test_what_the_dashboard_cannot_do_is_said(
 async def test_nothing_is_asked_after_the_deadline(ray: Ray, adapter: RayServe) -> None:
     result = await adapter.apply(workload(*TWO), 8, deadline=time.monotonic())
     assert result.outcome is Outcome.FAILED
-    assert "ran out" in result.message
+    assert "was not asked: no time was left" in result.message
     assert ray.puts == []
 
 
@@ -377,7 +399,7 @@ def ray_service(text: str) -> dict[str, Any]:
 
 async def test_a_rayservice_is_patched_only_if_its_text_is_as_it_was_read() -> None:
     client = StandIn(on_get=answers(ray_service(TEXT)))
-    adapter = RayServe(client, PLACE, dashboard="127.0.0.1:1", ray_service="embed")
+    adapter = RayServe(client, PLACE, door(), ray_service="embed")
     result = await adapter.apply(workload(*TWO), 8, deadline=soon())
     assert (result.outcome, result.written, result.message) == (Outcome.WRITTEN, 1, "")
     assert client.writes == [
@@ -397,7 +419,7 @@ async def test_a_rayservice_is_patched_only_if_its_text_is_as_it_was_read() -> N
 
 async def test_a_rayservice_that_carries_the_cap_is_left_until_ray_took_it_over() -> None:
     client = StandIn(on_get=answers(ray_service(text_with_cap(TEXT, PLACE, 8))))
-    adapter = RayServe(client, PLACE, dashboard="127.0.0.1:1", ray_service="embed")
+    adapter = RayServe(client, PLACE, door(), ray_service="embed")
     assert (await adapter.apply(workload(*TWO), 8, deadline=soon())).outcome is Outcome.UNCHANGED
     assert client.writes == []
 
@@ -405,7 +427,7 @@ async def test_a_rayservice_that_carries_the_cap_is_left_until_ray_took_it_over(
 @pytest.mark.parametrize("spec", [{}, {"serveConfigV2": ""}, {"serveConfigV2": "applications: []"}])
 async def test_a_rayservice_without_the_deployment_gets_a_sentence(spec: dict[str, Any]) -> None:
     client = StandIn(on_get=answers({"metadata": {"uid": "r"}, "spec": spec}))
-    adapter = RayServe(client, PLACE, dashboard="127.0.0.1:1", ray_service="embed")
+    adapter = RayServe(client, PLACE, door(), ray_service="embed")
     result = await adapter.apply(workload(*TWO), 8, deadline=soon())
     assert result.outcome is Outcome.REFUSED
     assert "no application embed in the Serve config" in result.message
@@ -413,6 +435,6 @@ async def test_a_rayservice_without_the_deployment_gets_a_sentence(spec: dict[st
 
 
 def test_the_workload_is_only_what_its_ready_pods_are() -> None:
-    adapter = RayServe(StandIn(), PLACE, dashboard="127.0.0.1:1")
+    adapter = RayServe(StandIn(), PLACE, door())
     nobody = Workload(namespace="serving", name="chat", resource=workload().resource, uid="u")
     assert adapter.settled(nobody, 8)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bandkeeper.actuate.adapter import AdapterError, Workload
+from bandkeeper.actuate.adapter import Workload
+from bandkeeper.actuate.errors import AdapterError
 from bandkeeper.actuate.managers import Manager, ignore_rule, last_manager
 from bandkeeper.actuate.outcome import (
     ATTEMPT_PAUSES_S,

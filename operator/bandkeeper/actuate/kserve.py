@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bandkeeper.actuate.adapter import AdapterError, Means, ShownByPods, Workload
+from bandkeeper.actuate.adapter import Means, ShownByPods, Workload
+from bandkeeper.actuate.errors import AdapterError
 from bandkeeper.actuate.field import CapField, Edit, write_field
 from bandkeeper.actuate.outcome import OUT_OF_TIME, CapResult, Deadline, Outcome
 from bandkeeper.actuate.pod_template import paused

@@ -10,15 +10,16 @@ between our reading and our writing is lost.
 
 from __future__ import annotations
 
-import asyncio
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
-from bandkeeper.actuate.adapter import AdapterError, AddressOf, Means, Workload, at_port
+from bandkeeper.actuate.adapter import Means, Workload
+from bandkeeper.actuate.errors import AdapterError, PodError
 from bandkeeper.actuate.field import CapField, Edit, write_field
-from bandkeeper.actuate.outcome import OUT_OF_TIME, CapReading, CapResult, Deadline, Outcome
-from bandkeeper.actuate.ray_dashboard import DashboardError, RayDashboard
+from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
+from bandkeeper.actuate.pod_http import PodDoor, PodSession, each
 from bandkeeper.actuate.rights import Right
 from bandkeeper.actuate.serve_config import CapPlace, cap_in, cap_in_text, deployed_config, text_with_cap, with_cap
 from bandkeeper.api.snapshot import Pod, PodState
@@ -27,64 +28,62 @@ from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import KubeClient
 from bandkeeper.kube.discovery import Resource
 
-DASHBOARD_PORT = 8265
-AT_ONCE = 8
+PATH = "/api/serve/applications/"
+RAY_SERVICES = "/apis/ray.io/v1"
+ANSWER_MOST_BYTES = 16 * 1024 * 1024  # a large cluster tells a lot about each of its replicas
 TAKEN_OVER_S = 5.0  # seen: 0.25 s until every replica has a new user_config
 LOOK_EVERY_S = 0.1
 REFUSED_S = 3600.0  # so long a cap that broke the application is not tried again
-RAY_SERVICES = "/apis/ray.io/v1"
 RUNNING, DEPLOY_FAILED = "RUNNING", "DEPLOY_FAILED"
-BUSY = ("NOT_STARTED", "DEPLOYING", "DELETING")
-UNSETTLED = ("UPDATING", "UNHEALTHY", DEPLOY_FAILED)
+BUSY = ("NOT_STARTED", "DEPLOYING", "DELETING")  # of an application: somebody's config is not in force yet
+UNSETTLED = ("UPDATING", "UNHEALTHY", DEPLOY_FAILED)  # of a deployment
 
 Details = Mapping[str, Any]
-_End = tuple[Outcome, str]
+T = TypeVar("T")
 
 
 class RayServe:
     """Writes one key of one deployment's `user_config`, and asks Ray Serve for the one in force."""
 
     cost_class = CostClass.LIVE
+    expected_delay_s = 5.0
     reads_back = True
 
     def __init__(
         self,
         client: KubeClient,
         place: CapPlace,
+        door: PodDoor,
         *,
-        dashboard: str | None = None,
         ray_service: str | None = None,
-        address_of: AddressOf | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`dashboard` is host:port of the one that all pods share; without it each pod has its own at `address_of`."""
+        """`door` leads to the dashboard that speaks for a pod; pods at one address share it."""
         self._client = client
+        self._door = door
         self._clock = clock
-        self._dashboard = dashboard
-        self._address_of = address_of or at_port(DASHBOARD_PORT)
-        self._rest = RayDashboard()
-        self._slots = asyncio.Semaphore(AT_ONCE)
         self._refused: dict[int, tuple[str, float]] = {}
         self.place = place
         self.ray_service = ray_service
-        # KubeRay looks every 2 s; until the new cap is read back takes up to one round of reading more.
-        self.expected_delay_s = 40.0 if ray_service else 5.0
+        if ray_service:  # KubeRay looks every 2 s, and the next round of reading tells what came of it
+            self.expected_delay_s = 40.0
 
     @classmethod
     def of(cls, spec: Adapter, means: Means) -> RayServe:
         """The adapter that a policy asks for."""
-        settings = spec.ray_serve
+        settings, access = spec.ray_serve, means.pod_access
         if settings is None:
             raise AdapterError("adapter type RayServe needs rayServe with application and deployment")
         service = settings.service or (f"{settings.ray_service}-head-svc" if settings.ray_service else None)
-        return cls(
-            means.client,
-            CapPlace(application=settings.application, deployment=settings.deployment, key=settings.key),
-            dashboard=f"{service}.{means.namespace}.svc:{settings.port}" if service else None,
-            ray_service=settings.ray_service,
-            address_of=means.address_of or at_port(settings.port),
-            clock=means.clock,
+        dashboard = f"{service}.{means.namespace}.svc:{settings.port}"
+        door = PodDoor(
+            port=settings.port,
+            credential=access.credential(settings.credential, means.namespace) if settings.credential else None,
+            address_of=means.address_of or ((lambda _: dashboard) if service else None),
+            answer_most_bytes=ANSWER_MOST_BYTES,
         )
+        place = CapPlace(application=settings.application, deployment=settings.deployment, key=settings.key)
+        return cls(means.client, place, door, ray_service=settings.ray_service, clock=means.clock)
 
     def right(self, resource: Resource) -> Right | None:
         """Patching the RayService; nothing of the API server where the dashboard itself is written."""
@@ -99,102 +98,96 @@ class RayServe:
 
         A cap with which the application does not come up again is taken back, and not tried again for an hour.
         """
-        if self.settled(workload, cap):
+        pods, left = [pod for pod in _ready(workload) if pod.cap != cap], Deadline(deadline, self._clock)
+        if not pods:
             return CapResult(outcome=Outcome.UNCHANGED)
-        left = Deadline(deadline, self._clock)
         if self.ray_service:
             return await self._patch(workload, self.ray_service, cap, left)
         why, until_s = self._refused.get(cap, ("", 0.0))
         if self._clock() < until_s:
             return CapResult(outcome=Outcome.REFUSED, message=why)
-        pods = self._by_address(workload, but=cap)
-        ends = await asyncio.gather(*(self._set(address, cap, left) for address in pods))
-        outcomes = [outcome for outcome, _ in ends]
-        failed = {
-            pod.name: message
-            for (address, (_, message)) in zip(pods, ends, strict=True)
-            for pod in pods[address]
-            if message
-        }
+        ends, failed = await self._ask_each(pods, lambda ray: self._write(ray, cap, left))
+        written = sum(one is Outcome.WRITTEN for one in ends.values())
         return CapResult(
-            outcome=_overall(outcomes),
-            message=next(iter(failed.values()), ""),
-            written=outcomes.count(Outcome.WRITTEN),
-            failed=failed,
+            outcome=_overall(written, list(failed.values())),
+            message=str(next(iter(failed.values()), "")),
+            written=written,
+            failed={name: str(error) for name, error in failed.items()},
         )
 
     async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
         """Ask Ray Serve for the cap in force: the user_config of the deployment, while its application runs."""
         left = Deadline(deadline, self._clock)
-        pods = self._by_address(workload)
-        ends = await asyncio.gather(*(self._read(address, left) for address in pods))
-        caps: dict[str, int] = {}
-        failed: dict[str, str] = {}
-        for address, end in zip(pods, ends, strict=True):
-            for pod in pods[address]:
-                if isinstance(end, int):
-                    caps[pod.name] = end
-                else:
-                    failed[pod.name] = end
-        return CapReading(caps=caps, failed=failed)
+
+        async def read(ray: _Ray) -> int:
+            details = await ray.details(left)
+            if waits := self._unsettled(details):
+                raise PodError(f"{waits}; it will be asked again")
+            return self._in_force(details)
+
+        caps, failed = await self._ask_each(_ready(workload), read)
+        return CapReading(caps=caps, failed={name: str(error) for name, error in failed.items()})
 
     async def close(self) -> None:
-        """End the connections to dashboards."""
-        await self._rest.close()
+        """Nothing stays open between two rounds."""
 
-    def _by_address(self, workload: Workload, but: int | None = None) -> dict[str, Sequence[Pod]]:
-        """The ready pods by the dashboard that speaks for them; with `but`, only where one has another cap."""
-        pods: dict[str, list[Pod]] = {}
-        for pod in _ready(workload):
-            pods.setdefault(self._dashboard or self._address_of(pod), []).append(pod)
-        return {address: each for address, each in pods.items() if but is None or any(pod.cap != but for pod in each)}
+    async def _ask_each(
+        self, pods: list[Pod], ask: Callable[[_Ray], Awaitable[T]]
+    ) -> tuple[dict[str, T], dict[str, PodError]]:
+        """Ask each dashboard once: by pod name what came back, and why not."""
+        by_address: dict[str, list[Pod]] = {}
+        for pod in pods:
+            by_address.setdefault(self._address(pod), []).append(pod)
+        groups = {group[0].name: (address, group) for address, group in by_address.items()}
 
-    async def _read(self, address: str, left: Deadline) -> int | str:
+        async def one(pod: Pod) -> T:
+            try:
+                return await ask(_Ray(session, pod, groups[pod.name][0]))
+            except AdapterError as error:
+                raise PodError(str(error), lasting=True) from error
+
         try:
-            async with self._slots:
-                details = await self._rest.get(address, left.timeout_s())
-            if waits := self._unsettled(details):
-                return f"{waits}; it will be asked again"
-            return self._in_force(details)
-        except (DashboardError, AdapterError) as error:
-            return str(error)
+            async with self._door.open() as session:
+                done, failed = await each((group[0] for _, group in groups.values()), one)
+        except PodError as error:
+            return {}, {pod.name: error for pod in pods}
+        return (
+            {pod.name: done[first] for first, (_, group) in groups.items() if first in done for pod in group},
+            {pod.name: failed[first] for first, (_, group) in groups.items() if first in failed for pod in group},
+        )
 
-    async def _set(self, address: str, cap: int, left: Deadline) -> _End:
+    def _address(self, pod: Pod) -> str:
         try:
-            async with self._slots:
-                return await self._write(address, cap, left)
-        except AdapterError as error:
-            return Outcome.REFUSED, str(error)
-        except DashboardError as error:
-            return (Outcome.REFUSED if error.refused else Outcome.FAILED), str(error)
+            return self._door.url(pod, PATH).authority
+        except PodError:
+            return f"pod {pod.name}"  # asked nevertheless, it says why
 
-    async def _write(self, address: str, cap: int, left: Deadline) -> _End:
-        details = await self._rest.get(address, left.timeout_s())
+    async def _write(self, ray: _Ray, cap: int, left: Deadline) -> Outcome:
+        details = await ray.details(left)
         before = deployed_config(details)
         after = with_cap(before, self.place, cap)
         application = self._application(details)
         status = application.get("status")
         if cap_in(before, self.place) == cap:
-            broken = status == DEPLOY_FAILED
-            return (Outcome.FAILED, self._complaint(application)) if broken else (Outcome.UNCHANGED, "")
+            if status == DEPLOY_FAILED:
+                raise PodError(self._complaint(application))
+            return Outcome.UNCHANGED
         if status in BUSY:
-            return Outcome.FAILED, f"application {self.place.application} is {status}; it will be tried again"
-        if not left.timeout_s():
-            return Outcome.FAILED, OUT_OF_TIME
-        await self._rest.put(address, after, left.timeout_s())
-        problem = await self._taken_over(address, cap, left)
+            raise PodError(f"application {self.place.application} is {status}; it will be tried again")
+        await ray.deploy(after, left)
+        problem = await self._taken_over(ray, cap, left)
         if not problem:
-            return Outcome.WRITTEN, ""
-        await self._rest.put(address, before, left.timeout_s())
+            return Outcome.WRITTEN
+        await ray.deploy(before, left)
         why = f"batch cap {cap} was taken back: {problem}"
         self._refused[cap] = why, self._clock() + REFUSED_S
-        return Outcome.REFUSED, why
+        raise PodError(why, lasting=True)
 
-    async def _taken_over(self, address: str, cap: int, left: Deadline) -> str:
+    async def _taken_over(self, ray: _Ray, cap: int, left: Deadline) -> str:
         """Wait until the application runs with the cap, for a moment; what Ray says where it cannot, else ""."""
         until_s = self._clock() + TAKEN_OVER_S
         while self._clock() < until_s and await left.pause(LOOK_EVERY_S):
-            details = await self._rest.get(address, left.timeout_s())
+            details = await ray.details(left)
             application = self._application(details)
             if application.get("status") == DEPLOY_FAILED:
                 return self._complaint(application)
@@ -203,10 +196,9 @@ class RayServe:
         return ""
 
     def _application(self, details: Details) -> Details:
-        applications = details.get("applications")
-        found = applications.get(self.place.application) if isinstance(applications, dict) else None
+        found = details["applications"].get(self.place.application)
         if not isinstance(found, dict):
-            names = ", ".join(applications) if isinstance(applications, dict) else ""
+            names = ", ".join(details["applications"])
             there = f"write one of: {names}" if names else "it runs none"
             raise AdapterError(f"Ray Serve runs no application {self.place.application}; {there}")
         return found
@@ -218,11 +210,8 @@ class RayServe:
     def _unsettled(self, details: Details) -> str:
         """Why the config cannot be taken for what is in force; "" where it can."""
         application = self._application(details)
-        if application.get("status") != RUNNING:
-            return self._complaint(application)
-        if self._deployment(application).get("status") in UNSETTLED:
-            return self._complaint(application)
-        return ""
+        settled = application.get("status") == RUNNING and self._deployment(application).get("status") not in UNSETTLED
+        return "" if settled else self._complaint(application)
 
     def _complaint(self, application: Details) -> str:
         deployment = self._deployment(application)
@@ -245,17 +234,51 @@ class RayServe:
         )
 
         def wanted(manifest: Mapping[str, Any]) -> Edit | None:
-            text = manifest["spec"].get("serveConfigV2") or ""
+            at, text = "/" + "/".join(keys), manifest["spec"].get("serveConfigV2") or ""
             before = cap_in_text(text, self.place)
             if before == cap:
                 return None
-            at = "/" + "/".join(keys)
-            changed = text_with_cap(text, self.place, cap)
             return Edit(
-                before, [{"op": "test", "path": at, "value": text}, {"op": "replace", "path": at, "value": changed}]
+                before,
+                [
+                    {"op": "test", "path": at, "value": text},
+                    {"op": "replace", "path": at, "value": text_with_cap(text, self.place, cap)},
+                ],
             )
 
         return await write_field(self._client, field, wanted, workload=workload, right=_patch_right(name), left=left)
+
+
+class _Ray:
+    """The dashboard that speaks for a pod."""
+
+    def __init__(self, session: PodSession, pod: Pod, address: str) -> None:
+        self._session = session
+        self._pod = pod
+        self._address = address
+
+    async def details(self, left: Deadline) -> dict[str, Any]:
+        """What is deployed, and how it is. PodError where it is not Ray that answers."""
+        body = await self._ask("GET", left)
+        try:
+            details = json.loads(body)
+        except ValueError:
+            details = None
+        if not isinstance(details, dict) or not isinstance(details.get("applications"), dict):
+            raise PodError(f"what answers at {self._address}{PATH} is not the Ray dashboard: see port", lasting=True)
+        return details
+
+    async def deploy(self, config: Mapping[str, Any], left: Deadline) -> None:
+        """Put a config; Ray answers before it is in force."""
+        await self._ask("PUT", left, json.dumps(config))
+
+    async def _ask(self, method: str, left: Deadline, body: str | None = None) -> bytes:
+        try:
+            answer = await self._session.ask(self._pod, method, PATH, timeout_s=left.timeout_s(), body=body)
+        except PodError as error:
+            said = str(error).replace(f"pod {self._pod.name}", f"the Ray dashboard at {self._address}", 1)
+            raise PodError(said, status=error.status, lasting=error.lasting) from error
+        return answer.body
 
 
 def _patch_right(name: str) -> Right:
@@ -267,8 +290,9 @@ def _ready(workload: Workload) -> list[Pod]:
     return [pod for pod in workload.pods if pod.state is PodState.READY]
 
 
-def _overall(outcomes: Sequence[Outcome]) -> Outcome:
-    for worst in (Outcome.REFUSED, Outcome.FAILED):
-        if worst in outcomes:
-            return Outcome.PARTIAL if Outcome.WRITTEN in outcomes else worst
-    return Outcome.WRITTEN if Outcome.WRITTEN in outcomes else Outcome.UNCHANGED
+def _overall(written: int, failed: list[PodError]) -> Outcome:
+    if not failed:
+        return Outcome.WRITTEN if written else Outcome.UNCHANGED
+    if written:
+        return Outcome.PARTIAL
+    return Outcome.REFUSED if all(error.lasting for error in failed) else Outcome.FAILED

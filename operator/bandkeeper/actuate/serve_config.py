@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from bandkeeper.actuate.adapter import AdapterError
+from bandkeeper.actuate.errors import AdapterError
 
 Config = Mapping[str, Any]
 
