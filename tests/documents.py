@@ -70,6 +70,15 @@ def _template(**changed: Any) -> Document:
     return {"type": "PodTemplate", "podTemplate": member}
 
 
+def _ray(**changed: Any) -> Document:
+    member = _changed({"application": "default", "deployment": "Embedder"}, changed)
+    return {"type": "RayServe", "rayServe": member}
+
+
+def _kserve(name: object = "iris") -> Document:
+    return {"type": "KServe", "kServe": {"inferenceService": name}}
+
+
 def _annotation(key: str) -> Document:
     return {"type": "Annotation", "annotation": {"key": key}}
 
@@ -125,6 +134,10 @@ GOOD = [
     ("batch by an annotation, member empty", a_policy(batch=_batch({"type": "Annotation", "annotation": {}}))),
     ("batch by argument", a_policy(batch=_batch(_template()))),
     ("batch by variable", a_policy(batch=_batch(_template(argument=LEFT_OUT, env="MAX_NUM_SEQS")))),
+    ("batch by Ray Serve, each pod its own cluster", a_policy(batch=_batch(_ray()))),
+    ("batch by a dashboard", a_policy(batch=_batch(_ray(service="ray-head-svc", port=8266, credential="ray-token")))),
+    ("batch by a RayService", a_policy(batch=_batch(_ray(key="size", rayService="embed.v2")))),
+    ("batch by KServe", a_policy(batch=_batch(_kserve()))),
     ("batch with candidates", a_policy(batch=_batch(candidates=[8, 64, 256]))),
     ("batch min left out", a_policy(batch=_batch(min=LEFT_OUT))),
     ("HPA's behavior", a_policy(behavior={
@@ -309,6 +322,27 @@ BAD = [
      "spec.batch.adapter.podTemplate.argument", "must be a flag without its value"),
     ("variable with its value", a_policy(batch=_batch(_template(argument=LEFT_OUT, env="A=64"))),
      "spec.batch.adapter.podTemplate.env", "must be the name of an environment variable"),
+    ("Ray Serve without its member", a_policy(batch=_batch({"type": "RayServe"})), "spec.batch.adapter.rayServe",
+     "must be set when type is RayServe"),
+    ("KServe without its member", a_policy(batch=_batch({"type": "KServe"})), "spec.batch.adapter.kServe",
+     "must be set when type is KServe"),
+    ("Ray Serve with KServe's member", a_policy(batch=_batch(_ray() | {"kServe": {"inferenceService": "iris"}})),
+     "spec.batch.adapter.kServe", "must be left out unless type is KServe"),
+    ("KServe with Ray Serve's member", a_policy(batch=_batch(_ray() | _kserve())),
+     "spec.batch.adapter.rayServe", "must be left out unless type is RayServe"),
+    ("no Ray Serve application", a_policy(batch=_batch(_ray(application=LEFT_OUT))),
+     "spec.batch.adapter.rayServe.application", "must be set, such as application: default"),
+    ("no Ray Serve deployment", a_policy(batch=_batch(_ray(deployment=LEFT_OUT))),
+     "spec.batch.adapter.rayServe.deployment", "must be set, such as deployment: Embedder"),
+    ("a deployment with its application", a_policy(batch=_batch(_ray(deployment="default#Embedder"))),
+     "spec.batch.adapter.rayServe.deployment", "must be a name as in the Serve config"),
+    ("a dashboard elsewhere", a_policy(batch=_batch(_ray(service="ray.example.com"))),
+     "spec.batch.adapter.rayServe.service", "must be the name of a Service beside the policy"),
+    ("a port of 0", a_policy(batch=_batch(_ray(port=0))), "spec.batch.adapter.rayServe.port", "must be at least 1"),
+    ("no InferenceService", a_policy(batch=_batch(_kserve(None))), "spec.batch.adapter.kServe.inferenceService",
+     "must be set, such as inferenceService: iris"),
+    ("InferenceService in upper case", a_policy(batch=_batch(_kserve("Iris"))),
+     "spec.batch.adapter.kServe.inferenceService", "must be an object's name"),
     ("no container", a_policy(batch=_batch(_template(container=LEFT_OUT))), "spec.batch.adapter.podTemplate.container",
      "must be set, such as container: server"),
     ("container in upper case", a_policy(batch=_batch(_template(container="Server"))),
