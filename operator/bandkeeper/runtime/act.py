@@ -117,7 +117,7 @@ class Actor:
         """Take in how a write of replicas ended."""
         before, decision = scale.target.replicas, tracked.decision
         if result.target is not None:
-            tracked.scale = replace(scale, target=replace(result.target, rollout=scale.target.rollout))
+            tracked.scale = replace(scale, target=replace(result.target, rollout=scale.target.rollout, group=scale.target.group))
         if result.outcome in _FINE:
             tracked.scale_retry.clear()
         else:
