@@ -1,5 +1,5 @@
-"""KServe, KubeRay and LeaderWorkerSet on a real API server: their APIs take what is written, and the operator's identity
-can write nothing else. Their controllers are not there: where one matters, the test does its part.
+"""KServe, KubeRay and LeaderWorkerSet on a real API server: their APIs take what is written, and the operator's
+identity can write nothing else. Their controllers are not there: where one matters, the test does its part.
 """
 
 from __future__ import annotations
@@ -345,39 +345,38 @@ ALLOWED: dict[str, tuple[str, Edit]] = {
     "a batcher's size": ("inferenceservices/iris", put(8, "spec", "predictor", "batcher", "maxBatchSize")),
     "a mark": ("inferenceservices/iris", put("8", "metadata", "annotations", "bandkeeper.dev/batch-cap")),
 }
+RAY, ISVC = "rayservices/embed", "inferenceservices/iris"
+BATCHER = ("spec", "predictor", "batcher")
 FORBIDDEN: dict[str, tuple[str, Edit]] = {
-    "code of a Ray application": ("rayservices/embed", text("embed:app", "evil:app")),
-    "number of replicas": ("rayservices/embed", text("num_replicas: 2", "num_replicas: 9")),
-    "cap of 0": ("rayservices/embed", text("max_batch_size:   16", "max_batch_size:   0")),
-    "cap that is text": ("rayservices/embed", text("max_batch_size:   16", "max_batch_size:   many")),
-    "text where a key is named": ("rayservices/embed", text('"max_batch_size: many"', '"max_batch_size: 8"')),
-    "more after the cap": ("rayservices/embed", text("max_batch_size:   16", "max_batch_size:   16\n      evil: 1")),
-    "a further key": ("rayservices/embed", text("max_batch_size:   16", "max_batch_size:   16\n      max_batch_size: 8")),
-    "space before the cap": ("rayservices/embed", text("max_batch_size:   16", "max_batch_size: 16")),
-    "a comment": ("rayservices/embed", text("# one", "# two")),
-    "no Serve config": ("rayservices/embed", drop("spec", "serveConfigV2")),
-    "image of the Ray cluster": (
-        "rayservices/embed",
-        put([{"name": "ray", "image": "evil:1"}], "spec", "rayClusterConfig", "headGroupSpec", "template", "spec", "containers"),
-    ),
-    "another field of the RayService": ("rayservices/embed", put(True, "spec", "excludeHeadPodFromServeSvc")),
-    "label of the RayService": ("rayservices/embed", put("b", "metadata", "labels", "team")),
-    "annotation of the RayService": ("rayservices/embed", put("y", "metadata", "annotations", "note")),
-    "finalizer of the RayService": ("rayservices/embed", put(["x.io/y"], "metadata", "finalizers")),
-    "model": ("inferenceservices/iris", put("gs://evil", "spec", "predictor", "model", "storageUri")),
-    "containers": ("inferenceservices/iris", put([{"name": "e", "image": "evil:1"}], "spec", "predictor", "containers")),
-    "service account": ("inferenceservices/iris", put("admin", "spec", "predictor", "serviceAccountName")),
-    "replicas": ("inferenceservices/iris", put(9, "spec", "predictor", "minReplicas")),
-    "latency of the batcher": ("inferenceservices/iris", put(9, "spec", "predictor", "batcher", "maxLatency")),
-    "no batcher": ("inferenceservices/iris", drop("spec", "predictor", "batcher")),
-    "no size": ("inferenceservices/iris", drop("spec", "predictor", "batcher", "maxBatchSize")),
-    "size of 0": ("inferenceservices/iris", put(0, "spec", "predictor", "batcher", "maxBatchSize")),
-    "transformer": ("inferenceservices/iris", put({"containers": []}, "spec", "transformer")),
-    "label": ("inferenceservices/iris", put("b", "metadata", "labels", "team")),
-    "how it is scaled": ("inferenceservices/iris", put("hpa", "metadata", "annotations", "serving.kserve.io/autoscalerClass")),
-    "annotation removed": ("inferenceservices/iris", drop("metadata", "annotations", "serving.kserve.io/deploymentMode")),
-    "annotation like ours": ("inferenceservices/iris", put("1", "metadata", "annotations", "bandkeeper.development/x")),
-    "finalizer": ("inferenceservices/iris", put(["x.io/y"], "metadata", "finalizers")),
+    "code of a Ray application": (RAY, text("embed:app", "evil:app")),
+    "number of replicas": (RAY, text("num_replicas: 2", "num_replicas: 9")),
+    "cap of 0": (RAY, text("max_batch_size:   16", "max_batch_size:   0")),
+    "cap that is text": (RAY, text("max_batch_size:   16", "max_batch_size:   many")),
+    "text where a key is named": (RAY, text('"max_batch_size: many"', '"max_batch_size: 8"')),
+    "more after the cap": (RAY, text("max_batch_size:   16", "max_batch_size:   16\n      evil: 1")),
+    "a further key": (RAY, text("max_batch_size:   16", "max_batch_size:   16\n      max_batch_size: 8")),
+    "space before the cap": (RAY, text("max_batch_size:   16", "max_batch_size: 16")),
+    "a comment": (RAY, text("# one", "# two")),
+    "no Serve config": (RAY, drop("spec", "serveConfigV2")),
+    "image of the Ray cluster": (RAY, put({"template": "evil:1"}, "spec", "rayClusterConfig", "headGroupSpec")),
+    "another field of the RayService": (RAY, put(True, "spec", "excludeHeadPodFromServeSvc")),
+    "label of the RayService": (RAY, put("b", "metadata", "labels", "team")),
+    "annotation of the RayService": (RAY, put("y", "metadata", "annotations", "note")),
+    "finalizer of the RayService": (RAY, put(["x.io/y"], "metadata", "finalizers")),
+    "model": (ISVC, put("gs://evil", "spec", "predictor", "model", "storageUri")),
+    "containers": (ISVC, put([{"name": "e", "image": "evil:1"}], "spec", "predictor", "containers")),
+    "service account": (ISVC, put("admin", "spec", "predictor", "serviceAccountName")),
+    "replicas": (ISVC, put(9, "spec", "predictor", "minReplicas")),
+    "latency of the batcher": (ISVC, put(9, *BATCHER, "maxLatency")),
+    "no batcher": (ISVC, drop(*BATCHER)),
+    "no size": (ISVC, drop(*BATCHER, "maxBatchSize")),
+    "size of 0": (ISVC, put(0, *BATCHER, "maxBatchSize")),
+    "transformer": (ISVC, put({"containers": []}, "spec", "transformer")),
+    "label": (ISVC, put("b", "metadata", "labels", "team")),
+    "how it is scaled": (ISVC, put("hpa", "metadata", "annotations", "serving.kserve.io/autoscalerClass")),
+    "annotation removed": (ISVC, drop("metadata", "annotations", "serving.kserve.io/deploymentMode")),
+    "annotation like ours": (ISVC, put("1", "metadata", "annotations", "bandkeeper.development/x")),
+    "finalizer": (ISVC, put(["x.io/y"], "metadata", "finalizers")),
 }  # fmt: skip
 
 
@@ -390,9 +389,11 @@ async def attempt(operator: KubeClient, what: str, edit: Edit) -> None:
     edit(after)
     assert (after["spec"], after["metadata"]) != (before["spec"], before["metadata"])
     changes = [{"op": "replace", "path": "/spec", "value": after["spec"]}]
-    for name in ("labels", "annotations", "finalizers"):
-        if before["metadata"].get(name) != after["metadata"].get(name):
-            changes.append({"op": "add", "path": f"/metadata/{name}", "value": after["metadata"][name]})
+    changes += [
+        {"op": "add", "path": f"/metadata/{name}", "value": after["metadata"][name]}
+        for name in ("labels", "annotations", "finalizers")
+        if before["metadata"].get(name) != after["metadata"].get(name)
+    ]
     await operator.patch(path, changes, content_type=JSON_PATCH)
 
 
@@ -455,24 +456,21 @@ def test_a_policy_gives_its_writer_no_right_that_he_did_not_have(kinds: ControlP
         kinds.kubectl("-n", SERVING, "create", "rolebinding", name, f"--role={name}", "--user=kinds-joe")
 
     ray = {"application": "embed", "deployment": "Embedder"}
-    wants = {
-        'needs the right to update inferenceservices "iris"': (
+    wants: list[tuple[Manifest, str, str, str]] = [
+        (
             {"type": "KServe", "kServe": {"inferenceService": "iris"}},
-            "inferenceservices.serving.kserve.io",
+            "update",
+            "inferenceservices",
+            "serving.kserve.io",
         ),
-        'needs the right to update rayservices "embed"': (
-            {"type": "RayServe", "rayServe": ray | {"rayService": "embed"}},
-            "rayservices.ray.io",
-        ),
-        "needs the right to update services/proxy": (
-            {"type": "RayServe", "rayServe": ray | {"service": "ray-head-svc"}},
-            "services/proxy",
-        ),
-        "needs the right to update pods/proxy": ({"type": "RayServe", "rayServe": ray}, "pods/proxy"),
-    }
+        ({"type": "RayServe", "rayServe": ray | {"rayService": "embed"}}, "update", "rayservices", "ray.io"),
+        ({"type": "RayServe", "rayServe": ray | {"service": "ray-head-svc"}}, "create", "services/proxy", ""),
+        ({"type": "RayServe", "rayServe": ray}, "create", "pods/proxy", ""),
+    ]
     grant("policies", "get,create,update,patch", "gpuscalingpolicies.bandkeeper.dev")
     grant("scale", "update", "deployments.apps/scale")
-    for says, (adapter, resource) in wants.items():
-        eventually(lambda adapter=adapter, says=says: says in write(adapter), what=says)
-        grant(resource.replace("/", "-"), "update", resource)
-        eventually(lambda adapter=adapter: write(adapter) == "", what=f"joe may update {resource}")
+    for adapter, verb, resource, group in wants:
+        right = f"{verb} {resource}"
+        eventually(lambda one=adapter, says=right: f"needs the right to {says}" in write(one), what=f"no {right}")
+        grant(resource.replace("/", "-"), verb, f"{resource}.{group}" if group else resource)
+        eventually(lambda one=adapter: write(one) == "", what=f"joe may {right}")

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from bandkeeper.actuate.annotation import Annotation
+from bandkeeper.actuate.config_map import ConfigMap
+from bandkeeper.actuate.http import HTTP
 from bandkeeper.actuate.pod_template import PodTemplate
 from bandkeeper.api.v1alpha1 import AdapterType
 from bandkeeper.cli import inputs, main, simulate

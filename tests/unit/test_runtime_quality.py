@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import Group, GPUs, Snapshot
+from bandkeeper.api.snapshot import GPUs, Group, Snapshot
 from bandkeeper.kube.status import moved
 from bandkeeper.quality.types import (
     Advice,

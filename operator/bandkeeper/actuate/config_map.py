@@ -71,15 +71,13 @@ class ConfigMap:
 
     async def apply(self, workload: Workload, cap: int, *, deadline: float) -> CapResult:
         """Put the cap there, if nobody changed the ConfigMap between our reading and our writing."""
+        left, wanted = Deadline(deadline, self._clock), _for_all(workload.pods, cap)
         try:
-            return await self._attempts(
-                workload.namespace, _for_all(workload.pods, cap), Deadline(deadline, self._clock)
-            )
+            return await self._attempts(workload.namespace, wanted, left)
         except AdapterError as error:
             return CapResult(outcome=Outcome.REFUSED, message=str(error))
         except ApiError as error:
-            outcome = Outcome.FORBIDDEN if isinstance(error, Forbidden) else Outcome.FAILED
-            return CapResult(outcome=outcome, message=self._sentence(error, workload.namespace))
+            return CapResult(outcome=_outcome(error), message=self._sentence(error, workload.namespace))
 
     async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
         """What the ConfigMap says, for every ready pod: they all mount it."""
@@ -166,6 +164,12 @@ class ConfigMap:
 
     def _path(self, namespace: str) -> str:
         return f"/api/v1/namespaces/{namespace}/configmaps/{self.name}"
+
+
+def _outcome(error: ApiError) -> Outcome:
+    if isinstance(error, NotFound):
+        return Outcome.REFUSED
+    return Outcome.FORBIDDEN if isinstance(error, Forbidden) else Outcome.FAILED
 
 
 def _for_all(pods: tuple[Pod, ...], cap: int) -> int:

@@ -1,7 +1,7 @@
 """Batch cap by a request to the server in each ready pod, filled in from a template in the policy.
 
-Where the server can be asked, what it says counts. Where it cannot, what was written counts, a stated delay after it was
-written, for as long as that server lives; this adapter's memory of it may be lost, and then it is written again.
+Where the server can be asked, what it says counts. Where it cannot, what was written counts, a stated delay after the
+write and for as long as that server lives; the memory of it may be lost, and then it is written again.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ class PodDoor:
             connector=aiohttp.TCPConnector(limit=AT_ONCE, ssl=self._trust()),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "bandkeeper", **headers},
+            skip_auto_headers=("Content-Type",),
             auto_decompress=False,
         )
         async with session:

@@ -48,7 +48,6 @@ def batch_adapter(
             f"the {spec.type} adapter is switched off; set the chart value adapters.{spec.type.member}.enabled=true, "
             "or remove spec.batch to scale replicas only"
         )
-    means = Means(
-        client=client, namespace=namespace, pod_access=pod_access or PodAccess(), clock=clock, address_of=address_of
-    )
+    access = pod_access or PodAccess()
+    means = Means(client=client, namespace=namespace, pod_access=access, clock=clock, address_of=address_of)
     return MAKERS[spec.type](spec, means)

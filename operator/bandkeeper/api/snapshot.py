@@ -116,8 +116,8 @@ class Group:
 class Target:
     """The scaled object as its scale subresource shows it.
 
-    `manager` is the field manager that owns `spec.replicas` last, "" where unknown; `group` is None where one replica is
-    one pod.
+    `manager` is the field manager that owns `spec.replicas` last, "" where unknown; `group` is None where one replica
+    is one pod.
     """
 
     uid: str

@@ -117,7 +117,8 @@ class Actor:
         """Take in how a write of replicas ended."""
         before, decision = scale.target.replicas, tracked.decision
         if result.target is not None:
-            tracked.scale = replace(scale, target=replace(result.target, rollout=scale.target.rollout, group=scale.target.group))
+            target = replace(result.target, rollout=scale.target.rollout, group=scale.target.group)
+            tracked.scale = replace(scale, target=target)
         if result.outcome in _FINE:
             tracked.scale_retry.clear()
         else:

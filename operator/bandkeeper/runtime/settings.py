@@ -152,6 +152,8 @@ class Adapters(_Model):
     pod_template: bool = False
     http: bool = False
     config_map: bool = False
+    ray_serve: bool = False
+    k_serve: bool = False
 
 
 class PodCredential(_Model):
