@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := hatch_build.py operator tests
 
-.PHONY: demo test test-hpa lint generate bench fuzz cluster lock clean help
+.PHONY: demo test test-hpa test-servers lint generate bench fuzz cluster lock clean help
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ test: lint cluster ## lint, types, import contracts, unit, property, chart and r
 test-hpa: cluster ## the HPA's rule of the lab against the real kube-controller-manager, 200 steps (about 4 minutes)
 	@$(BIN)/python -m pytest -q tests/hpa/check_controller.py
 
+test-servers: cluster ## batch adapters and presets against real model servers on the CPU (installed once, a few minutes)
+	@echo "==> Tests: real model servers"
+	@$(BIN)/python -m pytest -q tests/servers
+
 generate: $(STAMP) ## write crds/, the chart's copy and the API reference from the models
 	@$(BIN)/python -m bandkeeper.api.crdgen
 	@$(BIN)/python -m bandkeeper.runtime.metrics
@@ -58,6 +62,7 @@ lock: $(STAMP) ## renew the hashed locks
 	@$(COMPILE) pyproject.toml --extra agent --output-file requirements/runtime.lock
 	@$(COMPILE) pyproject.toml --extra agent --extra lab --group dev --constraints requirements/runtime.lock --output-file requirements/dev.lock
 	@echo uv | $(COMPILE) - --constraints requirements/dev.lock --output-file requirements/uv.lock
+	@printf 'nvidia-pytriton==0.7.0\nnumpy<2\n' | $(COMPILE) - --no-deps --output-file requirements/servers-triton.lock
 
 clean: ## remove what the other targets made here
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

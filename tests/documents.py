@@ -92,6 +92,10 @@ def _annotation(key: str) -> Document:
     return {"type": "Annotation", "annotation": {"key": key}}
 
 
+def _triton(**changed: Any) -> Document:
+    return {"type": "Triton", "triton": _changed({"model": "resnet50"}, changed)}
+
+
 def _scale_down(**rules: Any) -> Document:
     return {"scaleDown": rules}
 
@@ -143,6 +147,11 @@ GOOD = [
     ("batch by an annotation, member empty", a_policy(batch=_batch({"type": "Annotation", "annotation": {}}))),
     ("batch by argument", a_policy(batch=_batch(_template()))),
     ("batch by variable", a_policy(batch=_batch(_template(argument=LEFT_OUT, env="MAX_NUM_SEQS")))),
+    ("batch by Triton", a_policy(batch=_batch(_triton()))),
+    ("batch by Triton, all settings", a_policy(batch=_batch(_triton(
+        model="ensemble_1.onnx", httpPort=18000, scheme="HTTPS", serverName="images.vision.svc", credential="admin",
+        preferredBatchSizes=[8, 16], maxQueueDelay="500us")))),
+    ("batch by Triton, no preferred sizes", a_policy(batch=_batch(_triton(preferredBatchSizes=[])))),
     ("batch by request", a_policy(batch=_batch(_http()))),
     ("batch by request, in the path alone", a_policy(batch=_batch(_http(path="/size={cap}", body=LEFT_OUT)))),
     ("batch by request, every placeholder", a_policy(batch=_batch(_http(path="/{namespace}/{pod}?n={cap}")))),
@@ -434,6 +443,31 @@ BAD = [
      "must be set, such as container: server"),
     ("container in upper case", a_policy(batch=_batch(_template(container="Server"))),
      "spec.batch.adapter.podTemplate.container", "must be a container's name"),
+    ("Triton without its member", a_policy(batch=_batch({"type": "Triton"})), "spec.batch.adapter.triton",
+     "must be set when type is Triton, such as {model: resnet50}"),
+    ("Triton's member of another type", a_policy(batch=_batch(_triton() | {"type": "Annotation"})),
+     "spec.batch.adapter.triton", "must be left out unless type is Triton"),
+    ("Triton without a model", a_policy(batch=_batch(_triton(model=LEFT_OUT))), "spec.batch.adapter.triton.model",
+     "must be set, such as model: resnet50"),
+    ("model as a path", a_policy(batch=_batch(_triton(model="../load"))), "spec.batch.adapter.triton.model",
+     "must be the name of a model as Triton knows it"),
+    ("port 0", a_policy(batch=_batch(_triton(httpPort=0))), "spec.batch.adapter.triton.httpPort", "must be at least 1"),
+    ("port too large", a_policy(batch=_batch(_triton(httpPort=65_536))), "spec.batch.adapter.triton.httpPort",
+     "must be at most 65535"),
+    ("port by name", a_policy(batch=_batch(_triton(httpPort="http"))), "spec.batch.adapter.triton.httpPort",
+     'must be a whole number, not "http"'),
+    ("server name without TLS", a_policy(batch=_batch(_triton(serverName="images"))),
+     "spec.batch.adapter.triton.serverName", "must be left out unless scheme is HTTPS"),
+    ("credential as a file", a_policy(batch=_batch(_triton(credential="/var/run/token"))),
+     "spec.batch.adapter.triton.credential", "must be the name of a credential"),
+    ("preferred size twice", a_policy(batch=_batch(_triton(preferredBatchSizes=[8, 8]))),
+     "spec.batch.adapter.triton.preferredBatchSizes[1]", "must not repeat the value"),
+    ("preferred size of 0", a_policy(batch=_batch(_triton(preferredBatchSizes=[0]))),
+     "spec.batch.adapter.triton.preferredBatchSizes[0]", "must be at least 1"),
+    ("queue delay too long", a_policy(batch=_batch(_triton(maxQueueDelay="11s"))),
+     "spec.batch.adapter.triton.maxQueueDelay", "10s"),
+    ("queue delay in microseconds without a unit", a_policy(batch=_batch(_triton(maxQueueDelay="500"))),
+     "spec.batch.adapter.triton.maxQueueDelay", "must be a duration"),
     ("stabilisation too long", a_policy(behavior=_scale_down(stabilizationWindowSeconds=3601)),
      "spec.behavior.scaleDown.stabilizationWindowSeconds", "must be at most 3600"),
     ("stabilisation as a duration", a_policy(behavior=_scale_down(stabilizationWindowSeconds="5m")),

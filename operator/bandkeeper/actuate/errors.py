@@ -16,9 +16,12 @@ class PodError(Exception):
         Of the answer; 0 where there was none.
     lasting
         Trying again will not help before a person changes something.
+    said
+        The reason that the server itself gave, in an answer of JSON.
     """
 
-    def __init__(self, message: str, *, status: int = 0, lasting: bool = False) -> None:
+    def __init__(self, message: str, *, status: int = 0, lasting: bool = False, said: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.lasting = lasting
+        self.said = said

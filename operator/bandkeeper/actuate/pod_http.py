@@ -147,9 +147,11 @@ class PodSession:
         return Answer(status=response.status, body=data)
 
 
-async def each(pods: Iterable[Pod], ask: Callable[[Pod], Awaitable[T]]) -> tuple[dict[str, T], dict[str, PodError]]:
+async def each(
+    pods: Iterable[Pod], ask: Callable[[Pod], Awaitable[T]], *, at_once: int = AT_ONCE
+) -> tuple[dict[str, T], dict[str, PodError]]:
     """Ask all pods, a few at a time: by pod name what came back, and why not."""
-    slots, done, failed = asyncio.Semaphore(AT_ONCE), {}, {}
+    slots, done, failed = asyncio.Semaphore(at_once), {}, {}
 
     async def one(pod: Pod) -> None:
         async with slots:
@@ -192,14 +194,15 @@ def _judge(response: aiohttp.ClientResponse, data: bytes, asked: str, url: URL) 
         raise PodError(f"{asked} {_redirect(response.headers.get('Location', ''), url)}", status=status, lasting=True)
     page = _is_page(response.content_type, data)
     if status in (401, 403):
-        words = "" if page else _own_words(data)
+        words = "" if page else _after_colon(_own_words(data))
         raise PodError(f"{asked} refuses the login ({status}{words}): see credential", status=status, lasting=True)
     if page:
         raise PodError(
             f"{asked} answers with a web page ({status}): is it the right port and path?", status=status, lasting=True
         )
     if not 200 <= status < 300:
-        raise PodError(f"{asked} answers {status} {reason}{_own_words(data)}", status=status, lasting=lasting)
+        message = f"{asked} answers {status} {reason}{_after_colon(_own_words(data))}"
+        raise PodError(message, status=status, lasting=lasting, said=_told_reason(data))
 
 
 def _redirect(location: str, url: URL) -> str:
@@ -215,16 +218,26 @@ def _is_page(content_type: str, data: bytes) -> bool:
 
 
 def _own_words(data: bytes) -> str:
-    """What the server says, after a colon; "" where it says nothing."""
-    text = data[:2048].decode(errors="replace")
+    """What the server says; "" where it says nothing."""
+    return _told_reason(data) or _one_line(data[:2048].decode(errors="replace"))
+
+
+def _told_reason(data: bytes) -> str:
+    """The reason in an answer of JSON, as servers' own APIs give it; "" where there is none."""
     try:
         document = json.loads(data)
         found = (document.get(key) for key in ("error", "message", "detail", "reason"))
-        text = next((word for word in found if isinstance(word, str) and word), text)
+        return _one_line(next((word for word in found if isinstance(word, str) and word), ""))
     except (ValueError, AttributeError):
-        pass
-    text = re.sub(r"\s+", " ", text).strip()[:QUOTED_LENGTH]
-    return f": {text}" if text else ""
+        return ""
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _after_colon(words: str) -> str:
+    return f": {words[:QUOTED_LENGTH]}" if words else ""
 
 
 def _cause(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from bandkeeper.actuate.kserve import KServe
 from bandkeeper.actuate.pod_access import PodAccess
 from bandkeeper.actuate.pod_template import PodTemplate
 from bandkeeper.actuate.ray_serve import RayServe
+from bandkeeper.actuate.triton import Triton
 from bandkeeper.api.v1alpha1 import Adapter, AdapterType
 from bandkeeper.kube.client import KubeClient
 
@@ -21,6 +22,7 @@ MAKERS: Mapping[AdapterType, Callable[[Adapter, Means], BatchAdapter]] = {
     AdapterType.POD_TEMPLATE: PodTemplate.of,
     AdapterType.HTTP: HTTP.of,
     AdapterType.CONFIG_MAP: ConfigMap.of,
+    AdapterType.TRITON: Triton.of,
     AdapterType.RAY_SERVE: RayServe.of,
     AdapterType.K_SERVE: KServe.of,
 }

@@ -62,6 +62,7 @@ class AdapterType(StrEnum):
     POD_TEMPLATE = "PodTemplate"
     HTTP = "HTTP"
     CONFIG_MAP = "ConfigMap"
+    TRITON = "Triton"
     RAY_SERVE = "RayServe"
     K_SERVE = "KServe"
 
@@ -194,6 +195,14 @@ ConfigKey = Annotated[
     matches("[-._a-zA-Z0-9]+", "must be a key of a ConfigMap: letters, digits, '-', '_' and '.'"),
 ]
 Port = Annotated[int, Field(ge=1, le=65_535)]
+TritonModel = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    matches(
+        "[A-Za-z0-9_][-A-Za-z0-9_.]*",
+        "must be the name of a model as Triton knows it, such as resnet50, without its version",
+    ),
+]
 MetricName = Annotated[
     str,
     Field(min_length=1, max_length=255),
@@ -238,6 +247,7 @@ Currency = Annotated[
     Field(min_length=3, max_length=3),
     matches("[A-Z]{3}", "must be a currency of three capital letters, such as USD"),
 ]
+QueueDelay = Annotated[str, Field(max_length=24), duration(most="10s")]
 PositiveDuration = Annotated[str, Field(max_length=24), duration(most="24h")]
 RequestTimeout = Annotated[str, Field(max_length=24), duration(least="100ms", most="10s")]
 Delay = Annotated[str, Field(max_length=24), duration(least="0s", most="60s")]
@@ -394,6 +404,15 @@ class HTTPReadBack(_Model):
     )
 
 
+_SERVER_NAME_RULE = Rule(
+    cel="self.scheme == 'HTTPS' || !has(self.serverName)",
+    holds=lambda adapter: adapter.scheme is Scheme.HTTPS or adapter.server_name is None,
+    message="must be left out unless scheme is HTTPS",
+    path=".serverName",
+    reason="FieldValueForbidden",
+)
+
+
 class HTTPAdapter(_Model):
     """Sends a request to the server in each ready pod, at the pod's own IP."""
 
@@ -404,13 +423,7 @@ class HTTPAdapter(_Model):
             message="must have {cap} in path or body, where the batch cap belongs, "
             "such as body: '{\"max_batch_size\": {cap}}'",
         ),
-        Rule(
-            cel="self.scheme == 'HTTPS' || !has(self.serverName)",
-            holds=lambda adapter: adapter.scheme is Scheme.HTTPS or adapter.server_name is None,
-            message="must be left out unless scheme is HTTPS",
-            path=".serverName",
-            reason="FieldValueForbidden",
-        ),
+        _SERVER_NAME_RULE,
     )
 
     port: Port = Field(examples=[8000], description="Port of the pod that the server listens on.")
@@ -459,6 +472,39 @@ class ConfigMapAdapter(_Model):
         examples=["chat-batch"], description="Name of the ConfigMap, in the policy's namespace. It must exist."
     )
     key: ConfigKey = Field(default="batch-cap", description="Key that holds the cap, a whole number.")
+
+
+class TritonAdapter(_Model):
+    """Loads one model of Triton's with the cap as max_batch_size, in each ready pod."""
+
+    rules: ClassVar = (_SERVER_NAME_RULE,)
+
+    model: TritonModel = Field(examples=["resnet50"], description="The model, as Triton knows it.")
+    http_port: Port = Field(default=8000, description="Port of each pod on which Triton's HTTP API listens.")
+    scheme: Scheme = Field(default=Scheme.HTTP, description="HTTP, or HTTPS where something speaks TLS for Triton.")
+    server_name: HostName | None = Field(
+        default=None,
+        examples=["images.vision.svc"],
+        description="Name that the certificate must have. Left out: the pod's IP.",
+    )
+    credential: CredentialName | None = Field(
+        default=None,
+        examples=["triton-admin"],
+        description="Name of a credential in the chart value podAccess.credentials, sent as a header, such as the one "
+        "that --http-restricted-api asks for.",
+    )
+    preferred_batch_sizes: Annotated[list[BatchSize], Distinct(), Field(max_length=16)] | None = Field(
+        default=None,
+        examples=[[8, 16]],
+        description="Batch sizes that Triton prefers to form; those above the cap are left out of what is loaded. "
+        "Left out: as they are in the server.",
+    )
+    max_queue_delay: QueueDelay | None = Field(
+        default=None,
+        examples=["2ms"],
+        description="The longest that Triton holds a request back for others to join its batch: a duration of at most "
+        "10s. Left out: as it is in the server.",
+    )
 
 
 class RayServeAdapter(_Model):
@@ -538,6 +584,8 @@ class Adapter(_Model):
         _needed_by(AdapterType.HTTP, "{port: 8000, path: '/admin/batch?size={cap}'}"),
         _only_of(AdapterType.CONFIG_MAP),
         _needed_by(AdapterType.CONFIG_MAP, "{name: chat-batch}"),
+        _only_of(AdapterType.TRITON),
+        _needed_by(AdapterType.TRITON, "{model: resnet50}"),
         _only_of(AdapterType.RAY_SERVE),
         _needed_by(AdapterType.RAY_SERVE, "{application: default, deployment: Embedder, service: ray-head-svc}"),
         _only_of(AdapterType.K_SERVE),
@@ -548,8 +596,9 @@ class Adapter(_Model):
         description="Annotation: a pod annotation that the server reads through the downward API, in force within "
         "about two minutes. PodTemplate: a variable or argument of the pod template, in force by a rollout. "
         "HTTP: a request to the server in each pod, in force at once. ConfigMap: a key of a ConfigMap that the pods "
-        "mount, in force within about two minutes. "
-        "RayServe: a key of a deployment's user_config, in force at once. KServe: the batcher's size, by a rollout.",
+        "mount, in force within about two minutes. Triton: a load of the model in each running server, in force within "
+        "seconds. RayServe: a key of a deployment's user_config, in force at once. KServe: the batcher's size, by a "
+        "rollout.",
     )
     annotation: AnnotationAdapter | None = Field(
         default_factory=_annotation_by_default,
@@ -562,6 +611,7 @@ class Adapter(_Model):
     config_map: ConfigMapAdapter | None = Field(
         default=None, description="Settings of type ConfigMap: its name and the key."
     )
+    triton: TritonAdapter | None = Field(default=None, description="Settings of type Triton: the model.")
     ray_serve: RayServeAdapter | None = Field(
         default=None, description="Settings of type RayServe: which user_config, and where its Ray cluster is asked."
     )

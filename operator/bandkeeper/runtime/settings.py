@@ -152,6 +152,7 @@ class Adapters(_Model):
     pod_template: bool = False
     http: bool = False
     config_map: bool = False
+    triton: bool = False
     ray_serve: bool = False
     k_serve: bool = False
 
