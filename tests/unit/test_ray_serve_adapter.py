@@ -169,6 +169,12 @@ async def test_what_the_cluster_has_is_not_written_again(ray: Ray, adapter: RayS
     assert not adapter.settled(workload(pod("a", None)), 16)
 
 
+async def test_no_pod_gets_more_than_it_booted_with(ray: Ray, adapter: RayServe) -> None:
+    small = Pod(name="small", uid="s", cap=16, capacity=32)
+    assert (await apply(adapter, 64, small, pod("b"))).outcome is Outcome.WRITTEN
+    assert cap_in({"applications": [ray.configs["embed"]]}, PLACE) == 32
+
+
 async def test_a_target_capacity_is_kept(ray: Ray, adapter: RayServe) -> None:
     ray.proxy["target_capacity"] = 50.0
     await apply(adapter, 8)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from bandkeeper.actuate.adapter import Means, Workload
+from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
 from bandkeeper.actuate.field import CapField, Edit, write_field
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
@@ -91,16 +91,17 @@ class RayServe:
 
     def settled(self, workload: Workload, cap: int) -> bool:
         """True when every ready pod said that it runs with the cap."""
-        return all(pod.cap == cap for pod in _ready(workload))
+        return not _behind(workload, cap)
 
     async def apply(self, workload: Workload, cap: int, *, deadline: float) -> CapResult:
         """Write `cap` where it differs, and wait for a moment until it is taken over.
 
         A cap with which the application does not come up again is taken back, and not tried again for an hour.
         """
-        pods, left = [pod for pod in _ready(workload) if pod.cap != cap], Deadline(deadline, self._clock)
+        pods, left = _behind(workload, cap), Deadline(deadline, self._clock)
         if not pods:
             return CapResult(outcome=Outcome.UNCHANGED)
+        cap = _for_all(workload, cap)
         if self.ray_service:
             return await self._patch(workload, self.ray_service, cap, left)
         why, until_s = self._refused.get(cap, ("", 0.0))
@@ -288,6 +289,15 @@ def _patch_right(name: str) -> Right:
 
 def _ready(workload: Workload) -> list[Pod]:
     return [pod for pod in workload.pods if pod.state is PodState.READY]
+
+
+def _for_all(workload: Workload, cap: int) -> int:
+    """One cap for all pods: what the smallest of the servers may have."""
+    return min((cap_for(pod, cap) for pod in _ready(workload)), default=cap)
+
+
+def _behind(workload: Workload, cap: int) -> list[Pod]:
+    return [pod for pod in _ready(workload) if pod.cap != _for_all(workload, cap)]
 
 
 def _overall(written: int, failed: list[PodError]) -> Outcome:
