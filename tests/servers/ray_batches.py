@@ -10,7 +10,7 @@ MOST_REQUESTS = 32
 BATCH_S, REQUEST_S = 0.010, 0.001
 
 
-@serve.deployment(max_ongoing_requests=64)  # type: ignore[untyped-decorator]
+@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.1})  # type: ignore[untyped-decorator]
 class Embedder:
     """Tells each request which process served it, and how many together."""
 
@@ -33,7 +33,7 @@ class Embedder:
         return found
 
 
-@serve.deployment  # type: ignore[untyped-decorator]
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})  # type: ignore[untyped-decorator]
 class Other:
     """Another application of the same cluster, which nobody is to touch."""
 

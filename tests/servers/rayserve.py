@@ -14,7 +14,7 @@ from typing import Any, Self
 from tests.cluster.loopback import eventually, fetch, free_ports
 from tests.cluster.processes import Children
 
-READY_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = 240.0
 APPLICATION, DEPLOYMENT = "embed", "Embedder"
 PATH = "/api/serve/applications/"
 
@@ -40,7 +40,7 @@ class RayServer:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_raylet_start_wait_time_s": f"{READY_TIMEOUT_S:.0f}",
         }
         command = [
             self._environment / "bin" / "python",
@@ -56,7 +56,7 @@ class RayServer:
             f"--ray-client-server-port={client}",
             f"--node-manager-port={node}",
             f"--object-manager-port={objects}",
-            "--num-cpus=4",
+            "--num-cpus=1",
             f"--object-store-memory={100 * 1024 * 1024}",
         ]
         child = self._children.start("ray", command, env=environment, cwd=self._run_dir)

@@ -117,7 +117,6 @@ async def test_every_replica_takes_the_cap_over_and_back(ray: RayServer) -> None
 async def test_what_the_application_refuses_is_taken_back_and_serves_again(ray: RayServer) -> None:
     adapter, configs = an_adapter(ray), copy.deepcopy(ray.configs())
     result = await apply(adapter, 64)
-    print(result.message)
     assert result.outcome is Outcome.REFUSED
     assert "batch cap 64 was taken back" in result.message
     assert "the engine was built for batches of at most 32" in result.message
@@ -169,7 +168,7 @@ async def test_the_operator_brings_the_cap_into_a_policys_bounds(
         world.apply(runtime="Generic", slos=[], objective="ThroughputSensitive", batch=batch)
         for _ in range(20):
             await world.look()
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.5)
             condition = next(one for one in world.status().conditions if one.type == "BatchApplied")
             if condition.reason == "Applied":
                 break

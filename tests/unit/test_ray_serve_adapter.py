@@ -38,12 +38,24 @@ def config(cap: object = 16, **application: Any) -> dict[str, Any]:
     }
 
 
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "embed.py", line 21, in reconfigure
+ValueError: batches of 64 at most
+"""
+
+
 class Ray:
-    """A dashboard in memory that behaves as Ray 2.60's: a config is taken at once and in force after some looks."""
+    """A dashboard in memory that behaves as Ray 2.60's.
+
+    A config is told at once, and in force after some `looks`; with a cap above `most` replicas begin to fail then, and
+    Ray gives up after as many `tries`.
+    """
 
     def __init__(self) -> None:
         self.most = 64
         self.looks = 2
+        self.tries = 1000
         self.proxy = {"proxy_location": "EveryNode", "http_options": {"port": 8000}, "target_capacity": None}
         self.configs: dict[str, dict[str, Any]] = {
             "embed": config(),
@@ -56,15 +68,18 @@ class Ray:
         self._pending = 0
 
     def details(self) -> dict[str, Any]:
+        message, state = "", "HEALTHY"
         if self.status == "DEPLOYING":
             self._pending -= 1
-            if self._pending <= 0:
-                wanted = cap_in({"applications": [self.configs["embed"]]}, PLACE)
-                self.status = "RUNNING" if wanted <= self.most else "DEPLOY_FAILED"
-                self.in_force = self.configs["embed"]
-        message = f"ValueError: batches of {self.most}\nat most" if self.status == "DEPLOY_FAILED" else ""
+            state, self.in_force = "UPDATING", self.configs["embed"]
+            fails = cap_in({"applications": [self.in_force]}, PLACE) > self.most
+            message = TRACEBACK if fails and self._pending <= 0 else ""
+            if self._pending <= (-self.tries if fails else 0):
+                self.status = state = "DEPLOY_FAILED" if fails else "RUNNING"
+        elif self.status == "DEPLOY_FAILED":
+            message, state = TRACEBACK, "DEPLOY_FAILED"
         deployments = {
-            one["name"]: {"status": "HEALTHY", "message": message, "deployment_config": one}
+            one["name"]: {"status": state, "message": message, "deployment_config": one}
             for one in self.in_force["deployments"]
         }
         embed = {"status": self.status, "message": "", "source": "declarative", "deployments": deployments}
@@ -181,12 +196,16 @@ async def test_a_target_capacity_is_kept(ray: Ray, adapter: RayServe) -> None:
     assert ray.puts[0]["target_capacity"] == 50.0
 
 
-async def test_a_cap_that_breaks_the_application_is_taken_back_and_not_tried_again(ray: Ray, adapter: RayServe) -> None:
+@pytest.mark.parametrize("tries", [0, 1000], ids=["given up", "tried on"])
+async def test_a_cap_that_breaks_the_application_is_taken_back_and_not_tried_again(
+    ray: Ray, adapter: RayServe, tries: int
+) -> None:
+    ray.tries = tries
     before = copy.deepcopy(ray.configs["embed"])
     result = await apply(adapter, 128)
     assert result.outcome is Outcome.REFUSED
-    assert "batch cap 128 was taken back: application embed is DEPLOY_FAILED" in result.message
-    assert "ValueError: batches of 64 at most" in result.message
+    assert result.message.startswith("batch cap 128 was taken back: application embed is DEPLOY")
+    assert result.message.endswith(": ValueError: batches of 64 at most")
     assert ray.configs["embed"] == before
     assert len(ray.puts) == 2
     assert await apply(adapter, 128) == CapResult(outcome=Outcome.REFUSED, message=result.message)
@@ -206,7 +225,9 @@ async def test_while_others_deploy_nothing_is_written_and_no_cap_is_taken_for_th
     )
     read, failed = await caps(adapter)
     assert read == {}
-    assert failed["a"].startswith("application embed is DEPLOYING, deployment Embedder is HEALTHY: it says no more; it")
+    assert failed["a"].startswith(
+        "application embed is DEPLOYING, deployment Embedder is UPDATING: it says no more; it"
+    )
     assert ray.puts == []
 
 

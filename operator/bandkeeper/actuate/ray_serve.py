@@ -185,14 +185,19 @@ class RayServe:
         raise PodError(why, lasting=True)
 
     async def _taken_over(self, ray: _Ray, cap: int, left: Deadline) -> str:
-        """Wait until the application runs with the cap, for a moment; what Ray says where it cannot, else ""."""
+        """Wait until the application runs with the cap, for a moment; what Ray says where it cannot, else "".
+
+        A replica whose reconfigure() fails is stopped at once and started again with the new config, which fails too.
+        """
         until_s = self._clock() + TAKEN_OVER_S
         while self._clock() < until_s and await left.pause(LOOK_EVERY_S):
             details = await ray.details(left)
+            if self._in_force(details) != cap:
+                continue
             application = self._application(details)
-            if application.get("status") == DEPLOY_FAILED:
+            if application.get("status") == DEPLOY_FAILED or self._deployment(application).get("message"):
                 return self._complaint(application)
-            if not self._unsettled(details) and self._in_force(details) == cap:
+            if not self._unsettled(details):
                 break
         return ""
 
@@ -216,7 +221,8 @@ class RayServe:
 
     def _complaint(self, application: Details) -> str:
         deployment = self._deployment(application)
-        said = " ".join(str(deployment.get("message") or application.get("message") or "it says no more").split())
+        text = str(deployment.get("message") or application.get("message") or "").strip() or "it says no more"
+        said = text.splitlines()[-1].strip()  # of a traceback the last line says it
         state = f"application {self.place.application} is {application.get('status')}"
         return f"{state}, deployment {self.place.deployment} is {deployment.get('status', 'not there')}: {said[:300]}"
 
