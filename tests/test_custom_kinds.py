@@ -165,6 +165,7 @@ async def test_one_number_of_a_rayservices_text_is_written_and_no_other_characte
     assert before["spec"].pop("serveConfigV2") == SERVE_CONFIG
     assert after["spec"] == before["spec"]
     assert (await ray_serve(operator).apply(target, 8, deadline=soon())).outcome is Outcome.UNCHANGED
+    target = await a_workload(operator, SERVING, Pod(name="a", uid="a", cap=8))
     assert (await ray_serve(operator).apply(target, 16, deadline=soon())).outcome is Outcome.WRITTEN
     assert kinds.get("rayservice", "embed", namespace=SERVING)["spec"]["serveConfigV2"] == SERVE_CONFIG
 
@@ -203,7 +204,7 @@ class Predictor:
         metadata = service["metadata"]
         annotations = {key: value for key, value in metadata["annotations"].items() if not key.startswith("kubectl.")}
         batch_size = str(service["spec"]["predictor"]["batcher"]["maxBatchSize"])
-        marks = {BATCH_SIZE_ANNOTATION: batch_size, "bandkeeper.dev/load-time": "100ms"}
+        marks = {BATCH_SIZE_ANNOTATION: batch_size, "bandkeeper.dev/load-time": "2s"}
         owner = {"apiVersion": service["apiVersion"], "kind": service["kind"], "name": "iris", "uid": metadata["uid"]}
         labels = {"app": "isvc.iris-predictor"}
         pod = {"terminationGracePeriodSeconds": 0, "containers": [{"name": "kserve-container", "image": "model:1"}]}

@@ -84,9 +84,7 @@ async def test_a_larger_cap_is_in_force_within_a_second_and_loses_no_request(ray
         took_s = time.monotonic() - begun_s
         after = await clients.rate_per_s(LOOK_S)
         slowest_s = max(clients.took_s(begun_s))
-    print(
-        f"2 -> 16: {before:.0f} -> {after:.0f} requests/s; in force after {took_s:.2f} s, longest answer {slowest_s:.2f} s"
-    )
+    print(f"2 -> 16: {before:.0f} -> {after:.0f} requests/s; in force in {took_s:.2f} s, longest wait {slowest_s:.2f} s")
     assert (result.outcome, result.message) == (Outcome.WRITTEN, "")
     assert clients.failures == []
     assert took_s < 1.0
