@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from bandkeeper.actuate.adapter import Workload
 from bandkeeper.actuate.annotation import Annotation
+from bandkeeper.actuate.config_map import ConfigMap
 from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.actuate.pod_template import PodTemplate
 from bandkeeper.actuate.replicas import Replicas, scale_right
@@ -37,6 +38,9 @@ ADAPTERS = [
     "--set=adapters.annotation.enabled=true",
     "--set=adapters.podTemplate.enabled=true",
     f"--set=adapters.podTemplate.namespaces={{{SERVING}}}",
+    "--set=adapters.configMap.enabled=true",
+    "--set=adapters.configMap.names={chat-batch,chat-sizes}",
+    f"--set=adapters.configMap.namespaces={{{SERVING}}}",
 ]
 
 
@@ -72,6 +76,12 @@ def workload(kind: str = "Deployment") -> Manifest:
     if kind == "StatefulSet":
         spec["serviceName"] = "chat"
     return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "chat", "labels": {"team": "a"}}, "spec": spec}
+
+
+def config_map(name: str) -> Manifest:
+    metadata = {"name": name, "labels": {"team": "a"}, "annotations": {"team": "a"}}
+    data = {"batch-cap": "64", "model": "m"}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
 def policy(**spec: Any) -> Manifest:
@@ -115,6 +125,8 @@ def installed(control_plane: ControlPlane) -> Iterator[ControlPlane]:
     upgrade(control_plane, *ADAPTERS)
     for name in (SERVING, OTHER):
         control_plane.kubectl("-n", name, "apply", "-f", "-", input=[workload(), workload("StatefulSet")])
+    for name in ("chat-batch", "chat-other"):
+        control_plane.kubectl("-n", SERVING, "apply", "-f", "-", input=config_map(name))
     eventually(lambda: len(pods(control_plane)) == 2, what="pods")
     yield control_plane
     control_plane.helm("uninstall", RELEASE, f"--namespace={SYSTEM}", "--wait")
@@ -179,7 +191,7 @@ def test_the_admission_policies_pass_the_servers_type_check(installed: ControlPl
     def checked() -> list[Manifest] | None:
         found = installed.get("validatingadmissionpolicy", selector="app.kubernetes.io/instance=gpu")["items"]
         seen = [item.get("status", {}).get("observedGeneration") == item["metadata"]["generation"] for item in found]
-        return found if len(found) == 3 and all(seen) else None
+        return found if len(found) == 4 and all(seen) else None
 
     for item in eventually(checked, what="type check"):
         warnings = item["status"].get("typeChecking", {}).get("expressionWarnings", [])
@@ -215,6 +227,12 @@ async def test_replicas_and_both_adapters_work_under_the_operators_identity(
         assert result.outcome is Outcome.WRITTEN, result.message
         result = await adapter.rollback(target, deadline=deadline)
         assert result.outcome is Outcome.WRITTEN, result.message
+    in_map = ConfigMap(operator, name="chat-batch", key="batch-cap")
+    assert await Rights(operator).missing(in_map.right(target.resource), SERVING, "chat") == ""
+    result = await in_map.apply(target, 32, deadline=deadline)
+    assert result.outcome is Outcome.WRITTEN, result.message
+    reading = await in_map.read_back(target, deadline=deadline)
+    assert reading.caps == dict.fromkeys((pod.name for pod in target.pods), 32)
     replicas = Replicas(operator, Discovery(operator))
     scale = await replicas.read(SERVING, REF)
     written = await replicas.write(SERVING, REF, 2, decided_on=scale.target, deadline=deadline)
@@ -233,6 +251,22 @@ async def test_where_the_adapter_was_not_granted_it_says_so(installed: ControlPl
     assert await Rights(operator).missing(adapter.right(target.resource), OTHER) == result.message
 
 
+async def test_a_config_map_that_the_chart_does_not_name_is_out_of_reach(
+    installed: ControlPlane, operator: KubeClient
+) -> None:
+    target = await seen(installed, operator)
+    adapter = ConfigMap(operator, name="chat-other", key="batch-cap")
+    missing = await Rights(operator).missing(adapter.right(target.resource), SERVING, "chat")
+    assert 'list "chat-other" in the chart value adapters.configMap.names' in missing
+    result = await adapter.apply(target, 32, deadline=time.monotonic() + 20)
+    assert (result.outcome, result.message) == (Outcome.FORBIDDEN, missing)
+    result = await ConfigMap(operator, name="chat-sizes", key="batch-cap").apply(
+        target, 8, deadline=time.monotonic() + 20
+    )
+    assert result.outcome is Outcome.REFUSED
+    assert "kubectl create configmap chat-sizes" in result.message
+
+
 async def test_a_value_that_the_chart_does_not_name_is_denied_with_the_value_to_set(
     installed: ControlPlane, operator: KubeClient
 ) -> None:
@@ -244,6 +278,9 @@ async def test_a_value_that_the_chart_does_not_name_is_denied_with_the_value_to_
     result = await PodTemplate(operator, container="server", argument="--seed").apply(target, 8, deadline=deadline)
     assert result.outcome is Outcome.FORBIDDEN
     assert "add yours to the chart value adapters.podTemplate.arguments" in result.message
+    result = await ConfigMap(operator, name="chat-batch", key="cap").apply(target, 8, deadline=deadline)
+    assert result.outcome is Outcome.FORBIDDEN
+    assert "add yours to the chart value adapters.configMap.keys" in result.message
 
 
 async def test_without_adapters_the_operator_can_only_scale(installed: ControlPlane, operator: KubeClient) -> None:
@@ -282,6 +319,7 @@ async def test_without_adapters_the_operator_can_only_scale(installed: ControlPl
             ("patch", "apps", "replicasets/scale"),
             ("get", "", "secrets"),
             ("get", "", "configmaps"),
+            ("patch", "", "configmaps"),
             ("list", "", "namespaces"),
             ("patch", "bandkeeper.dev", "gpuscalingpolicies"),
             ("create", "", "serviceaccounts/token"),
@@ -472,10 +510,39 @@ async def test_the_operator_cannot_change_of_a_pod(name: str, installed: Control
     assert "ValidatingAdmissionPolicy 'gpu-bandkeeper-annotation'" in message
 
 
+MAP = f"/api/v1/namespaces/{SERVING}/configmaps/chat-batch"
+MAP_EDITS: dict[str, Manifest] = {
+    "another key": {"data": {"model": "other"}},
+    "a new key": {"data": {"sizes": "8"}},
+    "a key removed": {"data": {"model": None}},
+    "all keys removed": {"data": None},
+    "the cap's key removed": {"data": {"batch-cap": None}},
+    "cap not a number": {"data": {"batch-cap": "64; sh"}},
+    "cap negative": {"data": {"batch-cap": "-1"}},
+    "binary data": {"binaryData": {"x": "eA=="}},
+    "immutable": {"immutable": True},
+    "label": {"metadata": {"labels": {"team": "b"}}},
+    "annotation": {"metadata": {"annotations": {"team": "b"}}},
+    "annotation of ours": {"metadata": {"annotations": {"bandkeeper.dev/x": "1"}}},
+    "finalizer": {"metadata": {"finalizers": ["x.io/y"]}},
+    "owner": {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "0"}]}},
+}
+
+
+@pytest.mark.parametrize("name", MAP_EDITS)
+async def test_the_operator_cannot_change_of_a_config_map(name: str, operator: KubeClient) -> None:
+    """The same way of writing lets the cap through, as the adapter shows."""
+    await operator.patch(MAP, {"data": {"batch-cap": "48"}})
+    with pytest.raises(Forbidden) as caught:
+        await operator.patch(MAP, MAP_EDITS[name])
+    assert "ValidatingAdmissionPolicy 'gpu-bandkeeper-config-map'" in caught.value.message
+
+
 def test_others_are_not_held_to_the_operators_bounds(installed: ControlPlane) -> None:
     installed.kubectl("-n", SERVING, "set", "image", "deployment/chat", "server=server:2")
     pod = pods(installed)[0]["metadata"]["name"]
     installed.kubectl("-n", SERVING, "label", "pod", pod, "x=y")
+    installed.kubectl("-n", SERVING, "label", "configmap", "chat-batch", "x=y")
 
 
 # -- who may write policies --------------------------------------------------------------------------------------------
@@ -521,6 +588,15 @@ def test_a_policy_gives_its_writer_no_right_that_he_did_not_have(installed: Cont
     assert 'needs the right to update deployments "chat"' in write(batch)
     pod_adapter = policy(batch={"min": 8, "max": 64, "adapter": {"type": "Annotation"}})
     assert "needs the right to patch pods in namespace chart-serving" in write(pod_adapter)
+    request = {"type": "HTTP", "http": {"port": 8000, "path": "/admin/batch?size={cap}"}}
+    by_request = policy(batch={"min": 8, "max": 64, "adapter": request})
+    assert "needs the right to create pods/proxy in namespace chart-serving" in write(by_request)
+    in_map = policy(batch={"min": 8, "max": 64, "adapter": {"type": "ConfigMap", "configMap": {"name": "chat-batch"}}})
+    assert 'needs the right to update configmaps "chat-batch" in namespace chart-serving' in write(in_map)
+    grant(installed, "chart-jane", "proxy", "--verb=create", "--resource=pods/proxy")
+    grant(installed, "chart-jane", "maps", "--verb=update", "--resource=configmaps", "--resource-name=chat-batch")
+    eventually(lambda: write(by_request) == "", what="jane may send requests to pods")
+    eventually(lambda: write(in_map) == "", what="jane may change the ConfigMap")
     grant(installed, "chart-jane", "batch", "--verb=update", "--resource=deployments.apps")
     grant(installed, "chart-jane", "pods", "--verb=patch", "--resource=pods")
     eventually(lambda: write(batch) == "", what="jane may change the deployment")

@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from bandkeeper.actuate.adapter import AddressOf
 from bandkeeper.actuate.outcome import Outcome, ScaleResult
 from bandkeeper.actuate.replicas import Replicas, Scale
 from bandkeeper.actuate.rights import Rights
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import Distribution, Reading, Rollout, Target
+from bandkeeper.api.snapshot import Distribution, Pod, Reading, Rollout, Target
 from bandkeeper.api.v1alpha1 import Status, TargetRef
 from bandkeeper.kube.client import ApiError, KubeClient
 from bandkeeper.kube.discovery import Discovery, Resource, TargetError, TargetProblem
@@ -316,10 +317,15 @@ class World:
         self.client = FakeClient(self.pods)
         self.statuses, self.events = FakeStatuses(), FakeEvents()
         self.own = Metrics()
+        self.address_of: AddressOf | None = None  # of pods' servers
         self.loop = self.operator()
 
     def clock(self) -> float:
         return self.now
+
+    def _address(self, pod: Pod) -> str:
+        assert self.address_of is not None, "no pod has a server in this world"
+        return self.address_of(pod)
 
     def operator(self, **fakes: Any) -> ControlLoop:
         """A process of the operator in this world; `fakes` stand in for what it has of its own."""
@@ -333,7 +339,13 @@ class World:
                 scalers=Scalers(reflectors[2]),
                 reflectors=tuple(reflectors),
             ),
-            interpreter=Interpreter(client, settings, collector_settings_of(settings)),
+            interpreter=Interpreter(
+                client,
+                settings,
+                collector_settings_of(settings),
+                address_of=lambda pod: self._address(pod),
+                clock=self.clock,
+            ),
             discovery=cast(Discovery, self.discovery),
             replicas=cast(Replicas, self.replicas),
             rights=Rights(client, clock=self.clock),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from aiohttp import web
 
 from bandkeeper.actuate.adapter import AdapterError, Means
 from bandkeeper.actuate.http import HTTP
@@ -23,6 +25,7 @@ from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import KubeClient
 from tests.cluster.pki import Authority
 from tests.unit.pod_servers import DEPLOYMENTS, Handler, PodServers, a_pod, a_workload, answers, hangs
+from tests.unit.runtime_world import World
 
 NO_CLIENT = cast(KubeClient, None)
 SETTINGS: dict[str, Any] = {
@@ -354,3 +357,87 @@ def test_the_registry_makes_it() -> None:
     assert isinstance(batch_adapter(spec, NO_CLIENT, enabled={AdapterType.HTTP}), HTTP)
     with pytest.raises(AdapterError, match="needs http with port and path"):
         batch_adapter(Adapter.model_construct(type=AdapterType.HTTP), NO_CLIENT, enabled={AdapterType.HTTP})
+
+
+# As the control loop uses it.
+
+
+BATCH = {"min": 4, "max": 64, "adapter": {"type": "HTTP", "http": SETTINGS}}
+
+
+@pytest.fixture
+async def world(servers: PodServers) -> AsyncIterator[World]:
+    made = World(adapters={"http": True})
+    made.address_of = servers.address_of
+    made.metrics.running_per_pod = 5.0
+    made.deploy(replicas=2)
+    yield made
+    await made.loop._stop()
+
+
+async def look(world: World, *, after_s: float = 15.0) -> None:
+    """One tick, and time for the servers to answer."""
+    await world.look(after_s=after_s)
+    for _ in range(200):
+        if not world.loop._looking and not world.loop._acting:
+            break
+        await asyncio.sleep(0.01)
+    await world.rest()
+
+
+async def test_a_cap_that_somebody_set_outside_the_bounds_is_brought_in_by_one_request_per_pod(
+    world: World, servers: PodServers
+) -> None:
+    servers.caps = dict.fromkeys(servers.caps, 2)
+    world.elector.left_s = 0.0
+    world.apply(batch=BATCH)
+    await look(world)
+    assert servers.sent() == []  # a standby asks only
+    world.elector.left_s = 9.0
+    await look(world)
+    assert servers.caps == {"chat-0": 4, "chat-1": 4}
+    assert len(servers.sent()) == 2
+    assert world.condition("BatchApplied") == ("True", "Applied")
+    status = world.status()
+    assert status.batch is not None
+    assert (status.batch.current, status.batch.desired, status.batch.source) == (4, 4, "ReadBack")
+    (entry,) = status.history
+    assert (entry.from_batch_cap, entry.batch_cap) == (2, 4)
+
+
+async def test_a_pod_that_refuses_is_told_in_the_condition_until_it_takes_it(world: World, servers: PodServers) -> None:
+    servers.caps = dict.fromkeys(servers.caps, 2)
+    world.elector.left_s = 0.0
+    world.apply(batch=BATCH)
+    await look(world)
+    world.elector.left_s = 9.0
+    servers.odd["chat-1"] = refuses(servers)
+    await look(world)
+    assert world.condition("BatchApplied") == ("False", "PartiallyApplied")
+    message = next(one.message for one in world.status().conditions if one.type == "BatchApplied")
+    assert message == "pod chat-1, asked POST /admin/batch, answers 500 Internal Server Error: no memory"
+    del servers.odd["chat-1"]
+    servers.asked.clear()
+    await look(world)
+    await look(world)
+    assert servers.sent() == [("chat-1", '{"max": 4}')]
+    assert world.condition("BatchApplied") == ("True", "Applied")
+
+
+def refuses(servers: PodServers) -> Handler:
+    """Tells its cap, and takes no other."""
+
+    async def answer(name: str, request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            return await servers.serve(name, request)
+        return web.Response(status=500, text="no memory")
+
+    return answer
+
+
+async def test_an_adapter_that_cannot_work_is_a_condition_and_replicas_are_scaled_all_the_same(world: World) -> None:
+    http = {**SETTINGS, "credential": "chat"}
+    world.apply(batch={**BATCH, "adapter": {"type": "HTTP", "http": http}}, replicas={"min": 3, "max": 8})
+    await look(world)
+    assert world.condition("BatchApplied") == ("False", "AdapterUnavailable")
+    assert world.written == [("chat", 3)]

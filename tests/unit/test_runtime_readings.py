@@ -162,6 +162,19 @@ async def test_a_cap_that_somebody_changed_is_set_again_and_told(world: World, s
     assert world.condition("BatchApplied") == ("True", "Applied")
 
 
+async def test_rule_7_who_changes_the_cap_three_times_is_left_alone(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    for _ in range(4):
+        servers.caps["chat-1"] = 32
+        await world.look(after_s=ASK_EVERY_S)
+        await world.look(after_s=ASK_EVERY_S)
+    assert servers.writes == [("chat-1", 16)] * 3
+    assert world.condition("BatchApplied") == ("False", "UndoneByManager")
+    message = next(one.message for one in world.status().conditions if one.type == "BatchApplied")
+    assert message.startswith("somebody else undid the cap three times in 30 minutes")
+
+
 async def test_a_restarted_server_is_no_drift(world: World, servers: Servers) -> None:
     run(world, servers, 16)
     await world.look()

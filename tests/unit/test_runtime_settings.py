@@ -54,6 +54,7 @@ def test_every_field_is_read() -> None:
     assert peaks.power == 300
 
 
+TOKEN = {"name": "a", "file": "/t", "namespaces": ["serving"]}
 BAD = [
     ({}, "prometheus"),
     ({"prometheus": {"servers": []}}, "prometheus.servers"),
@@ -71,6 +72,10 @@ BAD = [
     ({**GOOD, "quality": {"thresholds": {"poorUper": 0.3}}}, "quality.thresholds.poorUper"),
     ({**GOOD, "quality": {"thresholds": {"settle": 60}}}, "must be a duration such as 15s"),
     ({**GOOD, "quality": {"gpus": {"RTX A6000": {"teraflops": 154.8}}}}, "terabytesPerSecond, watts is missing"),
+    ({**GOOD, "podAccess": {"credentials": [{"name": "a", "file": "/t"}]}}, "podAccess.credentials.0.namespaces"),
+    ({**GOOD, "podAccess": {"credentials": [TOKEN | {"namespaces": []}]}}, "at least 1 item"),
+    ({**GOOD, "podAccess": {"credentials": [TOKEN, TOKEN]}}, "two credentials have the same name"),
+    ({**GOOD, "podAccess": {"credentials": [TOKEN | {"header": "X Key:"}]}}, "podAccess.credentials.0.header"),
     ("just text", "mapping"),
 ]
 

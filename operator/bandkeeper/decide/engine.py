@@ -29,7 +29,7 @@ from bandkeeper.decide.quality import Sights, judge_quality
 from bandkeeper.decide.replicas import Wanted, choose
 from bandkeeper.decide.scene import Scene
 from bandkeeper.decide.sight import watch
-from bandkeeper.decide.state import State
+from bandkeeper.decide.state import UNDOS_LIMIT, State, Undo
 from bandkeeper.decide.workers import watch_workers
 from bandkeeper.model.steps import NO_STEPS, StepFit
 
@@ -58,6 +58,12 @@ def written(state: State, *, replicas: int | None = None, cap: int | None = None
     if cap is not None:
         state = replace(state, cap=wrote_cap(state.cap, cap, now_s))
     return state
+
+
+def cap_undone(state: State, *, manager: str, now_s: float) -> State:
+    """Tell that `manager` took back a cap that had been written; by the third time in a while it is left alone."""
+    undos = (*state.cap.undos, Undo(now_s, manager))[-UNDOS_LIMIT:]
+    return replace(state, cap=replace(state.cap, undos=undos))
 
 
 def _of_target(state: State, target: Target, now_s: float) -> State:

@@ -16,7 +16,7 @@ from bandkeeper.actuate.rights import KEEP_MISSING_S, Rights
 from bandkeeper.api.snapshot import PodState, Rollout
 from bandkeeper.api.v1alpha1 import TargetRef
 from bandkeeper.decide.decision import Decision
-from bandkeeper.decide.engine import written
+from bandkeeper.decide.engine import cap_undone, written
 from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.discovery import Discovery, Resource, TargetError
 from bandkeeper.kube.lease import LeaseElector
@@ -157,6 +157,9 @@ class Actor:
         tracked.cap_result = result
         self._settle_cap(tracked, decision, decision.cap, adapter, result)
         tracked.drift = _drift(tracked, decision.cap)
+        if tracked.drift and result.outcome is Outcome.WRITTEN:
+            manager = result.manager or "somebody else"
+            tracked.state = cap_undone(tracked.state, manager=manager, now_s=self._clock())
 
     async def _apply(
         self, adapter: BatchAdapter, workload: Workload, decision: Decision, cap: int, rollout: Rollout | None

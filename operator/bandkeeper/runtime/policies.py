@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+import time
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -81,8 +82,10 @@ class Interpreter:
         collector: CollectorSettings,
         *,
         address_of: AddressOf | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
+        self._clock = clock
         self._address_of = address_of
         self._settings = settings
         self._collector = collector
@@ -179,6 +182,7 @@ class Interpreter:
                 namespace=ref.namespace,
                 pod_access=self._pod_access,
                 address_of=self._address_of,
+                clock=self._clock,
             )
             return adapter, ""
         except AdapterError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bandkeeper.actuate.adapter import cap_for
 from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.api import conditions as api
 from bandkeeper.api import durations, v1alpha1
@@ -288,7 +289,8 @@ def _batch_verdict(tracked: Tracked) -> tuple[api.BatchAppliedReason, str]:
     if decision is not None and decision.cap_undone_by:
         return (
             api.BatchAppliedReason.UNDONE_BY_MANAGER,
-            f"{decision.cap_undone_by} undid the cap three times in 30 minutes.",
+            f"{decision.cap_undone_by} undid the cap three times in 30 minutes, so the operator stopped writing it. "
+            "Leave the cap to the operator, or remove spec.batch.",
         )
     if result is not None and result.outcome in _REFUSALS:
         return _REFUSALS[result.outcome], result.message or "Some pods could not be written; they are tried again."
@@ -302,7 +304,8 @@ def _batch_verdict(tracked: Tracked) -> tuple[api.BatchAppliedReason, str]:
 def _read_back(tracked: Tracked, wanted: int | None) -> tuple[api.BatchAppliedReason, str]:
     if wanted is None:
         return api.BatchAppliedReason.PENDING, "No batch cap is wanted yet."
-    behind = [pod.name for pod in tracked.pods if pod.state is PodState.READY and pod.cap != wanted]
+    ready = [pod for pod in tracked.pods if pod.state is PodState.READY]
+    behind = [pod.name for pod in ready if pod.cap not in (wanted, cap_for(pod, wanted))]
     if not behind:
         return api.BatchAppliedReason.APPLIED, f"Every ready pod reads back the cap {wanted}."
     if not tracked.managed.enforcing:
