@@ -147,11 +147,6 @@ GOOD = [
     ("batch by an annotation, member empty", a_policy(batch=_batch({"type": "Annotation", "annotation": {}}))),
     ("batch by argument", a_policy(batch=_batch(_template()))),
     ("batch by variable", a_policy(batch=_batch(_template(argument=LEFT_OUT, env="MAX_NUM_SEQS")))),
-    ("batch by Triton", a_policy(batch=_batch(_triton()))),
-    ("batch by Triton, all settings", a_policy(batch=_batch(_triton(
-        model="ensemble_1.onnx", httpPort=18000, scheme="HTTPS", serverName="images.vision.svc", credential="admin",
-        preferredBatchSizes=[8, 16], maxQueueDelay="500us")))),
-    ("batch by Triton, no preferred sizes", a_policy(batch=_batch(_triton(preferredBatchSizes=[])))),
     ("batch by request", a_policy(batch=_batch(_http()))),
     ("batch by request, in the path alone", a_policy(batch=_batch(_http(path="/size={cap}", body=LEFT_OUT)))),
     ("batch by request, every placeholder", a_policy(batch=_batch(_http(path="/{namespace}/{pod}?n={cap}")))),
@@ -164,6 +159,11 @@ GOOD = [
     ("batch by request, every status", a_policy(batch=_batch(_http(expectStatus=[])))),
     ("batch by a ConfigMap", a_policy(batch=_batch(_config_map()))),
     ("batch by a ConfigMap's key", a_policy(batch=_batch(_config_map(key="batch_cap.txt")))),
+    ("batch by Triton", a_policy(batch=_batch(_triton()))),
+    ("batch by Triton, all settings", a_policy(batch=_batch(_triton(
+        model="ensemble_1.onnx", httpPort=18000, scheme="HTTPS", serverName="images.vision.svc", credential="admin",
+        preferredBatchSizes=[8, 16], maxQueueDelay="500us")))),
+    ("batch by Triton, no preferred sizes", a_policy(batch=_batch(_triton(preferredBatchSizes=[])))),
     ("batch by Ray Serve, each pod its own cluster", a_policy(batch=_batch(_ray()))),
     ("batch by a dashboard", a_policy(batch=_batch(_ray(service="ray-head-svc", port=8266, credential="ray-token")))),
     ("batch by a RayService", a_policy(batch=_batch(_ray(key="size", rayService="embed.v2")))),

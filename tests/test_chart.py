@@ -25,6 +25,7 @@ EVERYTHING = {
         "annotation": {"enabled": True},
         "podTemplate": {"enabled": True},
         "http": {"enabled": True},
+        "triton": {"enabled": True},
         "configMap": {"enabled": True, "names": ["chat-batch"]},
     },
     "podAccess": {
@@ -263,7 +264,7 @@ def test_each_adapter_adds_its_right_and_nothing_else() -> None:
         "patch apps/deployments",
         "patch apps/statefulsets",
     }
-    assert grants({"adapters": {"http": {"enabled": True}}}) == BASE_GRANTS
+    assert grants({"adapters": {"http": {"enabled": True}, "triton": {"enabled": True}}}) == BASE_GRANTS
     config_map = {"adapters": {"configMap": {"enabled": True, "names": ["chat-batch"]}}}
     assert grants(config_map) - BASE_GRANTS == {"get /configmaps", "patch /configmaps"}
     (rule,) = [rule for rule in rules(config_map) if rule["resources"] == ["configmaps"]]

@@ -69,7 +69,7 @@ class TritonServer:
             "PYTHONPATH": str(packages),
             "LD_LIBRARY_PATH": os.pathsep.join([*map(str, libraries), sysconfig.get_config_var("LIBDIR") or ""]),
         }
-        command = [
+        command: list[str | Path] = [
             home / "bin" / "tritonserver",
             f"--model-repository={self._run_dir / 'models'}",
             f"--backend-directory={self._backends(home, packages.parent.name)}",

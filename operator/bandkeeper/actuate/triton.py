@@ -1,14 +1,16 @@
 """Batch cap of a Triton model, by a repository load with the cap in its configuration. Each change is a reload.
 
-Such a load replaces the whole configuration, so the one in force is read first and given back with the cap in it.
-Requests wait during a reload, so only a few pods have one at a time. The files in the model repository stay as they
-are: a server that restarts has forgotten the cap, which the read-back shows.
+Such a load replaces the whole configuration: one that said max_batch_size alone would take dynamic_batching and inputs
+away. So the one in force is read first and given back with the cap in it. The old model serves until the new one is
+there, but requests on the HTTP thread that takes the load wait, and both need memory: a few pods reload at a time. The
+files in the model repository stay as they are: a server that restarts has forgotten the cap, which the read-back shows.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +18,7 @@ from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
 from bandkeeper.actuate.pod_http import AT_ONCE, PodDoor, PodSession, each
+from bandkeeper.actuate.rights import Right
 from bandkeeper.api.durations import parse
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import Adapter, Scheme, TritonAdapter
@@ -24,6 +27,7 @@ from bandkeeper.kube.discovery import Resource
 
 READ_MOST_S = 5.0
 READY_PER_RELOAD = 4  # of so many ready pods one may be reloading
+LOAD_MOST_S = 300.0  # so long a load that was not answered may still be under way: a second one would wait behind it
 QUOTED_LENGTH = 180
 _REMEDIES = {
     "load / unload is not allowed": "start it with --model-control-mode=explicit",
@@ -31,6 +35,15 @@ _REMEDIES = {
 }
 
 Config = Mapping[str, Any]
+_Server = tuple[str, int]  # a pod's uid and how often its containers were restarted
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A load that was not answered in time: how the model batched before, and until when it may be under way."""
+
+    before: tuple[object, ...]
+    until_s: float
 
 
 class Triton:
@@ -46,6 +59,7 @@ class Triton:
         self._clock = means.clock
         self._delay_us = round(parse(settings.max_queue_delay) * 1e6) if settings.max_queue_delay else None
         self._doubted: frozenset[str] = frozenset()  # pods that may batch otherwise than asked, whatever cap was read
+        self._loading: dict[_Server, _Load] = {}
 
     @classmethod
     def of(cls, spec: Adapter, means: Means) -> Triton:
@@ -63,8 +77,9 @@ class Triton:
         )
         return cls(settings, door, means)
 
-    def right(self, resource: Resource) -> None:
+    def right(self, resource: Resource) -> Right | None:
         """None: nothing is written to the API server."""
+        return None
 
     def settled(self, workload: Workload, cap: int) -> bool:
         """True when every ready pod reads back the cap, and batches as the policy asks."""
@@ -107,6 +122,8 @@ class Triton:
                 configs, failed = await each(pods, read)
         except PodError as error:
             return CapReading(failed={pod.name: str(error) for pod in pods})
+        there = {_server(pod) for pod in workload.pods}
+        self._loading = {server: load for server, load in self._loading.items() if server in there}
         by_name = {pod.name: pod for pod in pods}
         self._doubted = frozenset(name for name, config in configs.items() if not self._suits(by_name[name], config))
         return CapReading(
@@ -127,10 +144,25 @@ class Triton:
         wanted = self._with(pod, config, cap)
         if _batching(wanted) == _batching(config):
             return False
+        if self._is_loading(pod, config):
+            raise PodError(f"Triton of pod {pod.name} is still loading {self._settings.model}; the old one serves")
         body = json.dumps({"parameters": {"config": json.dumps(wanted)}})
         path = f"/v2/repository/models/{quote(self._settings.model)}/load"
-        await self._ask(session, pod, "POST", path, left.timeout_s(), body)
+        try:
+            await self._ask(session, pod, "POST", path, left.timeout_s(), body)
+        except PodError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                self._loading[_server(pod)] = _Load(_batching(config), self._clock() + LOAD_MOST_S)
+            raise
         return True
+
+    def _is_loading(self, pod: Pod, config: Config) -> bool:
+        """Whether an earlier load may be under way: it was not answered, and nothing has changed since."""
+        load = self._loading.get(_server(pod))
+        if load is not None and self._clock() < load.until_s and load.before == _batching(config):
+            return True
+        self._loading.pop(_server(pod), None)
+        return False
 
     def _suits(self, pod: Pod, config: Config) -> bool:
         """Whether a model batches as the policy asks, whatever its cap."""
@@ -158,7 +190,7 @@ class Triton:
         path = f"/v2/models/{quote(self._settings.model)}/config"
         config = await self._ask(session, pod, "GET", path, timeout_s)
         most = config.get("max_batch_size") if isinstance(config, dict) else None
-        if not isinstance(most, int):
+        if not isinstance(config, dict) or not isinstance(most, int):
             raise PodError(
                 f"pod {pod.name}, asked GET {path}, does not answer with a model's configuration: see triton.httpPort",
                 lasting=True,
@@ -192,6 +224,10 @@ def reloads_at_once(pods: Iterable[Pod]) -> int:
     """How many of a workload's servers may be reloading while the others serve."""
     ready = sum(pod.state is PodState.READY for pod in pods)
     return max(1, min(AT_ONCE, ready // READY_PER_RELOAD))
+
+
+def _server(pod: Pod) -> _Server:
+    return pod.uid, pod.restarts
 
 
 def _batching(config: Config) -> tuple[int, tuple[int, ...], int]:
