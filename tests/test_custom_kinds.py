@@ -8,6 +8,7 @@ import copy
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -452,6 +453,12 @@ def test_a_policy_gives_its_writer_no_right_that_he_did_not_have(kinds: ControlP
             return error.stderr
         return ""
 
+    def lacks(adapter: Manifest, right: str) -> bool:
+        return f"needs the right to {right}" in write(adapter)
+
+    def passes(adapter: Manifest) -> bool:
+        return write(adapter) == ""
+
     def grant(name: str, verb: str, resource: str) -> None:
         kinds.kubectl("-n", SERVING, "create", "role", name, f"--verb={verb}", f"--resource={resource}")
         kinds.kubectl("-n", SERVING, "create", "rolebinding", name, f"--role={name}", "--user=kinds-joe")
@@ -472,6 +479,6 @@ def test_a_policy_gives_its_writer_no_right_that_he_did_not_have(kinds: ControlP
     grant("scale", "update", "deployments.apps/scale")
     for adapter, verb, resource, group in wants:
         right = f"{verb} {resource}"
-        eventually(lambda one=adapter, says=right: f"needs the right to {says}" in write(one), what=f"no {right}")
+        eventually(partial(lacks, adapter, right), what=f"no {right}")
         grant(resource.replace("/", "-"), verb, f"{resource}.{group}" if group else resource)
-        eventually(lambda one=adapter: write(one) == "", what=f"joe may {right}")
+        eventually(partial(passes, adapter), what=f"joe may {right}")

@@ -42,7 +42,7 @@ class RayServer:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_raylet_start_wait_time_s": f"{READY_TIMEOUT_S:.0f}",
         }
-        command = [
+        command: list[str | Path] = [
             self._environment / "bin" / "python",
             *("-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
             f"--temp-dir={self._temp_dir}",

@@ -159,7 +159,7 @@ async def test_the_operator_brings_the_cap_into_a_policys_bounds(
     def made(spec: Adapter, _: Means) -> RayServe:
         return RayServe.of(spec, means(ray))
 
-    monkeypatch.setitem(MAKERS, AdapterType.RAY_SERVE, made)  # type: ignore[index]
+    monkeypatch.setitem(MAKERS, AdapterType.RAY_SERVE, made)
     world = World(adapters={"rayServe": True})
     world.deploy(replicas=2)
     settings = {"application": APPLICATION, "deployment": DEPLOYMENT, "service": "ray-head", "credential": "ray-token"}

@@ -99,7 +99,8 @@ def _cap_node(text: str, place: CapPlace) -> yaml.ScalarNode:
         raise AdapterError(f"the Serve config is longer than {MOST_CHARACTERS // 1024} KiB; it is not edited")
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        anchored = {event.start_mark.index for event in yaml.parse(text, Loader=yaml.SafeLoader) if _has_anchor(event)}
+        marks = (event.start_mark for event in yaml.parse(text, Loader=yaml.SafeLoader) if _has_anchor(event))
+        anchored = {mark.index for mark in marks if mark is not None}
     except (yaml.YAMLError, RecursionError) as error:
         raise AdapterError(f"the Serve config is no YAML that could be read: {_line(error)}") from error
     path = list(_path(root, place))
