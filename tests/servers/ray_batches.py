@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from typing import Any
+from typing import Any, cast
 
 from ray import serve  # type: ignore[import-not-found]  # of the server's own environment
 
@@ -10,7 +10,7 @@ MOST_REQUESTS = 32
 BATCH_S, REQUEST_S = 0.010, 0.001
 
 
-@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.1})  # type: ignore[untyped-decorator]
+@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0.1})
 class Embedder:
     """Tells each request which process served it, and how many together."""
 
@@ -33,7 +33,7 @@ class Embedder:
         return found
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0.1})  # type: ignore[untyped-decorator]
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
 class Other:
     """Another application of the same cluster, which nobody is to touch."""
 
@@ -41,5 +41,5 @@ class Other:
         return "other"
 
 
-app = Embedder.bind()
-other = Other.bind()
+app = cast(Any, Embedder).bind()
+other = cast(Any, Other).bind()

@@ -56,7 +56,7 @@ class Ray:
         self.most = 64
         self.looks = 2
         self.tries = 1000
-        self.proxy: dict[str, Any] = {"proxy_location": "EveryNode", "http_options": {"port": 8000}, "target_capacity": None}
+        self.proxy: dict[str, Any] = {"proxy_location": "EveryNode", "http_options": {"port": 8000}}
         self.configs: dict[str, dict[str, Any]] = {
             "embed": config(),
             "other": {"name": "other", "import_path": "o:app"},

@@ -193,6 +193,7 @@ class PodAccess(_Model):
         if len(set(names)) != len(names):
             raise ValueError("two credentials have the same name; policies choose by name, so give each its own")
         return self
+
     ray_serve: bool = False
     k_serve: bool = False
 
