@@ -63,6 +63,7 @@ lock: $(STAMP) ## renew the hashed locks
 	@$(COMPILE) pyproject.toml --extra agent --extra lab --group dev --constraints requirements/runtime.lock --output-file requirements/dev.lock
 	@echo uv | $(COMPILE) - --constraints requirements/dev.lock --output-file requirements/uv.lock
 	@printf 'nvidia-pytriton==0.7.0\nnumpy<2\n' | $(COMPILE) - --no-deps --output-file requirements/servers-triton.lock
+	@echo 'ray[serve]==2.60.0' | $(COMPILE) - --output-file requirements/servers-rayserve.lock
 
 clean: ## remove what the other targets made here
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

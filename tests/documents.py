@@ -79,6 +79,15 @@ def _config_map(**changed: Any) -> Document:
     return {"type": "ConfigMap", "configMap": _changed({"name": "chat-batch"}, changed)}
 
 
+def _ray(**changed: Any) -> Document:
+    member = _changed({"application": "default", "deployment": "Embedder"}, changed)
+    return {"type": "RayServe", "rayServe": member}
+
+
+def _kserve(name: object = "iris") -> Document:
+    return {"type": "KServe", "kServe": {"inferenceService": name}}
+
+
 def _annotation(key: str) -> Document:
     return {"type": "Annotation", "annotation": {"key": key}}
 
@@ -162,6 +171,10 @@ GOOD = [
         model="ensemble_1.onnx", httpPort=18000, scheme="HTTPS", serverName="images.vision.svc", credential="admin",
         preferredBatchSizes=[8, 16], maxQueueDelay="500us")))),
     ("batch by Triton, no preferred sizes", a_policy(batch=_batch(_triton(preferredBatchSizes=[])))),
+    ("batch by Ray Serve, each pod its own cluster", a_policy(batch=_batch(_ray()))),
+    ("batch by a dashboard", a_policy(batch=_batch(_ray(service="ray-head-svc", port=8266, credential="ray-token")))),
+    ("batch by a RayService", a_policy(batch=_batch(_ray(key="size", rayService="embed.v2")))),
+    ("batch by KServe", a_policy(batch=_batch(_kserve()))),
     ("batch with candidates", a_policy(batch=_batch(candidates=[8, 64, 256]))),
     ("batch min left out", a_policy(batch=_batch(min=LEFT_OUT))),
     ("HPA's behavior", a_policy(behavior={
@@ -425,6 +438,27 @@ BAD = [
      "spec.batch.adapter.configMap.name", "must be an object's name"),
     ("a key with a slash", a_policy(batch=_batch(_config_map(key="a/b"))), "spec.batch.adapter.configMap.key",
      "must be a key of a ConfigMap"),
+    ("Ray Serve without its member", a_policy(batch=_batch({"type": "RayServe"})), "spec.batch.adapter.rayServe",
+     "must be set when type is RayServe"),
+    ("KServe without its member", a_policy(batch=_batch({"type": "KServe"})), "spec.batch.adapter.kServe",
+     "must be set when type is KServe"),
+    ("Ray Serve with KServe's member", a_policy(batch=_batch(_ray() | {"kServe": {"inferenceService": "iris"}})),
+     "spec.batch.adapter.kServe", "must be left out unless type is KServe"),
+    ("KServe with Ray Serve's member", a_policy(batch=_batch(_ray() | _kserve())),
+     "spec.batch.adapter.rayServe", "must be left out unless type is RayServe"),
+    ("no Ray Serve application", a_policy(batch=_batch(_ray(application=LEFT_OUT))),
+     "spec.batch.adapter.rayServe.application", "must be set, such as application: default"),
+    ("no Ray Serve deployment", a_policy(batch=_batch(_ray(deployment=LEFT_OUT))),
+     "spec.batch.adapter.rayServe.deployment", "must be set, such as deployment: Embedder"),
+    ("a deployment with its application", a_policy(batch=_batch(_ray(deployment="default#Embedder"))),
+     "spec.batch.adapter.rayServe.deployment", "must be a name as in the Serve config"),
+    ("a dashboard elsewhere", a_policy(batch=_batch(_ray(service="ray.example.com"))),
+     "spec.batch.adapter.rayServe.service", "must be the name of a Service beside the policy"),
+    ("a port of 0", a_policy(batch=_batch(_ray(port=0))), "spec.batch.adapter.rayServe.port", "must be at least 1"),
+    ("no InferenceService", a_policy(batch=_batch(_kserve(None))), "spec.batch.adapter.kServe.inferenceService",
+     "must be set, such as inferenceService: iris"),
+    ("InferenceService in upper case", a_policy(batch=_batch(_kserve("Iris"))),
+     "spec.batch.adapter.kServe.inferenceService", "must be an object's name"),
     ("no container", a_policy(batch=_batch(_template(container=LEFT_OUT))), "spec.batch.adapter.podTemplate.container",
      "must be set, such as container: server"),
     ("container in upper case", a_policy(batch=_batch(_template(container="Server"))),

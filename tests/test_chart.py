@@ -26,6 +26,8 @@ EVERYTHING = {
         "podTemplate": {"enabled": True},
         "http": {"enabled": True},
         "triton": {"enabled": True},
+        "rayServe": {"enabled": True},
+        "kServe": {"enabled": True},
         "configMap": {"enabled": True, "names": ["chat-batch"]},
     },
     "podAccess": {
@@ -265,6 +267,10 @@ def test_each_adapter_adds_its_right_and_nothing_else() -> None:
         "patch apps/statefulsets",
     }
     assert grants({"adapters": {"http": {"enabled": True}, "triton": {"enabled": True}}}) == BASE_GRANTS
+    assert grants({"adapters": {"rayServe": {"enabled": True}, "kServe": {"enabled": True}}}) - BASE_GRANTS == {
+        *(f"{verb} ray.io/rayservices" for verb in ("get", "patch")),
+        *(f"{verb} serving.kserve.io/inferenceservices" for verb in ("get", "patch")),
+    }
     config_map = {"adapters": {"configMap": {"enabled": True, "names": ["chat-batch"]}}}
     assert grants(config_map) - BASE_GRANTS == {"get /configmaps", "patch /configmaps"}
     (rule,) = [rule for rule in rules(config_map) if rule["resources"] == ["configmaps"]]
@@ -334,6 +340,8 @@ def test_every_binding_is_for_the_operator_and_every_role_exists() -> None:
         ("annotation", "bk-bandkeeper-annotation"),
         ("podTemplate", "bk-bandkeeper-pod-template"),
         ("configMap", "bk-bandkeeper-config-map"),
+        ("rayServe", "bk-bandkeeper-ray-serve"),
+        ("kServe", "bk-bandkeeper-kserve"),
     ],
 )
 def test_an_adapter_always_comes_with_its_admission_policy(adapter: str, name: str) -> None:

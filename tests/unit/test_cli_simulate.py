@@ -14,7 +14,9 @@ import yaml
 from bandkeeper.actuate.annotation import Annotation
 from bandkeeper.actuate.config_map import ConfigMap
 from bandkeeper.actuate.http import HTTP
+from bandkeeper.actuate.kserve import KServe
 from bandkeeper.actuate.pod_template import PodTemplate
+from bandkeeper.actuate.ray_serve import RayServe
 from bandkeeper.actuate.triton import Triton
 from bandkeeper.api.v1alpha1 import AdapterType
 from bandkeeper.cli import inputs, main, simulate
@@ -250,6 +252,8 @@ def test_the_table_of_adapters_is_what_the_adapters_say() -> None:
         AdapterType.HTTP: (HTTP.cost_class, HTTP.expected_delay_s),
         AdapterType.CONFIG_MAP: (ConfigMap.cost_class, ConfigMap.expected_delay_s),
         AdapterType.TRITON: (Triton.cost_class, Triton.expected_delay_s),
+        AdapterType.RAY_SERVE: (RayServe.cost_class, RayServe.expected_delay_s),
+        AdapterType.K_SERVE: (KServe.cost_class, KServe.expected_delay_s),
     } == inputs.ADAPTERS
     assert set(inputs.ADAPTERS) == set(AdapterType)
 

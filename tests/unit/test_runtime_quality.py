@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bandkeeper.api.signals import Signal
-from bandkeeper.api.snapshot import GPUs, Snapshot
+from bandkeeper.api.snapshot import GPUs, Group, Snapshot
 from bandkeeper.kube.status import moved
 from bandkeeper.quality.types import (
     Advice,
@@ -233,6 +233,25 @@ def with_gpus(known: Tracked, asked: float | None, seen: GPUs | None) -> Tracked
 def test_gpus_are_those_that_are_known_to_be_held(asked: float | None, seen: GPUs | None, held: float | None) -> None:
     found = runtime.gpus_held(with_gpus(tracked(), asked, seen))
     assert found == (None if held is None else pytest.approx(held))
+
+
+@pytest.mark.parametrize(
+    ("group", "asked", "seen", "held"),
+    [
+        (Group(pods=4, gpus=32.0), 8.0, None, 64.0),
+        (Group(pods=3, gpus=16.0), None, None, 32.0),
+        (Group(pods=4), None, GPUs(count=8), 64.0),
+        (Group(pods=4, gpus=32.0), 8.0, GPUs(count=8, shared=True), None),
+    ],
+    ids=["as the leaders", "leaders without GPUs", "seen", "time-sliced"],
+)
+def test_a_leader_stands_for_the_gpus_of_its_group(
+    group: Group, asked: float | None, seen: GPUs | None, held: float | None
+) -> None:
+    known = with_gpus(tracked(), asked, seen)
+    assert known.scale is not None
+    known.scale = replace(known.scale, target=replace(known.scale.target, group=group))
+    assert runtime.gpus_held(known) == held
 
 
 def test_long_texts_and_many_figures_fit() -> None:

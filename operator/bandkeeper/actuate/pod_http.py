@@ -55,6 +55,8 @@ class PodDoor:
         Speak TLS, and the name that the certificate must have; None: the pod's IP.
     address_of
         Asked for host:port instead of the pod's IP and `port`.
+    answer_most_bytes
+        Of one answer; a longer one is not read.
     """
 
     port: int
@@ -63,6 +65,7 @@ class PodDoor:
     ca_file: Path | None = None
     credential: Credential | None = None
     address_of: AddressOf | None = None
+    answer_most_bytes: int = ANSWER_MOST_BYTES
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[PodSession]:
@@ -127,7 +130,7 @@ class PodSession:
                     server_hostname=self._door.server_name if self._door.tls else None,
                 ) as response,
             ):
-                data = await _bounded(response, asked)
+                data = await _bounded(response, asked, self._door.answer_most_bytes)
         except TimeoutError as error:
             raise PodError(f"{asked} did not answer within {timeout_s:g} s") from error
         except aiohttp.ClientConnectorCertificateError as error:
@@ -174,12 +177,12 @@ def _checked(pod: Pod) -> Pod:
     return pod
 
 
-async def _bounded(response: aiohttp.ClientResponse, asked: str) -> bytes:
+async def _bounded(response: aiohttp.ClientResponse, asked: str, most_bytes: int) -> bytes:
     data = b""
     async for piece in response.content.iter_chunked(65_536):
         data += piece
-        if len(data) > ANSWER_MOST_BYTES:
-            raise PodError(f"{asked} answers with more than {ANSWER_MOST_BYTES // 1024} kB: is it the right path?")
+        if len(data) > most_bytes:
+            raise PodError(f"{asked} answers with more than {most_bytes // 1024} kB: is it the right path?")
     return data
 
 

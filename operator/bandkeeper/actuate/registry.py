@@ -9,8 +9,10 @@ from bandkeeper.actuate.adapter import AdapterError, AddressOf, BatchAdapter, Me
 from bandkeeper.actuate.annotation import Annotation
 from bandkeeper.actuate.config_map import ConfigMap
 from bandkeeper.actuate.http import HTTP
+from bandkeeper.actuate.kserve import KServe
 from bandkeeper.actuate.pod_access import PodAccess
 from bandkeeper.actuate.pod_template import PodTemplate
+from bandkeeper.actuate.ray_serve import RayServe
 from bandkeeper.actuate.triton import Triton
 from bandkeeper.api.v1alpha1 import Adapter, AdapterType
 from bandkeeper.kube.client import KubeClient
@@ -21,6 +23,8 @@ MAKERS: Mapping[AdapterType, Callable[[Adapter, Means], BatchAdapter]] = {
     AdapterType.HTTP: HTTP.of,
     AdapterType.CONFIG_MAP: ConfigMap.of,
     AdapterType.TRITON: Triton.of,
+    AdapterType.RAY_SERVE: RayServe.of,
+    AdapterType.K_SERVE: KServe.of,
 }
 
 

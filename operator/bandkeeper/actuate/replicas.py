@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bandkeeper.actuate.groups import group_of
 from bandkeeper.actuate.managers import replicas_manager
 from bandkeeper.actuate.outcome import (
     ATTEMPT_PAUSES_S,
@@ -86,7 +87,10 @@ class Replicas:
             raise TargetError(TargetProblem.NO_SELECTOR, message)
         workload = await self._workload(resource, namespace, ref.name, REQUEST_TIMEOUT_S)
         target = dataclasses.replace(
-            scale.target, manager=replicas_manager(workload), rollout=rollout_of(workload, now=self._wall())
+            scale.target,
+            manager=replicas_manager(workload),
+            rollout=rollout_of(workload, now=self._wall()),
+            group=group_of(workload),
         )
         return dataclasses.replace(scale, target=target)
 

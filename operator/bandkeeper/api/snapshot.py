@@ -98,10 +98,27 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What makes up one replica of a workload that counts groups of pods; its selector names one pod of each.
+
+    Attributes
+    ----------
+    pods
+        In one group, the one that the selector names included.
+    gpus
+        That they ask for together, a MIG instance as its share of one; None where they ask for none.
+    """
+
+    pods: int
+    gpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """The scaled object as its scale subresource shows it.
 
-    `manager` is the field manager that owns `spec.replicas` last, "" where unknown.
+    `manager` is the field manager that owns `spec.replicas` last, "" where unknown; `group` is None where one replica
+    is one pod.
     """
 
     uid: str
@@ -109,6 +126,7 @@ class Target:
     resource_version: str = ""
     manager: str = ""
     rollout: Rollout | None = None
+    group: Group | None = None
 
 
 class GapReason(StrEnum):

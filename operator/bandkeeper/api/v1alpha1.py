@@ -70,6 +70,8 @@ class AdapterType(StrEnum):
     HTTP = "HTTP"
     CONFIG_MAP = "ConfigMap"
     TRITON = "Triton"
+    RAY_SERVE = "RayServe"
+    K_SERVE = "KServe"
 
     @property
     def member(self) -> str:
@@ -217,6 +219,16 @@ ServerName = Annotated[
     str,
     Field(min_length=1, max_length=63),
     matches("[a-z0-9]([-a-z0-9]*[a-z0-9])?", "must be the name of a Prometheus in the operator's configuration"),
+]
+ServiceName = Annotated[
+    str,
+    Field(min_length=1, max_length=63),
+    matches("[a-z0-9]([-a-z0-9]*[a-z0-9])?", "must be the name of a Service beside the policy, such as ray-head-svc"),
+]
+RayName = Annotated[
+    str,
+    Field(min_length=1, max_length=128),
+    matches("[A-Za-z0-9_][-A-Za-z0-9_.]*", "must be a name as in the Serve config: letters, digits, '-', '_' and '.'"),
 ]
 ServerURL = Annotated[
     str,
@@ -523,6 +535,42 @@ class TritonAdapter(_Model):
     )
 
 
+class RayServeAdapter(_Model):
+    """Writes the cap to a key of the `user_config` of one deployment of a Ray Serve application."""
+
+    application: RayName = Field(examples=["default"], description="Name of the application in the Serve config.")
+    deployment: RayName = Field(examples=["Embedder"], description="Name of the deployment whose user_config is set.")
+    key: RayName = Field(
+        default="max_batch_size",
+        description="Key of the user_config that holds the cap. The deployment takes it over in its reconfigure().",
+    )
+    service: ServiceName | None = Field(
+        default=None,
+        examples=["ray-head-svc"],
+        description="Service before the dashboard of the Ray cluster that all pods make up. Left out: of rayService, "
+        "the Service that KubeRay makes for it; without rayService each pod is a Ray cluster of its own and is asked.",
+    )
+    port: Port = Field(default=8265, description="Port of the Ray dashboard.")
+    credential: CredentialName | None = Field(
+        default=None,
+        examples=["ray-token"],
+        description="Name of a credential in the chart value podAccess.credentials, for a Ray that wants a token.",
+    )
+    ray_service: ObjectName | None = Field(
+        default=None,
+        examples=["embed"],
+        description="KubeRay RayService into whose spec.serveConfigV2 the cap is written; KubeRay hands it on to Ray.",
+    )
+
+
+class KServeAdapter(_Model):
+    """Writes the cap to the batcher of a KServe InferenceService, whose predictor's Deployment is the target."""
+
+    inference_service: ObjectName = Field(
+        examples=["iris"], description="The InferenceService whose spec.predictor.batcher.maxBatchSize is set."
+    )
+
+
 def _annotation_by_default(fields: dict[str, Any]) -> AnnotationAdapter | None:
     return AnnotationAdapter() if fields.get("type") is AdapterType.ANNOTATION else None
 
@@ -566,6 +614,10 @@ class Adapter(_Model):
         _needed_by(AdapterType.CONFIG_MAP, "{name: chat-batch}"),
         _only_of(AdapterType.TRITON),
         _needed_by(AdapterType.TRITON, "{model: resnet50}"),
+        _only_of(AdapterType.RAY_SERVE),
+        _needed_by(AdapterType.RAY_SERVE, "{application: default, deployment: Embedder, service: ray-head-svc}"),
+        _only_of(AdapterType.K_SERVE),
+        _needed_by(AdapterType.K_SERVE, "{inferenceService: iris}"),
     )
 
     type: AdapterType = Field(
@@ -573,7 +625,8 @@ class Adapter(_Model):
         "about two minutes. PodTemplate: a variable or argument of the pod template, in force by a rollout. "
         "HTTP: a request to the server in each pod, in force at once. ConfigMap: a key of a ConfigMap that the pods "
         "mount, in force within about two minutes. Triton: a load of the model in each running server, in force within "
-        "seconds.",
+        "seconds. RayServe: a key of a deployment's user_config, in force at once. KServe: the batcher's size, by a "
+        "rollout.",
     )
     annotation: AnnotationAdapter | None = Field(
         default_factory=_annotation_by_default,
@@ -587,6 +640,10 @@ class Adapter(_Model):
         default=None, description="Settings of type ConfigMap: its name and the key."
     )
     triton: TritonAdapter | None = Field(default=None, description="Settings of type Triton: the model.")
+    ray_serve: RayServeAdapter | None = Field(
+        default=None, description="Settings of type RayServe: which user_config, and where its Ray cluster is asked."
+    )
+    k_serve: KServeAdapter | None = Field(default=None, description="Settings of type KServe: the InferenceService.")
 
 
 class Batch(_Model):

@@ -36,6 +36,8 @@ ADAPTERS: Mapping[AdapterType, tuple[CostClass, float]] = {
     AdapterType.HTTP: (CostClass.LIVE, 1.0),
     AdapterType.CONFIG_MAP: (CostClass.EVENTUAL, 120.0),
     AdapterType.TRITON: (CostClass.RELOAD, 10.0),
+    AdapterType.RAY_SERVE: (CostClass.LIVE, 5.0),
+    AdapterType.K_SERVE: (CostClass.ROLLOUT, 300.0),
 }
 """Cost class and expected delay in seconds of each batch adapter, as the adapters themselves declare them."""
 STDIN = Path("-")

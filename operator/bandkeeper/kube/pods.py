@@ -148,7 +148,7 @@ def trim_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         state_since=_seconds(ready_changed) if ready_changed else created_at,
         revision=next((labels[name] for name in REVISION_LABELS if name in labels), None),
         message=message[:MESSAGE_LENGTH],
-        gpus=_gpus(spec.get("containers") or ()),
+        gpus=gpus_asked(spec.get("containers") or ()),
         cpu_limit=_cpu_limit(spec.get("containers") or ()),
         job=labels.get(GROUP_LABEL, trains),
         trains=trains is not None,
@@ -340,7 +340,7 @@ def _training_job(labels: Mapping[str, str]) -> str | None:
     return next((labels[name] for name in TRAINING_LABELS if name in labels), None)
 
 
-def _gpus(containers: Iterable[Mapping[str, Any]]) -> float | None:
+def gpus_asked(containers: Iterable[Mapping[str, Any]]) -> float | None:
     """What all of a pod's containers ask for; of an extended resource the limit is the request."""
     asked = 0.0
     for container in containers:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from bandkeeper.actuate.adapter import BatchAdapter, Workload
+from bandkeeper.actuate.kserve import KServe
 from bandkeeper.actuate.outcome import CapReading, CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.pod_template import PodTemplate, paused
 from bandkeeper.actuate.replicas import Replicas, Scale, scale_right
@@ -116,7 +117,8 @@ class Actor:
         """Take in how a write of replicas ended."""
         before, decision = scale.target.replicas, tracked.decision
         if result.target is not None:
-            tracked.scale = replace(scale, target=replace(result.target, rollout=scale.target.rollout))
+            target = replace(result.target, rollout=scale.target.rollout, group=scale.target.group)
+            tracked.scale = replace(scale, target=target)
         if result.outcome in _FINE:
             tracked.scale_retry.clear()
         else:
@@ -163,7 +165,7 @@ class Actor:
         self, adapter: BatchAdapter, workload: Workload, decision: Decision, cap: int, rollout: Rollout | None
     ) -> CapResult:
         """Write the cap where it differs; a rollout of others is never joined by one of ours."""
-        if isinstance(adapter, PodTemplate) and (decision.rollback or _is_way_back(rollout, cap)):
+        if isinstance(adapter, PodTemplate | KServe) and (decision.rollback or _is_way_back(rollout, cap)):
             return await adapter.rollback(workload, deadline=self._deadline())
         if adapter.settled(workload, cap):
             return CapResult(outcome=Outcome.UNCHANGED)

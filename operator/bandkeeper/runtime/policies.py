@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from bandkeeper.actuate import kserve
 from bandkeeper.actuate.adapter import AdapterError, AddressOf, BatchAdapter
 from bandkeeper.actuate.pod_access import Credential, PodAccess
 from bandkeeper.actuate.registry import batch_adapter
@@ -214,6 +215,8 @@ def _pod_access(settings: Settings) -> PodAccess:
 def _pod_settings(spec: Spec, preset: Preset) -> PodSettings:
     """Where a pod of this workload shows its cap, its boot capacity and its queue bound."""
     adapter = spec.batch.adapter if spec.batch else None
+    if adapter and adapter.k_serve:
+        return PodSettings(cap_annotation=kserve.BATCH_SIZE_ANNOTATION, queue_bound=preset.queue_bound_names)
     template = adapter.pod_template if adapter else None
     annotation = adapter.annotation.key if adapter and adapter.annotation and not template else None
     named = tuple(name for name in (template.env, template.argument) if name) if template else ()

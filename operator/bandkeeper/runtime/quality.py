@@ -19,9 +19,10 @@ def gpus_held(tracked: Tracked) -> float | None:
     """GPUs that the ready pods hold, a MIG instance as its share of one; None where that is not known of a pod.
 
     A pod tells by what it asks for; one that asks for none that is known, by what an exporter shows of whole GPUs that
-    it has for itself.
+    it has for itself. A leader stands for its whole group.
     """
     total = 0.0
+    group = tracked.scale.target.group if tracked.scale else None
     seen = tracked.snapshot.gpus if tracked.snapshot else {}
     for pod in tracked.pods:
         if pod.state is not PodState.READY:
@@ -29,10 +30,12 @@ def gpus_held(tracked: Tracked) -> float | None:
         held = seen.get(pod.name)
         if held is not None and held.shared:
             return None
-        if pod.gpus is not None:
+        if group is not None and group.gpus is not None:
+            total += group.gpus
+        elif pod.gpus is not None:
             total += pod.gpus
         elif held is not None and not held.mig:
-            total += held.count
+            total += held.count * (group.pods if group else 1)
         else:
             return None
     return total

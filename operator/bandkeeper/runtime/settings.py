@@ -153,6 +153,8 @@ class Adapters(_Model):
     http: bool = False
     config_map: bool = False
     triton: bool = False
+    ray_serve: bool = False
+    k_serve: bool = False
 
 
 class PodCredential(_Model):
@@ -191,6 +193,9 @@ class PodAccess(_Model):
         if len(set(names)) != len(names):
             raise ValueError("two credentials have the same name; policies choose by name, so give each its own")
         return self
+
+    ray_serve: bool = False
+    k_serve: bool = False
 
 
 def _bound(name: str, default: Any) -> Any:

@@ -1,0 +1,314 @@
+"""Batch cap as a key of a Ray Serve deployment's `user_config`, which `reconfigure()` takes over without a restart.
+
+It is written to the Ray dashboard's REST API, or into `spec.serveConfigV2` of a KubeRay RayService, whose operator
+hands it on. Either way the dashboard is asked for the cap in force. A Ray cluster that many pods make up has one
+dashboard, at a Service; without a Service each pod is a cluster of its own and is asked itself.
+
+Ray takes a whole config or none, and has no way to say "only if unchanged": what somebody deploys in the milliseconds
+between our reading and our writing is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from bandkeeper.actuate.adapter import Means, Workload, cap_for
+from bandkeeper.actuate.errors import AdapterError, PodError
+from bandkeeper.actuate.field import CapField, Edit, write_field
+from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
+from bandkeeper.actuate.pod_http import PodDoor, PodSession, each
+from bandkeeper.actuate.rights import Right
+from bandkeeper.actuate.serve_config import CapPlace, cap_in, cap_in_text, deployed_config, text_with_cap, with_cap
+from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.api.v1alpha1 import Adapter
+from bandkeeper.decide.policy import CostClass
+from bandkeeper.kube.client import KubeClient
+from bandkeeper.kube.discovery import Resource
+
+PATH = "/api/serve/applications/"
+RAY_SERVICES = "/apis/ray.io/v1"
+ANSWER_MOST_BYTES = 16 * 1024 * 1024  # a large cluster tells a lot about each of its replicas
+TAKEN_OVER_S = 5.0  # seen: 0.25 s until every replica has a new user_config
+LOOK_EVERY_S = 0.1
+REFUSED_S = 3600.0  # so long a cap that broke the application is not tried again
+RUNNING, DEPLOY_FAILED = "RUNNING", "DEPLOY_FAILED"
+BUSY = ("NOT_STARTED", "DEPLOYING", "DELETING")  # of an application: somebody's config is not in force yet
+UNSETTLED = ("UPDATING", "UNHEALTHY", DEPLOY_FAILED)  # of a deployment
+
+Details = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class RayServe:
+    """Writes one key of one deployment's `user_config`, and asks Ray Serve for the one in force."""
+
+    cost_class = CostClass.LIVE
+    expected_delay_s = 5.0
+    reads_back = True
+
+    def __init__(
+        self,
+        client: KubeClient,
+        place: CapPlace,
+        door: PodDoor,
+        *,
+        ray_service: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`door` leads to the dashboard that speaks for a pod; pods at one address share it."""
+        self._client = client
+        self._door = door
+        self._clock = clock
+        self._refused: dict[int, tuple[str, float]] = {}
+        self.place = place
+        self.ray_service = ray_service
+        if ray_service:  # KubeRay looks every 2 s, and the next round of reading tells what came of it
+            self.expected_delay_s = 40.0
+
+    @classmethod
+    def of(cls, spec: Adapter, means: Means) -> RayServe:
+        """The adapter that a policy asks for."""
+        settings, access = spec.ray_serve, means.pod_access
+        if settings is None:
+            raise AdapterError("adapter type RayServe needs rayServe with application and deployment")
+        service = settings.service or (f"{settings.ray_service}-head-svc" if settings.ray_service else None)
+        dashboard = f"{service}.{means.namespace}.svc:{settings.port}"
+        door = PodDoor(
+            port=settings.port,
+            credential=access.credential(settings.credential, means.namespace) if settings.credential else None,
+            address_of=means.address_of or ((lambda _: dashboard) if service else None),
+            answer_most_bytes=ANSWER_MOST_BYTES,
+        )
+        place = CapPlace(application=settings.application, deployment=settings.deployment, key=settings.key)
+        return cls(means.client, place, door, ray_service=settings.ray_service, clock=means.clock)
+
+    def right(self, resource: Resource) -> Right | None:
+        """Patching the RayService; nothing of the API server where the dashboard itself is written."""
+        return _patch_right(self.ray_service) if self.ray_service else None
+
+    def settled(self, workload: Workload, cap: int) -> bool:
+        """True when every ready pod said that it runs with the cap."""
+        return not _behind(workload, cap)
+
+    async def apply(self, workload: Workload, cap: int, *, deadline: float) -> CapResult:
+        """Write `cap` where it differs, and wait for a moment until it is taken over.
+
+        A cap with which the application does not come up again is taken back, and not tried again for an hour.
+        """
+        pods, left = _behind(workload, cap), Deadline(deadline, self._clock)
+        if not pods:
+            return CapResult(outcome=Outcome.UNCHANGED)
+        cap = _for_all(workload, cap)
+        if self.ray_service:
+            return await self._patch(workload, self.ray_service, cap, left)
+        why, until_s = self._refused.get(cap, ("", 0.0))
+        if self._clock() < until_s:
+            return CapResult(outcome=Outcome.REFUSED, message=why)
+        ends, failed = await self._ask_each(pods, lambda ray: self._write(ray, cap, left))
+        written = sum(one is Outcome.WRITTEN for one in ends.values())
+        return CapResult(
+            outcome=_overall(written, list(failed.values())),
+            message=str(next(iter(failed.values()), "")),
+            written=written,
+            failed={name: str(error) for name, error in failed.items()},
+        )
+
+    async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
+        """Ask Ray Serve for the cap in force: the user_config of the deployment, while its application runs."""
+        left = Deadline(deadline, self._clock)
+
+        async def read(ray: _Ray) -> int:
+            details = await ray.details(left)
+            if waits := self._unsettled(details):
+                raise PodError(f"{waits}; it will be asked again")
+            return self._in_force(details)
+
+        caps, failed = await self._ask_each(_ready(workload), read)
+        return CapReading(caps=caps, failed={name: str(error) for name, error in failed.items()})
+
+    async def close(self) -> None:
+        """Nothing stays open between two rounds."""
+
+    async def _ask_each(
+        self, pods: list[Pod], ask: Callable[[_Ray], Awaitable[T]]
+    ) -> tuple[dict[str, T], dict[str, PodError]]:
+        """Ask each dashboard once: by pod name what came back, and why not."""
+        by_address: dict[str, list[Pod]] = {}
+        for pod in pods:
+            by_address.setdefault(self._address(pod), []).append(pod)
+        groups = {group[0].name: (address, group) for address, group in by_address.items()}
+
+        async def one(pod: Pod) -> T:
+            try:
+                return await ask(_Ray(session, pod, groups[pod.name][0]))
+            except AdapterError as error:
+                raise PodError(str(error), lasting=True) from error
+
+        try:
+            async with self._door.open() as session:
+                done, failed = await each((group[0] for _, group in groups.values()), one)
+        except PodError as error:
+            return {}, {pod.name: error for pod in pods}
+        return (
+            {pod.name: done[first] for first, (_, group) in groups.items() if first in done for pod in group},
+            {pod.name: failed[first] for first, (_, group) in groups.items() if first in failed for pod in group},
+        )
+
+    def _address(self, pod: Pod) -> str:
+        try:
+            return self._door.url(pod, PATH).authority
+        except PodError:
+            return f"pod {pod.name}"  # asked nevertheless, it says why
+
+    async def _write(self, ray: _Ray, cap: int, left: Deadline) -> Outcome:
+        details = await ray.details(left)
+        before = deployed_config(details)
+        after = with_cap(before, self.place, cap)
+        application = self._application(details)
+        status = application.get("status")
+        if cap_in(before, self.place) == cap:
+            if status == DEPLOY_FAILED:
+                raise PodError(self._complaint(application))
+            return Outcome.UNCHANGED
+        if status in BUSY:
+            raise PodError(f"application {self.place.application} is {status}; it will be tried again")
+        await ray.deploy(after, left)
+        problem = await self._taken_over(ray, cap, left)
+        if not problem:
+            return Outcome.WRITTEN
+        await ray.deploy(before, left)
+        why = f"batch cap {cap} was taken back: {problem}"
+        self._refused[cap] = why, self._clock() + REFUSED_S
+        raise PodError(why, lasting=True)
+
+    async def _taken_over(self, ray: _Ray, cap: int, left: Deadline) -> str:
+        """Wait until the application runs with the cap, for a moment; what Ray says where it cannot, else "".
+
+        A replica whose reconfigure() fails is stopped at once and started again with the new config, which fails too.
+        """
+        until_s = self._clock() + TAKEN_OVER_S
+        while self._clock() < until_s and await left.pause(LOOK_EVERY_S):
+            details = await ray.details(left)
+            if self._in_force(details) != cap:
+                continue
+            application = self._application(details)
+            if application.get("status") == DEPLOY_FAILED or self._deployment(application).get("message"):
+                return self._complaint(application)
+            if not self._unsettled(details):
+                break
+        return ""
+
+    def _application(self, details: Details) -> Details:
+        found = details["applications"].get(self.place.application)
+        if not isinstance(found, dict):
+            names = ", ".join(details["applications"])
+            there = f"write one of: {names}" if names else "it runs none"
+            raise AdapterError(f"Ray Serve runs no application {self.place.application}; {there}")
+        return found
+
+    def _deployment(self, application: Details) -> Details:
+        found = (application.get("deployments") or {}).get(self.place.deployment)
+        return found if isinstance(found, dict) else {}
+
+    def _unsettled(self, details: Details) -> str:
+        """Why the config cannot be taken for what is in force; "" where it can."""
+        application = self._application(details)
+        settled = application.get("status") == RUNNING and self._deployment(application).get("status") not in UNSETTLED
+        return "" if settled else self._complaint(application)
+
+    def _complaint(self, application: Details) -> str:
+        deployment = self._deployment(application)
+        text = str(deployment.get("message") or application.get("message") or "").strip() or "it says no more"
+        said = text.splitlines()[-1].strip()  # of a traceback the last line says it
+        state = f"application {self.place.application} is {application.get('status')}"
+        return f"{state}, deployment {self.place.deployment} is {deployment.get('status', 'not there')}: {said[:300]}"
+
+    def _in_force(self, details: Details) -> int:
+        deployment = self._deployment(self._application(details))
+        config = {"name": self.place.deployment, **(deployment.get("deployment_config") or {})}
+        return cap_in({"applications": [{"name": self.place.application, "deployments": [config]}]}, self.place)
+
+    async def _patch(self, workload: Workload, name: str, cap: int, left: Deadline) -> CapResult:
+        keys = ("spec", "serveConfigV2")
+        field = CapField(
+            path=f"{RAY_SERVICES}/namespaces/{workload.namespace}/rayservices/{name}",
+            label=f"RayService {name}",
+            what="spec.serveConfigV2",
+            keys=keys,
+        )
+
+        def wanted(manifest: Mapping[str, Any]) -> Edit | None:
+            at, text = "/" + "/".join(keys), manifest["spec"].get("serveConfigV2") or ""
+            before = cap_in_text(text, self.place)
+            if before == cap:
+                return None
+            return Edit(
+                before,
+                [
+                    {"op": "test", "path": at, "value": text},
+                    {"op": "replace", "path": at, "value": text_with_cap(text, self.place, cap)},
+                ],
+            )
+
+        return await write_field(self._client, field, wanted, workload=workload, right=_patch_right(name), left=left)
+
+
+class _Ray:
+    """The dashboard that speaks for a pod."""
+
+    def __init__(self, session: PodSession, pod: Pod, address: str) -> None:
+        self._session = session
+        self._pod = pod
+        self._address = address
+
+    async def details(self, left: Deadline) -> dict[str, Any]:
+        """What is deployed, and how it is. PodError where it is not Ray that answers."""
+        body = await self._ask("GET", left)
+        try:
+            details = json.loads(body)
+        except ValueError:
+            details = None
+        if not isinstance(details, dict) or not isinstance(details.get("applications"), dict):
+            raise PodError(f"what answers at {self._address}{PATH} is not the Ray dashboard: see port", lasting=True)
+        return details
+
+    async def deploy(self, config: Mapping[str, Any], left: Deadline) -> None:
+        """Put a config; Ray answers before it is in force."""
+        await self._ask("PUT", left, json.dumps(config))
+
+    async def _ask(self, method: str, left: Deadline, body: str | None = None) -> bytes:
+        try:
+            answer = await self._session.ask(self._pod, method, PATH, timeout_s=left.timeout_s(), body=body)
+        except PodError as error:
+            said = str(error).replace(f"pod {self._pod.name}", f"the Ray dashboard at {self._address}", 1)
+            raise PodError(said, status=error.status, lasting=error.lasting) from error
+        return answer.body
+
+
+def _patch_right(name: str) -> Right:
+    remedy = "set the chart value adapters.rayServe.enabled=true (and its namespaces), or leave out rayServe.rayService"
+    return Right(verb="patch", group="ray.io", resource="rayservices", remedy=remedy, name=name)
+
+
+def _ready(workload: Workload) -> list[Pod]:
+    return [pod for pod in workload.pods if pod.state is PodState.READY]
+
+
+def _for_all(workload: Workload, cap: int) -> int:
+    """One cap for all pods: what the smallest of the servers may have."""
+    return min((cap_for(pod, cap) for pod in _ready(workload)), default=cap)
+
+
+def _behind(workload: Workload, cap: int) -> list[Pod]:
+    return [pod for pod in _ready(workload) if pod.cap != _for_all(workload, cap)]
+
+
+def _overall(written: int, failed: list[PodError]) -> Outcome:
+    if not failed:
+        return Outcome.WRITTEN if written else Outcome.UNCHANGED
+    if written:
+        return Outcome.PARTIAL
+    return Outcome.REFUSED if all(error.lasting for error in failed) else Outcome.FAILED

@@ -1,0 +1,467 @@
+"""Ray Serve's cap: what is sent to a dashboard or into a RayService, what it is taken for, and what is said."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bandkeeper.actuate import ray_serve
+from bandkeeper.actuate.adapter import Workload
+from bandkeeper.actuate.errors import AdapterError
+from bandkeeper.actuate.outcome import CapResult, Outcome
+from bandkeeper.actuate.pod_http import PodDoor
+from bandkeeper.actuate.ray_serve import PATH, RayServe
+from bandkeeper.actuate.serve_config import CapPlace, cap_in, cap_in_text, deployed_config, text_with_cap, with_cap
+from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.decide.policy import CostClass
+from tests.unit.test_actuate_writes import StandIn, answers, workload
+
+PLACE = CapPlace(application="embed", deployment="Embedder", key="max_batch_size")
+
+
+def config(cap: object = 16, **application: Any) -> dict[str, Any]:
+    user_config = {"timeout": 5, "max_batch_size": cap}
+    return {
+        "name": "embed",
+        "import_path": "embed:app",
+        "deployments": [{"name": "Front"}, {"name": "Embedder", "num_replicas": 2, "user_config": user_config}],
+        **application,
+    }
+
+
+TRACEBACK = """\
+Traceback (most recent call last):
+  File "embed.py", line 21, in reconfigure
+ValueError: batches of 64 at most
+"""
+
+
+class Ray:
+    """A dashboard in memory that behaves as Ray 2.60's.
+
+    A config is told at once, and in force after some `looks`; with a cap above `most` replicas begin to fail then, and
+    Ray gives up after as many `tries`.
+    """
+
+    def __init__(self) -> None:
+        self.most = 64
+        self.looks = 2
+        self.tries = 1000
+        self.proxy: dict[str, Any] = {"proxy_location": "EveryNode", "http_options": {"port": 8000}}
+        self.configs: dict[str, dict[str, Any]] = {
+            "embed": config(),
+            "other": {"name": "other", "import_path": "o:app"},
+        }
+        self.in_force = self.configs["embed"]
+        self.status = "RUNNING"
+        self.puts: list[dict[str, Any]] = []
+        self.answer: dict[str, Any] = {}  # of a server that is another, or unwell
+        self._pending = 0
+
+    def details(self) -> dict[str, Any]:
+        message, state = "", "HEALTHY"
+        if self.status == "DEPLOYING":
+            self._pending -= 1
+            state, self.in_force = "UPDATING", self.configs["embed"]
+            fails = cap_in({"applications": [self.in_force]}, PLACE) > self.most
+            message = TRACEBACK if fails and self._pending <= 0 else ""
+            if self._pending <= (-self.tries if fails else 0):
+                self.status = state = "DEPLOY_FAILED" if fails else "RUNNING"
+        elif self.status == "DEPLOY_FAILED":
+            message, state = TRACEBACK, "DEPLOY_FAILED"
+        deployments = {
+            one["name"]: {"status": state, "message": message, "deployment_config": one}
+            for one in self.in_force["deployments"]
+        }
+        embed = {"status": self.status, "message": "", "source": "declarative", "deployments": deployments}
+        return {
+            **self.proxy,
+            "proxies": {},
+            "applications": {
+                "embed": {**embed, "deployed_app_config": self.configs["embed"]},
+                "other": {"status": "RUNNING", "deployed_app_config": self.configs["other"], "deployments": {}},
+                "by-hand": {
+                    "status": "RUNNING",
+                    "source": "imperative",
+                    "deployed_app_config": None,
+                    "deployments": {},
+                },
+            },
+        }
+
+    async def serve(self, request: web.Request) -> web.Response:
+        if self.answer:
+            return web.Response(**self.answer)
+        if request.method == "GET":
+            return web.json_response(self.details())
+        body = await request.json()
+        self.puts.append(body)
+        self.configs = {one["name"]: one for one in body["applications"]}
+        self.status, self._pending = "DEPLOYING", self.looks
+        return web.Response()
+
+
+@pytest.fixture
+def ray() -> Ray:
+    return Ray()
+
+
+@pytest_asyncio.fixture
+async def address(ray: Ray) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_route("*", PATH, ray.serve)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    assert site._server is not None
+    yield f"127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
+    await runner.cleanup()
+
+
+def door(address: str = "127.0.0.1:1") -> PodDoor:
+    """To one dashboard for all pods."""
+    return PodDoor(port=8265, address_of=lambda _: address)
+
+
+@pytest.fixture
+def adapter(address: str, monkeypatch: pytest.MonkeyPatch) -> RayServe:
+    monkeypatch.setattr(ray_serve, "LOOK_EVERY_S", 0.001)
+    return RayServe(StandIn(), PLACE, door(address))
+
+
+def pod(name: str, cap: int | None = 16, state: PodState = PodState.READY) -> Pod:
+    return Pod(name=name, uid=f"uid-{name}", cap=cap, state=state)
+
+
+TWO = (pod("a"), pod("b"), pod("new", None, PodState.PENDING))
+
+
+def soon() -> float:
+    return time.monotonic() + 10.0
+
+
+async def apply(adapter: RayServe, cap: int, *pods: Pod) -> CapResult:
+    return await adapter.apply(workload(*(pods or TWO)), cap, deadline=soon())
+
+
+async def caps(adapter: RayServe) -> tuple[dict[str, int], dict[str, str]]:
+    reading = await adapter.read_back(workload(*TWO), deadline=soon())
+    return dict(reading.caps), dict(reading.failed)
+
+
+# -- the dashboard -----------------------------------------------------------------------------------------------------
+
+
+async def test_only_the_one_number_of_the_whole_config_changes(ray: Ray, adapter: RayServe) -> None:
+    result = await apply(adapter, 8)
+    assert result == CapResult(outcome=Outcome.WRITTEN, written=2)
+    assert ray.puts == [
+        {
+            "proxy_location": "EveryNode",
+            "http_options": {"port": 8000},
+            "applications": [config(8), {"name": "other", "import_path": "o:app"}],
+        }
+    ]
+    assert await caps(adapter) == ({"a": 8, "b": 8}, {})
+    assert (adapter.cost_class, adapter.reads_back, adapter.right(workload().resource)) == (CostClass.LIVE, True, None)
+
+
+async def test_what_the_cluster_has_is_not_written_again(ray: Ray, adapter: RayServe) -> None:
+    assert (await apply(adapter, 16, pod("a", None))).outcome is Outcome.UNCHANGED
+    assert (await apply(adapter, 16)).outcome is Outcome.UNCHANGED
+    assert ray.puts == []
+    assert adapter.settled(workload(*TWO), 16)
+    assert not adapter.settled(workload(pod("a", None)), 16)
+
+
+async def test_no_pod_gets_more_than_it_booted_with(ray: Ray, adapter: RayServe) -> None:
+    small = Pod(name="small", uid="s", cap=16, capacity=32)
+    assert (await apply(adapter, 64, small, pod("b"))).outcome is Outcome.WRITTEN
+    assert cap_in({"applications": [ray.configs["embed"]]}, PLACE) == 32
+
+
+async def test_a_target_capacity_is_kept(ray: Ray, adapter: RayServe) -> None:
+    ray.proxy["target_capacity"] = 50.0
+    await apply(adapter, 8)
+    assert ray.puts[0]["target_capacity"] == 50.0
+
+
+@pytest.mark.parametrize("tries", [0, 1000], ids=["given up", "tried on"])
+async def test_a_cap_that_breaks_the_application_is_taken_back_and_not_tried_again(
+    ray: Ray, adapter: RayServe, tries: int
+) -> None:
+    ray.tries = tries
+    before = copy.deepcopy(ray.configs["embed"])
+    result = await apply(adapter, 128)
+    assert result.outcome is Outcome.REFUSED
+    assert result.message.startswith("batch cap 128 was taken back: application embed is DEPLOY")
+    assert result.message.endswith(": ValueError: batches of 64 at most")
+    assert ray.configs["embed"] == before
+    assert len(ray.puts) == 2
+    assert await apply(adapter, 128) == CapResult(outcome=Outcome.REFUSED, message=result.message)
+    assert len(ray.puts) == 2
+    assert [(await caps(adapter))[0] for _ in range(2)] == [{}, {"a": 16, "b": 16}]
+    assert (await apply(adapter, 32)).outcome is Outcome.WRITTEN
+
+
+async def test_while_others_deploy_nothing_is_written_and_no_cap_is_taken_for_the_one_in_force(
+    ray: Ray, adapter: RayServe
+) -> None:
+    ray.status, ray._pending = "DEPLOYING", 1000
+    result = await apply(adapter, 8)
+    assert (result.outcome, result.message) == (
+        Outcome.FAILED,
+        "application embed is DEPLOYING; it will be tried again",
+    )
+    read, failed = await caps(adapter)
+    assert read == {}
+    assert failed["a"].startswith(
+        "application embed is DEPLOYING, deployment Embedder is UPDATING: it says no more; it"
+    )
+    assert ray.puts == []
+
+
+async def test_it_is_not_waited_for_ever_until_a_cap_is_taken_over(
+    ray: Ray, adapter: RayServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_serve, "TAKEN_OVER_S", 0.02)
+    ray.looks = 100_000
+    assert (await apply(adapter, 8)).outcome is Outcome.WRITTEN
+    assert (await caps(adapter))[0] == {}
+
+
+async def test_without_a_service_each_pod_is_a_cluster_of_its_own(ray: Ray, address: str) -> None:
+    nobody = "127.0.0.1:1"
+    own = PodDoor(port=8265, address_of=lambda pod: address if pod.name == "a" else nobody)
+    adapter = RayServe(StandIn(), PLACE, own)
+    result = await apply(adapter, 8)
+    assert (result.outcome, result.written, list(result.failed)) == (Outcome.PARTIAL, 1, ["b"])
+    assert f"the Ray dashboard at {nobody}, asked GET {PATH}, cannot be reached" in result.failed["b"]
+    read, failed = await caps(adapter)
+    assert (read, list(failed)) == ({"a": 8}, ["b"])
+    assert (await apply(adapter, 8, pod("a", 8), pod("b"))).failed.keys() == {"b"}
+    assert len(ray.puts) == 1
+
+
+async def test_a_pod_without_an_address_is_not_asked_and_stops_no_other(ray: Ray) -> None:
+    result = await apply(RayServe(StandIn(), PLACE, PodDoor(port=8265)), 8)
+    assert (result.outcome, set(result.failed)) == (Outcome.FAILED, {"a", "b"})
+    assert "has no IP yet" in result.failed["b"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "says"),
+    [
+        ({"text": "<html>Grafana</html>"}, Outcome.REFUSED, "answers with a web page (200): is it the right port"),
+        ({"text": "[1]"}, Outcome.REFUSED, "is not the Ray dashboard: see port"),
+        ({"text": "fine"}, Outcome.REFUSED, "is not the Ray dashboard: see port"),
+        ({"text": '{"applications": {}}'}, Outcome.REFUSED, "no application embed"),
+        (
+            {"status": 302, "headers": {"Location": "http://elsewhere/"}},
+            Outcome.REFUSED,
+            "redirects to another host, elsewhere, which is",
+        ),
+        (
+            {"status": 401, "text": "Unauthorized"},
+            Outcome.REFUSED,
+            "refuses the login (401: Unauthorized): see credential",
+        ),
+        ({"status": 400, "text": "ValidationError: x"}, Outcome.REFUSED, "answers 400 Bad Request: ValidationError: x"),
+        (
+            {"status": 503, "text": "the GCS may be down"},
+            Outcome.FAILED,
+            "answers 503 Service Unavailable: the GCS may be down",
+        ),
+    ],
+)
+async def test_what_the_dashboard_cannot_do_is_said(
+    ray: Ray, adapter: RayServe, answer: dict[str, Any], outcome: Outcome, says: str
+) -> None:
+    ray.answer = answer
+    result = await apply(adapter, 8)
+    assert (result.outcome, result.written) == (outcome, 0)
+    assert says in result.message
+    assert set(result.failed) == {"a", "b"}
+    read, failed = await caps(adapter)
+    assert read == {}
+    assert says in failed["a"]
+    assert ray.puts == []
+
+
+async def test_nothing_is_asked_after_the_deadline(ray: Ray, adapter: RayServe) -> None:
+    result = await adapter.apply(workload(*TWO), 8, deadline=time.monotonic())
+    assert result.outcome is Outcome.FAILED
+    assert "was not asked: no time was left" in result.message
+    assert ray.puts == []
+
+
+# -- the config --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda one: one.update(name="x"), "no application embed in the Serve config; write one of: x"),
+        (
+            lambda one: one.pop("deployments"),
+            "no deployment Embedder under application embed of the Serve config; it li",
+        ),
+        (lambda one: one["deployments"].pop(), "there are: Front"),
+        (
+            lambda one: one["deployments"][1].pop("user_config"),
+            "no user_config.max_batch_size of deployment Embedder in",
+        ),
+        (lambda one: one["deployments"][1]["user_config"].pop("max_batch_size"), "(there are: timeout)"),
+        (lambda one: one["deployments"][1]["user_config"].update(max_batch_size="16"), 'is "16", not a plain whole'),
+        (lambda one: one["deployments"][1]["user_config"].update(max_batch_size=True), "not a plain whole number"),
+        (lambda one: one["deployments"][1]["user_config"].update(max_batch_size=[1]), "not a plain whole number"),
+    ],
+)
+def test_a_config_that_cannot_carry_the_cap_gets_a_sentence(change: Callable[[dict[str, Any]], Any], says: str) -> None:
+    one = config()
+    change(one)
+    whole = {"applications": [one]}
+    with pytest.raises(AdapterError) as refused:
+        with_cap(whole, PLACE, 8)
+    assert says in str(refused.value)
+    with pytest.raises(AdapterError) as in_text:
+        text_with_cap(yaml.safe_dump(whole), PLACE, 8)
+    assert str(in_text.value) == str(refused.value).replace('"[1]"', '"a list or map"').replace('"True"', '"true"')
+
+
+def test_a_config_that_would_delete_an_application_is_not_put_back() -> None:
+    details = {"applications": {"x": {"source": "declarative", "status": "RUNNING", "deployed_app_config": None}}}
+    with pytest.raises(AdapterError, match="does not tell the config of application x yet"):
+        deployed_config(details)
+
+
+TEXT = """\
+# the embedding service
+proxy_location: EveryNode          # behind the gateway
+applications:
+- name: embed
+  import_path: embed:app           # ünïcode
+  deployments:
+  - {name: Front, user_config: {max_batch_size: 16}}
+  - name: "Embedder"
+    user_config:
+      timeout:   5
+      max_batch_size:   16  # measured
+- name: other
+  import_path: other:app
+  deployments: [{name: Embedder, user_config: {max_batch_size: 16}}]
+"""
+
+
+def test_in_text_one_number_changes_and_every_other_character_stays() -> None:
+    assert text_with_cap(TEXT, PLACE, 128) == TEXT.replace("max_batch_size:   16  #", "max_batch_size:   128  #")
+    assert cap_in_text(text_with_cap(TEXT, PLACE, 128), PLACE) == 128
+    unnamed = CapPlace(application="default", deployment="E", key="n")
+    assert text_with_cap("{applications: [{deployments: [{name: E, user_config: {n: 4}}]}]}", unnamed, 8) == (
+        "{applications: [{deployments: [{name: E, user_config: {n: 8}}]}]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("applications: [", "is no YAML that could be read"),
+        ("[" * 5000, "is no YAML that could be read"),
+        ("a: " + "x" * 300_000, "longer than 256 KiB"),
+        (TEXT.replace("max_batch_size:   16", "max_batch_size: &size 16"), "is shared by a YAML anchor"),
+        (TEXT.replace("user_config:\n", "user_config: &all\n"), "is shared by a YAML anchor"),
+        (TEXT.replace("max_batch_size:   16", "max_batch_size: '16'"), "not a plain whole number"),
+        (TEXT.replace("max_batch_size:   16", "max_batch_size: 0x10"), "not a plain whole number"),
+        (TEXT.replace("max_batch_size:   16", "max_batch_size: 016"), "not a plain whole number"),
+        ("", "no application embed in the Serve config; it has none"),
+    ],
+)
+def test_text_that_cannot_be_edited_safely_gets_a_sentence(text: str, says: str) -> None:
+    with pytest.raises(AdapterError) as refused:
+        text_with_cap(text, PLACE, 8)
+    assert says in str(refused.value)
+
+
+_LEAVES = st.one_of(st.integers(-5, 5), st.text(max_size=8), st.booleans(), st.none())
+_VALUES = st.recursive(
+    _LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+
+
+@given(
+    extra=st.dictionaries(st.text(min_size=1, max_size=8), _VALUES, max_size=4),
+    before=st.integers(1, 9999),
+    after=st.integers(1, 9999),
+    flow=st.sampled_from([True, False, None]),
+)
+def test_text_and_config_agree_whatever_stands_beside_the_cap(
+    extra: dict[str, Any], before: int, after: int, flow: bool | None
+) -> None:
+    one = config(before)
+    one["deployments"][1]["user_config"] |= {name: value for name, value in extra.items() if name != "max_batch_size"}
+    whole = {"applications": [one]}
+    text = yaml.safe_dump(whole, default_flow_style=flow, allow_unicode=True)
+    changed = text_with_cap(text, PLACE, after)
+    assert yaml.safe_load(changed) == with_cap(yaml.safe_load(text), PLACE, after)
+    assert cap_in_text(changed, PLACE) == after
+    assert text_with_cap(changed, PLACE, before) == text
+
+
+# -- RayService --------------------------------------------------------------------------------------------------------
+
+
+def ray_service(text: str) -> dict[str, Any]:
+    return {"metadata": {"uid": "r"}, "spec": {"serveConfigV2": text, "rayClusterConfig": {}}}
+
+
+async def test_a_rayservice_is_patched_only_if_its_text_is_as_it_was_read() -> None:
+    client = StandIn(on_get=answers(ray_service(TEXT)))
+    adapter = RayServe(client, PLACE, door(), ray_service="embed")
+    result = await adapter.apply(workload(*TWO), 8, deadline=soon())
+    assert (result.outcome, result.written, result.message) == (Outcome.WRITTEN, 1, "")
+    assert client.writes == [
+        (
+            "/apis/ray.io/v1/namespaces/serving/rayservices/embed",
+            [
+                {"op": "test", "path": "/metadata/uid", "value": "r"},
+                {"op": "test", "path": "/spec/serveConfigV2", "value": TEXT},
+                {"op": "replace", "path": "/spec/serveConfigV2", "value": text_with_cap(TEXT, PLACE, 8)},
+            ],
+        )
+    ]
+    right = adapter.right(workload().resource)
+    assert right is not None
+    assert (right.verb, right.group, right.resource, right.name) == ("patch", "ray.io", "rayservices", "embed")
+
+
+async def test_a_rayservice_that_carries_the_cap_is_left_until_ray_took_it_over() -> None:
+    client = StandIn(on_get=answers(ray_service(text_with_cap(TEXT, PLACE, 8))))
+    adapter = RayServe(client, PLACE, door(), ray_service="embed")
+    assert (await adapter.apply(workload(*TWO), 8, deadline=soon())).outcome is Outcome.UNCHANGED
+    assert client.writes == []
+
+
+@pytest.mark.parametrize("spec", [{}, {"serveConfigV2": ""}, {"serveConfigV2": "applications: []"}])
+async def test_a_rayservice_without_the_deployment_gets_a_sentence(spec: dict[str, Any]) -> None:
+    client = StandIn(on_get=answers({"metadata": {"uid": "r"}, "spec": spec}))
+    adapter = RayServe(client, PLACE, door(), ray_service="embed")
+    result = await adapter.apply(workload(*TWO), 8, deadline=soon())
+    assert result.outcome is Outcome.REFUSED
+    assert "no application embed in the Serve config" in result.message
+    assert client.writes == []
+
+
+def test_the_workload_is_only_what_its_ready_pods_are() -> None:
+    adapter = RayServe(StandIn(), PLACE, door())
+    nobody = Workload(namespace="serving", name="chat", resource=workload().resource, uid="u")
+    assert adapter.settled(nobody, 8)
