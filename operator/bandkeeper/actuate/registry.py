@@ -39,6 +39,15 @@ def batch_adapter(
     if spec.type is AdapterType.ANNOTATION:
         return Annotation(client, (spec.annotation or AnnotationAdapter()).key, clock=clock)
     if spec.pod_template is None:
-        raise AdapterError("adapter type PodTemplate needs podTemplate with container and env or argument")
+        raise AdapterError(
+            "adapter type PodTemplate needs podTemplate with container and one of preset, env and argument"
+        )
     settings = spec.pod_template
-    return PodTemplate(client, container=settings.container, env=settings.env, argument=settings.argument, clock=clock)
+    return PodTemplate(
+        client,
+        container=settings.container,
+        env=settings.env,
+        argument=settings.argument,
+        preset=settings.preset,
+        clock=clock,
+    )

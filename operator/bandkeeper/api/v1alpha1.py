@@ -61,6 +61,14 @@ class AdapterType(StrEnum):
     POD_TEMPLATE = "PodTemplate"
 
 
+class PodTemplatePreset(StrEnum):
+    VLLM = "VLLM"
+    VLLM_ACTIVE = "VLLMActive"
+    SGLANG = "SGLang"
+    TGI = "TGI"
+    TENSORRT_LLM = "TensorRTLLM"
+
+
 ApiVersion = Annotated[
     str,
     Field(min_length=1, max_length=317),
@@ -260,18 +268,26 @@ class AnnotationAdapter(_Model):
 
 
 class PodTemplateAdapter(_Model):
-    """Writes the cap into the pod template: exactly one of `env` and `argument`."""
+    """Writes the cap into the pod template: exactly one of `preset`, `env` and `argument`."""
 
     rules: ClassVar = (
         Rule(
-            cel="has(self.env) != has(self.argument)",
-            holds=lambda adapter: (adapter.env is None) != (adapter.argument is None),
-            message="must have exactly one of env (a variable, such as MAX_NUM_SEQS) "
+            cel="[has(self.preset), has(self.env), has(self.argument)].exists_one(given, given)",
+            holds=lambda adapter: [adapter.preset, adapter.env, adapter.argument].count(None) == 2,
+            message="must have exactly one of preset (a server, such as VLLM), env (a variable, such as MAX_NUM_SEQS) "
             "and argument (a flag, such as --max-num-seqs)",
         ),
     )
 
     container: ContainerName = Field(examples=["server"], description="Name of the container whose cap is set.")
+    preset: PodTemplatePreset | None = Field(
+        default=None,
+        description="A server whose variable and flag are known: the variable where the container has it, else the "
+        "flag. VLLM: MAX_NUM_SEQS or --max-num-seqs. VLLMActive: MAX_NUM_ACTIVE_SEQS or --max-num-active-seqs, which "
+        "holds back admission below the capacity that --max-num-seqs boots. SGLang: MAX_RUNNING_REQUESTS or "
+        "--max-running-requests. TGI: MAX_BATCH_SIZE or --max-batch-size. TensorRTLLM: MAX_BATCH_SIZE or "
+        "--max_batch_size.",
+    )
     env: VariableName | None = Field(
         default=None, examples=["MAX_NUM_SEQS"], description="Environment variable that holds the cap."
     )
@@ -307,7 +323,7 @@ class Adapter(_Model):
         Rule(
             cel="self.type != 'PodTemplate' || has(self.podTemplate)",
             holds=lambda adapter: adapter.type is not AdapterType.POD_TEMPLATE or adapter.pod_template is not None,
-            message="must be set when type is PodTemplate, such as {container: server, env: MAX_NUM_SEQS}",
+            message="must be set when type is PodTemplate, such as {container: server, preset: VLLM}",
             path=".podTemplate",
             reason="FieldValueRequired",
         ),
@@ -322,7 +338,8 @@ class Adapter(_Model):
         description="Settings of type Annotation; may be left out, then the key is bandkeeper.dev/batch-cap.",
     )
     pod_template: PodTemplateAdapter | None = Field(
-        default=None, description="Settings of type PodTemplate: the container and exactly one of env and argument."
+        default=None,
+        description="Settings of type PodTemplate: the container and exactly one of preset, env and argument.",
     )
 
 
