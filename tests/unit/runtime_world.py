@@ -394,6 +394,7 @@ class World:
         ready: bool = True,
         ends: bool = False,
         cap: int | None = None,
+        restarts: int = 0,
         annotations: Mapping[str, str] | None = None,
     ) -> None:
         """A pod of a Deployment that has been up for an hour; `cap` is the number in its environment."""
@@ -408,9 +409,11 @@ class World:
             },
             "spec": {"containers": [{"name": "server", "args": ["--max-num-seqs", "64"], "env": _env(cap), **_GPU}]},
             "status": {
+                "podIP": "10.0.0.7",
                 "conditions": [
                     {"type": "Ready", "status": str(ready), "lastTransitionTime": _time(self.now - 3600)},
-                ]
+                ],
+                "containerStatuses": [{"name": "server", "restartCount": restarts}],
             },
         }
         if ends:

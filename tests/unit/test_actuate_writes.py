@@ -492,6 +492,18 @@ async def test_a_role_may_grant_a_right_on_one_object_alone() -> None:
     assert len(client.writes) == 3
 
 
+async def test_a_right_on_an_object_beside_the_target_is_asked_for_by_that_objects_name() -> None:
+    async def granted_on_caps(path: str, body: Any) -> dict[str, Any]:
+        return {"status": {"allowed": body["spec"]["resourceAttributes"].get("name") == "caps"}}
+
+    right = Right(verb="patch", group="", resource="configmaps", name="caps", remedy="do this")
+    rights = Rights(StandIn(on_write=granted_on_caps), clock=frozen)
+    assert await rights.missing(right, "serving", "chat") == ""
+    other = Right(verb="patch", group="", resource="configmaps", name="others", remedy="do this")
+    said = await rights.missing(other, "serving", "chat")
+    assert said == 'the operator may not patch configmaps "others" in namespace serving: do this'
+
+
 async def test_what_is_known_of_rights_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rights_module, "MOST_KNOWN", 10)
     now = 0.0

@@ -64,6 +64,14 @@ def crashed(restarts: int, started: str, finished: str) -> dict[str, Any]:
     return {"containerStatuses": [status]}
 
 
+def test_a_pods_address_and_restarts_are_kept() -> None:
+    statuses = [{"name": "server", "restartCount": 2}, {"name": "sidecar", "restartCount": 1}]
+    pod = view(record(status={"podIP": "10.0.0.7", "containerStatuses": statuses}), now=NOW, settings=PodSettings())
+    assert (pod.address, pod.restarts) == ("10.0.0.7", 3)
+    new = view(record(status={}), now=NOW, settings=PodSettings())
+    assert (new.address, new.restarts) == ("", 0)
+
+
 UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: no GPU"}
 GATED = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "waiting for Kueue"}
 

@@ -10,11 +10,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from bandkeeper.actuate.adapter import AdapterError, Workload
+from bandkeeper.actuate.adapter import AdapterError, Means, ShownByPods, Workload
 from bandkeeper.actuate.outcome import FIELD_MANAGER, OUT_OF_TIME, CapResult, Deadline, Outcome
 from bandkeeper.actuate.rights import Right
 from bandkeeper.actuate.rollout import OWN_PREFIX
 from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.api.v1alpha1 import Adapter, AnnotationAdapter
 from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import ApiError, Forbidden, Invalid, KubeClient, NotFound
 from bandkeeper.kube.discovery import Resource
@@ -29,7 +30,7 @@ PATCH_PODS = Right(
 LIVE = (PodState.READY, PodState.PENDING, PodState.UNSCHEDULABLE)
 
 
-class Annotation:
+class Annotation(ShownByPods):
     """Writes `key` on every live pod whose value differs."""
 
     cost_class = CostClass.EVENTUAL
@@ -43,6 +44,11 @@ class Annotation:
         self._client = client
         self._clock = clock
         self.key = key
+
+    @classmethod
+    def of(cls, spec: Adapter, means: Means) -> Annotation:
+        """The adapter that a policy asks for."""
+        return cls(means.client, (spec.annotation or AnnotationAdapter()).key, clock=means.clock)
 
     def right(self, resource: Resource) -> Right:
         """Patching pods, whatever makes them."""

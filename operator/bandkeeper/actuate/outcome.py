@@ -72,6 +72,22 @@ class CapResult:
     manager: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapReading:
+    """What the servers themselves say of the batch cap in force. A pod that is in neither was not asked.
+
+    Attributes
+    ----------
+    caps
+        Pod name to the cap that its server runs with.
+    failed
+        Pod name to the sentence that says why it could not be read.
+    """
+
+    caps: Mapping[str, int] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
 class Deadline:
     """Time left for writes: no request may outlast the lease under which it was decided."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bandkeeper.actuate.adapter import AdapterError, Workload
+from bandkeeper.actuate.adapter import AdapterError, Means, ShownByPods, Workload
 from bandkeeper.actuate.managers import Manager, ignore_rule, last_manager
 from bandkeeper.actuate.outcome import (
     ATTEMPT_PAUSES_S,
@@ -33,7 +33,7 @@ from bandkeeper.actuate.rollout import (
     template_hash,
 )
 from bandkeeper.api.snapshot import PodState
-from bandkeeper.api.v1alpha1 import PodTemplateAdapter, PodTemplatePreset
+from bandkeeper.api.v1alpha1 import Adapter, PodTemplateAdapter, PodTemplatePreset
 from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import JSON_PATCH, ApiError, Conflict, Forbidden, Invalid, KubeClient, NotFound
 from bandkeeper.kube.discovery import Resource
@@ -85,7 +85,7 @@ class _Place:
     cap: int | None
 
 
-class PodTemplate:
+class PodTemplate(ShownByPods):
     """Writes an environment variable or an argument of one container, whichever of its `names` is there."""
 
     cost_class = CostClass.ROLLOUT
@@ -107,6 +107,23 @@ class PodTemplate:
         self._clock = clock
         self.container = container
         self.names = PRESETS[preset] if preset else Names(env=env, argument=argument, adds=env is not None)
+
+    @classmethod
+    def of(cls, spec: Adapter, means: Means) -> PodTemplate:
+        """The adapter that a policy asks for."""
+        settings = spec.pod_template
+        if settings is None:
+            raise AdapterError(
+                "adapter type PodTemplate needs podTemplate with container and one of preset, env and argument"
+            )
+        return cls(
+            means.client,
+            container=settings.container,
+            env=settings.env,
+            argument=settings.argument,
+            preset=settings.preset,
+            clock=means.clock,
+        )
 
     def right(self, resource: Resource) -> Right:
         """Patching the workload itself."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
-from bandkeeper.actuate.adapter import AdapterError, BatchAdapter
+from bandkeeper.actuate.adapter import AdapterError, AddressOf, BatchAdapter, Means
 from bandkeeper.actuate.annotation import Annotation
 from bandkeeper.actuate.pod_template import PodTemplate
-from bandkeeper.api.v1alpha1 import Adapter, AdapterType, AnnotationAdapter
+from bandkeeper.api.v1alpha1 import Adapter, AdapterType
 from bandkeeper.kube.client import KubeClient
 
-CHART_VALUES = {
-    AdapterType.ANNOTATION: "adapters.annotation.enabled",
-    AdapterType.POD_TEMPLATE: "adapters.podTemplate.enabled",
+MAKERS: Mapping[AdapterType, Callable[[Adapter, Means], BatchAdapter]] = {
+    AdapterType.ANNOTATION: Annotation.of,
+    AdapterType.POD_TEMPLATE: PodTemplate.of,
 }
 
 
@@ -22,9 +22,11 @@ def batch_adapter(
     client: KubeClient,
     *,
     enabled: Collection[AdapterType],
+    namespace: str = "",
     clock: Callable[[], float] = time.monotonic,
+    address_of: AddressOf | None = None,
 ) -> BatchAdapter:
-    """Make the adapter that a policy asks for.
+    """Make the adapter that a policy in `namespace` asks for.
 
     Raises
     ------
@@ -33,21 +35,7 @@ def batch_adapter(
     """
     if spec.type not in enabled:
         raise AdapterError(
-            f"the {spec.type} adapter is switched off; set the chart value {CHART_VALUES[spec.type]}=true, "
+            f"the {spec.type} adapter is switched off; set the chart value adapters.{spec.type.member}.enabled=true, "
             "or remove spec.batch to scale replicas only"
         )
-    if spec.type is AdapterType.ANNOTATION:
-        return Annotation(client, (spec.annotation or AnnotationAdapter()).key, clock=clock)
-    if spec.pod_template is None:
-        raise AdapterError(
-            "adapter type PodTemplate needs podTemplate with container and one of preset, env and argument"
-        )
-    settings = spec.pod_template
-    return PodTemplate(
-        client,
-        container=settings.container,
-        env=settings.env,
-        argument=settings.argument,
-        preset=settings.preset,
-        clock=clock,
-    )
+    return MAKERS[spec.type](spec, Means(client=client, namespace=namespace, clock=clock, address_of=address_of))

@@ -20,17 +20,22 @@ REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Right:
-    """One verb on one resource, written as in a role (`deployments/scale`), and how a person can grant it."""
+    """One verb on one resource, written as in a role (`deployments/scale`), and how a person can grant it.
+
+    `name` is of the object, where that is not the target itself.
+    """
 
     verb: str
     group: str
     resource: str
     remedy: str
+    name: str = ""
 
     def missing(self, namespace: str) -> str:
         """The sentence for a right that the operator does not have."""
         where = f" of API group {self.group}" if self.group else ""
-        return f"the operator may not {self.verb} {self.resource}{where} in namespace {namespace}: {self.remedy}"
+        what = f'{self.resource} "{self.name}"' if self.name else self.resource
+        return f"the operator may not {self.verb} {what}{where} in namespace {namespace}: {self.remedy}"
 
     def refused(self, error: ApiError, namespace: str) -> str:
         """The sentence for a refused request: a missing right, or what an admission policy or quota had to say."""
@@ -66,6 +71,7 @@ class Rights:
 
         A role may grant the right on the object `name` alone; that is asked for only where it is missing in general.
         """
+        name = right.name or name
         if await self._allowed(right, namespace, "") or (name and await self._allowed(right, namespace, name)):
             return ""
         return right.missing(namespace)

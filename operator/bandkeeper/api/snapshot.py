@@ -45,6 +45,10 @@ class Pod:
         The job that it is one rank of, where its labels say so.
     trains
         That job is of a kind that trains, as its labels say.
+    address
+        Its IP, "" before it has one.
+    restarts
+        How often its containers were started anew, all together: each time a server comes up as it booted.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Pod:
     cpu_limit: float | None = None
     job: str | None = None
     trains: bool = False
+    address: str = ""
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

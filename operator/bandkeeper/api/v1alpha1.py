@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 
 from bandkeeper.api.rules import Distinct, Rule, RuledModel, duration, matches
 
@@ -59,6 +59,11 @@ class FallbackBehavior(StrEnum):
 class AdapterType(StrEnum):
     ANNOTATION = "Annotation"
     POD_TEMPLATE = "PodTemplate"
+
+    @property
+    def member(self) -> str:
+        """The member of an adapter that holds its settings; its chart values are under `adapters` by that name."""
+        return self.value[0].lower() + self.value[1:]
 
 
 class PodTemplatePreset(StrEnum):
@@ -302,31 +307,39 @@ def _annotation_by_default(fields: dict[str, Any]) -> AnnotationAdapter | None:
     return AnnotationAdapter() if fields.get("type") is AdapterType.ANNOTATION else None
 
 
+def _settings(adapter: Any, kind: AdapterType) -> Any:
+    return getattr(adapter, to_snake(kind.member))
+
+
+def _only_of(kind: AdapterType) -> Rule:
+    """The settings of one type stand beside no other type."""
+    return Rule(
+        cel=f"self.type == '{kind}' || !has(self.{kind.member})",
+        holds=lambda adapter: adapter.type is kind or _settings(adapter, kind) is None,
+        message=f"must be left out unless type is {kind}",
+        path=f".{kind.member}",
+        reason="FieldValueForbidden",
+    )
+
+
+def _needed_by(kind: AdapterType, example: str) -> Rule:
+    """The type cannot be without its settings."""
+    return Rule(
+        cel=f"self.type != '{kind}' || has(self.{kind.member})",
+        holds=lambda adapter: adapter.type is not kind or _settings(adapter, kind) is not None,
+        message=f"must be set when type is {kind}, such as {example}",
+        path=f".{kind.member}",
+        reason="FieldValueRequired",
+    )
+
+
 class Adapter(_Model):
     """How the batch cap reaches the model server. The member named like `type` holds its settings."""
 
     rules: ClassVar = (
-        Rule(
-            cel="self.type == 'Annotation' || !has(self.annotation)",
-            holds=lambda adapter: adapter.type is AdapterType.ANNOTATION or adapter.annotation is None,
-            message="must be left out unless type is Annotation",
-            path=".annotation",
-            reason="FieldValueForbidden",
-        ),
-        Rule(
-            cel="self.type == 'PodTemplate' || !has(self.podTemplate)",
-            holds=lambda adapter: adapter.type is AdapterType.POD_TEMPLATE or adapter.pod_template is None,
-            message="must be left out unless type is PodTemplate",
-            path=".podTemplate",
-            reason="FieldValueForbidden",
-        ),
-        Rule(
-            cel="self.type != 'PodTemplate' || has(self.podTemplate)",
-            holds=lambda adapter: adapter.type is not AdapterType.POD_TEMPLATE or adapter.pod_template is not None,
-            message="must be set when type is PodTemplate, such as {container: server, preset: VLLM}",
-            path=".podTemplate",
-            reason="FieldValueRequired",
-        ),
+        _only_of(AdapterType.ANNOTATION),
+        _only_of(AdapterType.POD_TEMPLATE),
+        _needed_by(AdapterType.POD_TEMPLATE, "{container: server, preset: VLLM}"),
     )
 
     type: AdapterType = Field(

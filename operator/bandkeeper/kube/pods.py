@@ -79,6 +79,10 @@ class PodRecord:
         Cores that its containers may use; None where one has no limit.
     job, trains
         The job that it is one rank of, and whether that is of a kind that trains, as its labels say.
+    address
+        Its IP, "" before it has one.
+    restarts
+        How often its containers were started anew, all together.
     """
 
     namespace: str
@@ -96,6 +100,8 @@ class PodRecord:
     cpu_limit: float | None = None
     job: str | None = None
     trains: bool = False
+    address: str = ""
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +152,8 @@ def trim_pod(raw: Mapping[str, Any]) -> PodRecord | None:
         cpu_limit=_cpu_limit(spec.get("containers") or ()),
         job=labels.get(GROUP_LABEL, trains),
         trains=trains is not None,
+        address=str(status.get("podIP") or ""),
+        restarts=sum(container.get("restartCount", 0) for container in status.get("containerStatuses") or ()),
     )
 
 
@@ -275,6 +283,8 @@ def view(record: PodRecord, *, now: float, settings: PodSettings) -> Pod:
         cpu_limit=record.cpu_limit,
         job=record.job,
         trains=record.trains,
+        address=record.address,
+        restarts=record.restarts,
     )
 
 

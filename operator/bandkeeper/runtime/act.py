@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from bandkeeper.actuate.adapter import BatchAdapter, Workload
-from bandkeeper.actuate.outcome import CapResult, Outcome, ScaleResult
+from bandkeeper.actuate.outcome import CapReading, CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.pod_template import PodTemplate, paused
 from bandkeeper.actuate.replicas import Replicas, Scale, scale_right
 from bandkeeper.actuate.rights import KEEP_MISSING_S, Rights
-from bandkeeper.api.snapshot import Rollout
+from bandkeeper.api.snapshot import PodState, Rollout
+from bandkeeper.api.v1alpha1 import TargetRef
 from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.engine import written
 from bandkeeper.decide.policy import CostClass
-from bandkeeper.kube.discovery import Discovery, TargetError
+from bandkeeper.kube.discovery import Discovery, Resource, TargetError
 from bandkeeper.kube.lease import LeaseElector
 from bandkeeper.runtime.metrics import Metrics
+from bandkeeper.runtime.readings import READ_S
 from bandkeeper.runtime.tracked import RECOMMENDED, Change, Tracked
 
 _FINE = (Outcome.WRITTEN, Outcome.UNCHANGED)
@@ -69,7 +72,8 @@ class Actor:
             return  # reading the target says it too
         namespace, adapter = managed.ref.namespace, managed.adapter
         scale = await self._rights.missing(scale_right("patch", resource), namespace, ref.name)
-        cap = await self._rights.missing(adapter.right(resource), namespace, ref.name) if adapter else ""
+        right = adapter.right(resource) if adapter else None
+        cap = await self._rights.missing(right, namespace, ref.name) if right else ""
         if tracked.managed is managed:
             tracked.scale_lack = ScaleResult(outcome=Outcome.FORBIDDEN, message=scale) if scale else None
             tracked.cap_lack = CapResult(outcome=Outcome.FORBIDDEN, message=cap) if cap else None
@@ -132,6 +136,8 @@ class Actor:
             return
         if tracked.scale_result is not None and tracked.scale_result.outcome in _GONE:
             return
+        if tracked.caps_awaited:
+            return
         if tracked.cap_retry.holds(self._clock()):
             return
         try:
@@ -139,13 +145,7 @@ class Actor:
         except TargetError as error:
             result = CapResult(outcome=Outcome.FAILED, message=str(error))
         else:
-            workload = Workload(
-                namespace=tracked.managed.ref.namespace,
-                name=ref.name,
-                resource=resource,
-                uid=scale.target.uid,
-                pods=tracked.pods,
-            )
+            workload = _workload(tracked, ref, scale, resource)
             rollout = scale.target.rollout
             if adapter.cost_class is CostClass.ROLLOUT and rollout is not None and rollout.paused:
                 tracked.cap_result = CapResult(outcome=Outcome.REFUSED, message=paused(workload))
@@ -153,6 +153,7 @@ class Actor:
             result = await self._apply(adapter, workload, decision, decision.cap, rollout)
         tracked.cap_result = result
         self._settle_cap(tracked, decision, decision.cap, adapter, result)
+        tracked.drift = _drift(tracked, decision.cap)
 
     async def _apply(
         self, adapter: BatchAdapter, workload: Workload, decision: Decision, cap: int, rollout: Rollout | None
@@ -178,6 +179,7 @@ class Actor:
         if result.outcome not in (Outcome.WRITTEN, Outcome.PARTIAL):
             return
         tracked.state = written(tracked.state, cap=cap, now_s=self._clock())
+        tracked.readings.written = True
         if adapter.cost_class is CostClass.ROLLOUT:
             tracked.target_read_at = None
         before, news = _cap_before(tracked, decision), cap != tracked.cap_written
@@ -187,9 +189,42 @@ class Actor:
             tracked.changes.append(Change(decision=decision, from_cap=before, direction=direction))
             self._metrics.batch_changes.labels(*tracked.managed.key, direction, decision.reason).inc()
 
+    async def read_caps(self, tracked: Tracked) -> None:
+        """Ask the servers for the caps in force, if the adapter does that; it reads only, so anybody may."""
+        adapter, readings, scale, ref = tracked.managed.adapter, tracked.readings, tracked.scale, tracked.target_ref
+        if adapter is None or scale is None or ref is None:
+            return
+        pods = tracked.pods
+        readings.asked(pods, self._clock())
+        reading, why = None, "the servers did not say in time which batch cap they run with"
+        try:
+            resource = await self._discovery.scalable(ref.api_version, ref.kind)
+            async with asyncio.timeout(READ_S + 1.0):
+                workload = _workload(tracked, ref, scale, resource)
+                reading = await adapter.read_back(workload, deadline=self._clock() + READ_S)
+        except TimeoutError:
+            pass
+        except TargetError as error:
+            why = str(error)
+        finally:
+            silent = {pod.name: why for pod in pods if pod.state is PodState.READY}
+            readings.took(reading or CapReading(failed=silent), pods, self._clock())
+            if tracked.readings is readings:
+                tracked.pods = readings.onto(tracked.pods, self._clock())
+
     def _deadline(self) -> float:
         """The end of the lease, on the monotonic clock; now, where it is not held."""
         return self._clock() + self._elector.remaining_s()
+
+
+def _workload(tracked: Tracked, ref: TargetRef, scale: Scale, resource: Resource) -> Workload:
+    return Workload(
+        namespace=tracked.managed.ref.namespace,
+        name=ref.name,
+        resource=resource,
+        uid=scale.target.uid,
+        pods=tracked.pods,
+    )
 
 
 def recommend(tracked: Tracked) -> None:
@@ -213,6 +248,19 @@ def _wanted_replicas(tracked: Tracked) -> int | None:
     if decision is None or scale is None or decision.replicas == scale.target.replicas:
         return None
     return decision.replicas
+
+
+def _drift(tracked: Tracked, cap: int) -> str:
+    """The sentence for servers that had the wanted cap and lost it without a restart, "" where none did."""
+    lost = {name: now for name, (was, now) in tracked.readings.changed.items() if was == cap and now != cap}
+    if not lost:
+        return ""
+    (name, now), *others = lost.items()
+    also = f" (and {len(others)} more)" if others else ""
+    return (
+        f"pod {name}{also} ran with the batch cap {now} where {cap} had been set, which somebody else must have "
+        f"changed; {cap} is set again. To keep another cap, change spec.batch or pause the policy"
+    )
 
 
 def _cap_before(tracked: Tracked, decision: Decision) -> int | None:

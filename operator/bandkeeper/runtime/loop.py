@@ -118,6 +118,7 @@ class ControlLoop:
         self._missed = False
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
         self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
+        self._cap_reads = asyncio.Semaphore(READS_AT_ONCE)
         self._looking: set[asyncio.Task[None]] = set()
         self._acting: set[asyncio.Task[None]] = set()
         self._ticked_at: float | None = None
@@ -189,10 +190,12 @@ class ControlLoop:
             task.cancel()
         if self._acting:
             await asyncio.wait(self._acting, timeout=FINISH_S)
-        for task in self._acting:
+        for task in (*self._acting, *self._looking):
             task.cancel()
         await asyncio.gather(*self._looking, *self._acting, return_exceptions=True)
         self._lanes.close()
+        self._interpreter.keep(set())
+        await asyncio.gather(*(adapter.close() for adapter in self._interpreter.left()), return_exceptions=True)
 
     def tick(self, full: bool) -> None:
         """Begin the looks that are due. A policy whose last look or write is still under way is left out."""
@@ -259,6 +262,8 @@ class ControlLoop:
             self._statuses.forget(tracked.managed.ref.uid)
             self._metrics.forget(key)
             logger.info("policy gone, its workload is left as it is", extra={"policy": "/".join(key)})
+        for adapter in self._interpreter.left():
+            self._start(self._acting, adapter.close())
 
     def _track(self, managed: Managed, owner_of: Mapping[TargetKey, Managed]) -> Tracked:
         tracked = self._tracked.get(managed.key)
@@ -302,6 +307,7 @@ class ControlLoop:
                     elif tracked.target_problem is not None:
                         self._report_unjudged(tracked)
             if asked:
+                await self._ask_for_caps([tracked for tracked, _ in asked.values()])
                 await self._collect(lane, asked)
         finally:
             for tracked in looks:
@@ -391,6 +397,27 @@ class ControlLoop:
             tracked.want = Want.of("/".join(managed.key), managed.ref.namespace, managed.spec, ready)
         return tracked.want
 
+    async def _ask_for_caps(self, looks: Sequence[Tracked]) -> None:
+        """Begin to ask servers for the caps in force; a first answer, and one after a write, is waited for a moment."""
+        now_s, awaited = self._clock(), []
+        for tracked in looks:
+            readings = tracked.readings
+            if tracked.reads_back and readings.is_due(tracked.pods, now_s):
+                readings.reading = self._start(self._looking, self._read_caps(tracked))
+                if readings.written or not readings.begun:
+                    awaited.append(readings.reading)
+        if awaited:
+            await asyncio.wait(awaited, timeout=PATIENCE_S)
+
+    async def _read_caps(self, tracked: Tracked) -> None:
+        readings = tracked.readings
+        try:
+            with self._guard(tracked):
+                async with self._cap_reads:
+                    await self._actor.read_caps(tracked)
+        finally:
+            readings.reading = None
+
     async def _collect(self, lane: Lane, asked: Mapping[str, tuple[Tracked, Want]]) -> None:
         """Judge each policy as soon as its own answers are in."""
         wants = [want for _, want in asked.values()]
@@ -428,6 +455,8 @@ class ControlLoop:
         assert policy is not None
         assert scale is not None
         pods_age_s, stalest = self._stores.stalest()
+        if tracked.reads_back:
+            tracked.pods = tracked.readings.onto(tracked.pods, now_s)
         snapshot = Snapshot(
             target=scale.target,
             pods=tracked.pods,
@@ -438,7 +467,7 @@ class ControlLoop:
         state = remembered(
             tracked.state, policy, tracked.status.model, scale.target.uid, now_s=now_s, wall_s=self._wall()
         )
-        leads = acts and held
+        leads = acts and held and not tracked.caps_awaited
         if acts and not (held and tracked.leads):
             state = begun_anew(
                 state,
@@ -463,6 +492,8 @@ class ControlLoop:
                         await self._actor.scale(tracked)
                     if self._stands(tracked):
                         await self._actor.set_cap(tracked)
+                if tracked.readings.written:
+                    await self._ask_for_caps([tracked])  # so that what was written is told as what is in force
                 self._report(tracked)
         finally:
             tracked.acting = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from bandkeeper.actuate.adapter import AdapterError, BatchAdapter
+from bandkeeper.actuate.adapter import AdapterError, AddressOf, BatchAdapter
 from bandkeeper.actuate.pod_template import names_of
 from bandkeeper.actuate.registry import batch_adapter
 from bandkeeper.api.conditions import ReadyReason
@@ -73,8 +73,16 @@ class Managed:
 class Interpreter:
     """Turns raw policy objects into `Managed`, remembering each until its generation or pause changes."""
 
-    def __init__(self, client: KubeClient, settings: Settings, collector: CollectorSettings) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        settings: Settings,
+        collector: CollectorSettings,
+        *,
+        address_of: AddressOf | None = None,
+    ) -> None:
         self._client = client
+        self._address_of = address_of
         self._settings = settings
         self._collector = collector
         self._enabled = _enabled_adapters(settings)
@@ -82,6 +90,7 @@ class Interpreter:
         bounds, rate_window_s = settings.quality.bounds, settings.prometheus.rate_window
         self._bounds = replace(bounds, window_s=max(bounds.window_s, rate_window_s))  # rates are of no shorter time
         self._known: dict[Key, tuple[tuple[Any, ...], Managed]] = {}
+        self._left: list[BatchAdapter] = []
 
     def read(self, raw: Mapping[str, Any]) -> Managed:
         """The managed policy of a raw object, the same one until it changes. Never raises."""
@@ -97,13 +106,24 @@ class Interpreter:
             logger.exception("a policy cannot be read", extra={"policy": "/".join(key)})
             flaw = Flaw(ReadyReason.INVALID_SPEC, f"the policy cannot be read ({error!r:.100}); the log has more")
             managed = Managed(**_base(raw, paused), flaw=flaw)
+        if known is not None and known[1].adapter is not managed.adapter:
+            self._leave(known[1])
         self._known[key] = identity, managed
         return managed
 
     def keep(self, present: Set[Key]) -> None:
         """Drop what is remembered of policies that are gone."""
         for key in self._known.keys() - present:
-            del self._known[key]
+            self._leave(self._known.pop(key)[1])
+
+    def left(self) -> list[BatchAdapter]:
+        """The adapters that no policy uses any more, each once: they are to be closed."""
+        left, self._left = self._left, []
+        return left
+
+    def _leave(self, managed: Managed) -> None:
+        if managed.adapter is not None:
+            self._left.append(managed.adapter)
 
     def _interpret(self, raw: Mapping[str, Any], paused: bool) -> Managed:
         base = _base(raw, paused)
@@ -117,7 +137,7 @@ class Interpreter:
         return self._resolve(base, verdict, PRESETS[verdict.runtime])
 
     def _resolve(self, base: dict[str, Any], spec: Spec, preset: Preset) -> Managed:
-        adapter, problem = self._adapter(spec)
+        adapter, problem = self._adapter(base["ref"], spec)
         policy = resolve(
             spec,
             batching=preset.batching,
@@ -140,11 +160,24 @@ class Interpreter:
             pod_settings=_pod_settings(spec, preset),
         )
 
-    def _adapter(self, spec: Spec) -> tuple[BatchAdapter | None, str]:
+    def _adapter(self, ref: ObjectRef, spec: Spec) -> tuple[BatchAdapter | None, str]:
+        """The adapter, the same one while its settings stay: it may remember what it wrote."""
         if spec.batch is None:
             return None, ""
+        _, before = self._known.get((ref.namespace, ref.name), (None, None))
+        if before and before.ref.uid == ref.uid and before.adapter and before.spec and before.spec.batch:
+            same = before.spec.batch.adapter == spec.batch.adapter
+            if same and before.spec.target_ref == spec.target_ref:
+                return before.adapter, ""
         try:
-            return batch_adapter(spec.batch.adapter, self._client, enabled=self._enabled), ""
+            adapter = batch_adapter(
+                spec.batch.adapter,
+                self._client,
+                enabled=self._enabled,
+                namespace=ref.namespace,
+                address_of=self._address_of,
+            )
+            return adapter, ""
         except AdapterError as error:
             return None, str(error)
 
@@ -160,11 +193,8 @@ def _base(raw: Mapping[str, Any], paused: bool) -> dict[str, Any]:
 
 
 def _enabled_adapters(settings: Settings) -> frozenset[AdapterType]:
-    switches = {
-        AdapterType.ANNOTATION: settings.adapters.annotation,
-        AdapterType.POD_TEMPLATE: settings.adapters.pod_template,
-    }
-    return frozenset(kind for kind, enabled in switches.items() if enabled)
+    switches = settings.adapters.model_dump(by_alias=True)
+    return frozenset(kind for kind in AdapterType if switches[kind.member])
 
 
 def _pod_settings(spec: Spec, preset: Preset) -> PodSettings:

@@ -294,6 +294,8 @@ def _batch_verdict(tracked: Tracked) -> tuple[api.BatchAppliedReason, str]:
         return _REFUSALS[result.outcome], result.message or "Some pods could not be written; they are tried again."
     if decision is not None and decision.rollback:
         return api.BatchAppliedReason.ROLLED_BACK, "The cap's rollout missed its progress deadline and was taken back."
+    if tracked.drift:
+        return api.BatchAppliedReason.DRIFTED, tracked.drift
     return _read_back(tracked, decision.cap if decision else None)
 
 
@@ -305,7 +307,8 @@ def _read_back(tracked: Tracked, wanted: int | None) -> tuple[api.BatchAppliedRe
         return api.BatchAppliedReason.APPLIED, f"Every ready pod reads back the cap {wanted}."
     if not tracked.managed.enforcing:
         return api.BatchAppliedReason.PENDING, f"The cap {wanted} is recommended; nothing is written."
-    failed = tracked.cap_result.message if tracked.cap_result else ""
+    unread = (tracked.readings.failed.get(name, "") for name in behind)
+    failed = (tracked.cap_result.message if tracked.cap_result else "") or next(filter(None, unread), "")
     return api.BatchAppliedReason.PENDING, failed or f"{len(behind)} pods do not read back the cap {wanted} yet."
 
 

@@ -6,7 +6,7 @@ been begun by a process that is gone. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -31,7 +31,8 @@ def begun_anew(
 
     A rollout for the cap is taken up with the cap to go back to, as the workload itself tells; so it is neither undone
     half way nor left to itself when it fails. A cap that only some of the pods have is the one to finish if the status
-    told it (`told_cap`). Otherwise the cap in force is the starting point.
+    told it (`told_cap`), and so is one of pods that cannot say what they have. Otherwise the cap in force is the
+    starting point.
     """
     if policy.batch is None:
         return state
@@ -40,11 +41,15 @@ def begun_anew(
         before = policy.batch.candidates[-1] if rollout.previous_cap == 0 else rollout.previous_cap
         cap = _wanted(state.cap, rollout.cap, before, now_s)
         cap = replace(cap, rollout_s=now_s if state.cap.wanted != rollout.cap else state.cap.rollout_s)
-    elif policy.batch.cost_class is not CostClass.ROLLOUT and len(caps) > 1 and told_cap in caps:
+    elif policy.batch.cost_class is not CostClass.ROLLOUT and told_cap is not None and _unfinished(told_cap, caps):
         cap = _wanted(state.cap, told_cap, None, now_s)
     else:
         cap = replace(state.cap, wanted=None, before=None, confirmed=False, acted=False)
     return replace(state, cap=cap)
+
+
+def _unfinished(told_cap: int, caps: Collection[int]) -> bool:
+    return not caps or (len(caps) > 1 and told_cap in caps)
 
 
 def model_of(known: Learned, target_uid: str, *, wall_s: float) -> v1alpha1.ModelStatus:

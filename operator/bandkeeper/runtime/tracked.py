@@ -16,6 +16,7 @@ from bandkeeper.decide.state import State
 from bandkeeper.kube.discovery import TargetError, TargetProblem
 from bandkeeper.runtime.conflicts import Conflict
 from bandkeeper.runtime.policies import Managed
+from bandkeeper.runtime.readings import Readings
 from bandkeeper.signals.want import Want
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class Tracked:
         What such a write would end with, where a right is missing.
     cap_written
         The batch cap last written, so that a change of it is said once.
+    readings
+        What the servers said of their caps, for an adapter that asks them.
+    drift
+        The sentence for servers whose cap somebody else changed.
     changes
         Moves since the last report.
     quality_told
@@ -145,6 +150,8 @@ class Tracked:
     cap_lack: CapResult | None = None
     rights_due_s: float = -math.inf
     cap_written: int | None = None
+    readings: Readings = field(default_factory=Readings)
+    drift: str = ""
     changes: list[Change] = field(default_factory=list)
     quality_told: str = ""
     metered_s: float | None = None
@@ -160,6 +167,8 @@ class Tracked:
         if managed is self.managed:
             return
         other_target = self.target_ref != (managed.spec.target_ref if managed.spec else None)
+        if managed.adapter is not self.managed.adapter:
+            self.readings, self.drift = Readings(), ""
         self.managed = managed
         self.target_read_at = self.want = None
         self.forget_rights()
@@ -180,6 +189,7 @@ class Tracked:
     def hands_off(self) -> None:
         """Nothing is to be written, so nothing failed."""
         self.scale_result = self.cap_result = None
+        self.drift = ""
         self.scale_retry.clear()
         self.cap_retry.clear()
         self.forget_rights()
@@ -200,6 +210,16 @@ class Tracked:
     def target_ref(self) -> TargetRef | None:
         """The target that the policy names, None where its spec cannot be read."""
         return self.managed.spec.target_ref if self.managed.spec else None
+
+    @property
+    def reads_back(self) -> bool:
+        """Whether the caps in force are asked of the servers."""
+        return self.managed.adapter is not None and self.managed.adapter.reads_back
+
+    @property
+    def caps_awaited(self) -> bool:
+        """Whether ready servers were not asked for their caps yet, so that what is in force is not known."""
+        return self.reads_back and not self.readings.begun and self.ready_pods > 0
 
     @property
     def ready_pods(self) -> int:

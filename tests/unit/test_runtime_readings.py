@@ -1,0 +1,270 @@
+"""What is made of the caps that servers say they run with: when they are asked, what counts meanwhile, what is told."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bandkeeper.actuate.adapter import AddressOf, Means, Workload, at_port, cap_for
+from bandkeeper.actuate.outcome import CapReading, CapResult, Outcome
+from bandkeeper.actuate.registry import MAKERS
+from bandkeeper.actuate.rights import Right
+from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.api.v1alpha1 import Adapter, AdapterType
+from bandkeeper.decide.policy import CostClass
+from bandkeeper.kube.discovery import Resource, TargetError, TargetProblem
+from bandkeeper.runtime import loop as loop_module
+from bandkeeper.runtime.readings import ASK_EVERY_S, FRESH_S, Readings
+from tests.unit.runtime_world import FakeElector, World
+
+BATCH = {"min": 4, "max": 64, "adapter": {"type": "Annotation"}}
+
+
+class Servers:
+    """An adapter over servers in memory: by pod name the cap that each runs with."""
+
+    cost_class = CostClass.LIVE
+    expected_delay_s = 0.0
+    reads_back = True
+
+    def __init__(self) -> None:
+        self.caps: dict[str, int] = {}
+        self.mute: set[str] = set()
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.stubborn = False
+        self.reads: list[tuple[str, ...]] = []
+        self.writes: list[tuple[str, int]] = []
+        self.closed = 0
+
+    def of(self, spec: Adapter, means: Means) -> Servers:
+        self.address_of: AddressOf | None = means.address_of
+        self.namespace = means.namespace
+        return self
+
+    def right(self, resource: Resource) -> Right | None:
+        return None
+
+    def settled(self, workload: Workload, cap: int) -> bool:
+        return all(pod.cap == cap_for(pod, cap) for pod in workload.pods if pod.state is PodState.READY)
+
+    async def apply(self, workload: Workload, cap: int, *, deadline: float) -> CapResult:
+        for pod in workload.pods:
+            if pod.cap != cap_for(pod, cap):
+                self.writes.append((pod.name, cap_for(pod, cap)))
+                if not self.stubborn:
+                    self.caps[pod.name] = cap_for(pod, cap)
+        return CapResult(outcome=Outcome.WRITTEN, written=1)
+
+    async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
+        self.reads.append(tuple(pod.name for pod in workload.pods))
+        await self.answers.wait()
+        names = [pod.name for pod in workload.pods]
+        return CapReading(
+            caps={name: self.caps[name] for name in names if name in self.caps and name not in self.mute},
+            failed={name: f"pod {name} did not say" for name in names if name in self.mute},
+        )
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
+    made = Servers()
+    monkeypatch.setitem(MAKERS, AdapterType.ANNOTATION, made.of)
+    return made
+
+
+@pytest.fixture
+async def world(servers: Servers) -> AsyncIterator[World]:
+    made = World()
+    yield made
+    await made.loop._stop()
+
+
+def run(world: World, servers: Servers, cap: int, replicas: int = 2) -> None:
+    """A policy on replicas that boot with 64 and run with `cap`."""
+    world.metrics.running_per_pod = 5.0
+    world.deploy(replicas=replicas)
+    servers.caps = {f"chat-{number}": cap for number in range(replicas)}
+    world.apply(batch=BATCH)
+
+
+async def test_the_first_decision_takes_the_cap_that_the_servers_say(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    assert servers.writes == []
+    status = world.status()
+    assert status.batch is not None
+    assert (status.batch.current, status.batch.desired, status.batch.source) == (16, 16, "ReadBack")
+    assert world.condition("BatchApplied") == ("True", "Applied")
+    assert world.client.asked == [ask for ask in world.client.asked if ask["resource"] != "pods"]  # no right is needed
+
+
+async def test_nothing_is_written_before_the_servers_could_be_asked(
+    world: World, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(world, servers, 16)
+    servers.answers.clear()
+    monkeypatch.setattr(loop_module, "PATIENCE_S", 0.01)
+    await world.look()
+    await world.look()
+    assert world.tracked().decision is not None
+    assert servers.writes == []
+    servers.answers.set()
+    await world.look()
+    await world.look()
+    assert (servers.writes, world.tracked().decision.cap) == ([], 16)  # type: ignore[union-attr]
+
+
+async def test_servers_are_asked_again_when_pods_change_or_after_a_while_and_not_in_between(
+    world: World, servers: Servers
+) -> None:
+    run(world, servers, 16)
+    await world.look()
+    assert len(servers.reads) == 1
+    await world.look()
+    assert len(servers.reads) == 1
+    await world.look(after_s=ASK_EVERY_S - 15.0)
+    assert len(servers.reads) == 2
+    world.pod("chat", 0, restarts=1)
+    await world.look()
+    assert len(servers.reads) == 3
+
+
+async def test_a_new_pod_gets_the_cap_and_is_read_back_at_once(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    world.scale("chat", 3)
+    world.pod("chat", 2)
+    servers.caps["chat-2"] = 64
+    await world.look()
+    assert servers.writes == [("chat-2", 16)]
+    await world.look()
+    assert world.condition("BatchApplied") == ("True", "Applied")
+    assert servers.writes == [("chat-2", 16)]
+
+
+async def test_a_cap_that_somebody_changed_is_set_again_and_told(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    servers.caps["chat-1"] = 32
+    await world.look(after_s=ASK_EVERY_S)
+    assert servers.writes == [("chat-1", 16)]
+    assert world.condition("BatchApplied") == ("False", "Drifted")
+    message = next(one.message for one in world.status().conditions if one.type == "BatchApplied")
+    assert "pod chat-1 ran with the batch cap 32 where 16 had been set" in message
+    await world.look()
+    assert world.condition("BatchApplied") == ("True", "Applied")
+
+
+async def test_a_restarted_server_is_no_drift(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    world.pod("chat", 1, restarts=1)
+    servers.caps["chat-1"] = 64
+    await world.look()
+    assert servers.writes == [("chat-1", 16)]
+    assert world.tracked().drift == ""
+
+
+async def test_what_a_server_does_not_say_is_told_and_is_no_zero(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    servers.mute = {"chat-0"}
+    await world.look(after_s=ASK_EVERY_S)
+    assert [pod.cap for pod in world.tracked().pods] == [16, 16]  # the last reading is fresh
+    servers.stubborn = True
+    for _ in range(4):
+        await world.look(after_s=ASK_EVERY_S)
+    assert [pod.cap for pod in world.tracked().pods] == [None, 16]
+    assert world.condition("BatchApplied") == ("False", "Pending")
+    message = next(one.message for one in world.status().conditions if one.type == "BatchApplied")
+    assert message == "pod chat-0 did not say"
+    assert world.tracked().decision.cap == 16  # type: ignore[union-attr]
+
+
+async def test_a_new_leader_wants_what_was_told_where_servers_cannot_say(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    servers.caps = {}
+    world.show_status("chat", {"observedGeneration": 1, "batch": {"current": 8, "desired": 8}})
+    await world.look()
+    assert servers.writes == [("chat-0", 8), ("chat-1", 8)]
+
+
+async def test_a_standby_asks_too_and_writes_nothing(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    standby = world.operator(elector=FakeElector(left_s=0.0))
+    await world.look(standby)
+    assert [pod.cap for pod in world.tracked(loop=standby).pods] == [16, 16]
+    servers.caps["chat-1"] = 32
+    await world.look(standby, after_s=ASK_EVERY_S)
+    assert servers.writes == []
+    await standby._stop()
+
+
+async def test_recommend_mode_asks_and_writes_nothing(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    world.apply(batch=BATCH, mode="Recommend")
+    servers.caps["chat-1"] = 32
+    await world.look()
+    await world.look()
+    assert servers.reads
+    assert servers.writes == []
+
+
+async def test_a_target_whose_kind_cannot_be_resolved_is_a_failed_reading(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    world.discovery.problem = TargetError(TargetProblem.UNAVAILABLE, "the API server did not answer")
+    await world.look()
+    assert world.tracked().readings.begun
+    assert world.tracked().readings.failed["chat-0"] == "the API server did not answer"
+
+
+async def test_an_adapter_is_kept_while_its_settings_stay_and_closed_when_nobody_uses_it(
+    world: World, servers: Servers
+) -> None:
+    run(world, servers, 16)
+    await world.look()
+    world.apply(batch=BATCH, replicas={"min": 2, "max": 9})
+    await world.look()
+    assert servers.closed == 0
+    assert len(servers.reads) == 1
+    world.delete()
+    await world.look()
+    assert servers.closed == 1
+
+
+def pods(*names: str, restarts: int = 0) -> list[Pod]:
+    return [Pod(name=name, uid=f"uid-{name}", restarts=restarts, capacity=64) for name in names]
+
+
+def test_a_reading_holds_while_it_is_fresh_and_only_for_the_same_server() -> None:
+    readings = Readings()
+    readings.asked(pods("a", "b"), 100.0)
+    readings.took(CapReading(caps={"a": 8}, failed={"b": "no"}), pods("a", "b"), 100.0)
+    assert [pod.cap for pod in readings.onto(pods("a", "b"), 100.0 + FRESH_S)] == [8, None]
+    assert [pod.cap for pod in readings.onto(pods("a"), 100.1 + FRESH_S)] == [None]
+    assert [pod.cap for pod in readings.onto(pods("a", restarts=1), 101.0)] == [None]
+    other = [dataclasses.replace(pods("a")[0], uid="uid-other")]
+    assert [pod.cap for pod in readings.onto(other, 101.0)] == [None]
+
+
+def test_where_no_pod_is_ready_nobody_is_asked() -> None:
+    assert not Readings().is_due([Pod(name="a", state=PodState.PENDING)], 100.0)
+    assert Readings().is_due([Pod(name="a")], 100.0)
+
+
+def test_no_server_gets_more_than_it_booted_with() -> None:
+    assert cap_for(Pod(name="a", capacity=16), 32) == 16
+    assert cap_for(Pod(name="a", capacity=64), 32) == 32
+    assert cap_for(Pod(name="a"), 32) == 32
+
+
+@pytest.mark.parametrize(("ip", "address"), [("10.0.0.7", "10.0.0.7:8000"), ("fd00::7", "[fd00::7]:8000")])
+def test_a_pod_is_asked_at_its_own_ip(ip: str, address: str) -> None:
+    assert at_port(8000)(Pod(name="a", address=ip)) == address
