@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := hatch_build.py operator tests
 
-.PHONY: demo test test-hpa lint generate bench fuzz cluster lock clean help
+.PHONY: demo test test-hpa test-vllm lint generate bench fuzz cluster lock clean help
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ test: lint cluster ## lint, types, import contracts, unit, property, chart and r
 test-hpa: cluster ## the HPA's rule of the lab against the real kube-controller-manager, 200 steps (about 4 minutes)
 	@$(BIN)/python -m pytest -q tests/hpa/check_controller.py
 
+test-vllm: cluster ## vLLM itself on the CPU, its cap moved under load; 6 GB of packages the first time (about 4 minutes)
+	@$(BIN)/python -m tests.vllm.install
+	@$(BIN)/python -m pytest -q tests/vllm/check_vllm.py
+
 generate: $(STAMP) ## write crds/, the chart's copy and the API reference from the models
 	@$(BIN)/python -m bandkeeper.api.crdgen
 	@$(BIN)/python -m bandkeeper.runtime.metrics
@@ -58,6 +62,7 @@ lock: $(STAMP) ## renew the hashed locks
 	@$(COMPILE) pyproject.toml --extra agent --output-file requirements/runtime.lock
 	@$(COMPILE) pyproject.toml --extra agent --extra lab --group dev --constraints requirements/runtime.lock --output-file requirements/dev.lock
 	@echo uv | $(COMPILE) - --constraints requirements/dev.lock --output-file requirements/uv.lock
+	@$(COMPILE) requirements/vllm.in --overrides requirements/vllm.overrides --output-file requirements/vllm.lock
 
 clean: ## remove what the other targets made here
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

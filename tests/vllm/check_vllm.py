@@ -185,8 +185,9 @@ async def _look(run: Run, phase: Phase) -> None:
         phase.end_s = time.monotonic()
         phase.begin_s = phase.end_s - WINDOW_S
         phase.told = (await collector.collect([want], time.monotonic()))["tiny"]
-        most = f"max_over_time(vllm:num_requests_running[{WINDOW_S:g}s])"
-        phase.running_most = await asyncio.to_thread(run.prometheus.value, most) or 0.0
+        most = await asyncio.to_thread(run.prometheus.value, f"max_over_time(vllm:num_requests_running[{WINDOW_S:g}s])")
+        assert most is not None
+        phase.running_most = most
     finally:
         collector.close()
 

@@ -31,8 +31,8 @@ def _install(folder: Path) -> None:
     python = venv / "bin" / "python"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, venv], check=True)
     # The lock is a whole resolution, in which torch was overridden: what is in it is installed as it is.
-    install = [uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "--no-deps", "-r", LOCK]
-    subprocess.run(install, check=True)
+    options = ["--quiet", "--python", str(python), "--require-hashes", "--no-deps", "-r", str(LOCK)]
+    subprocess.run([uv, "pip", "install", *options], check=True)
     packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(venv), "platbase": str(venv)}))
     shim = packages / f"vllm-{VERSION}+cpu.dist-info"
     shim.mkdir()

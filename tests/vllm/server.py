@@ -51,12 +51,7 @@ class Server:
             "--max-num-batched-tokens": TOKEN_BUDGET,
             "--scheduler-cls": "vllm_cap.CapScheduler",
         }
-        flags = [
-            "--enforce-eager",
-            "--enable-mfu-metrics",
-            "--disable-uvicorn-access-log",
-            "--no-enable-prefix-caching",
-        ]
+        flags = ["--enforce-eager", "--enable-mfu-metrics", "--no-enable-prefix-caching"]
         words = [word for name, value in arguments.items() for word in (name, str(value))]
         self._children = Children(run_dir)
         self._child = self._children.start(
