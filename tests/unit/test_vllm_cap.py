@@ -13,12 +13,15 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bandkeeper.serving
+from bandkeeper.api.v1alpha1 import AnnotationAdapter
 
 FILE = Path(bandkeeper.serving.__file__).parent / "vllm_cap.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CAPACITY, BUDGET, BLOCK = 16, 8192, 16
 
 
@@ -433,3 +436,48 @@ def test_no_sequence_of_changes_admits_above_the_cap_or_the_capacity(
         assert 1 <= cap <= CAPACITY
         assert running <= max(before, cap)
         before = running
+
+
+# -- the example -------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_starts_the_server_as_the_file_expects_it(module: ModuleType) -> None:
+    deployment = yaml.safe_load((EXAMPLES / "vllm" / "deployment.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    (server,) = pod["containers"]
+    environment = {entry["name"]: entry["value"] for entry in server["env"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+
+    (scheduler,) = [argument for argument in server["args"] if argument.startswith("--scheduler-cls=")]
+    file, _, name = scheduler.removeprefix("--scheduler-cls=").partition(".")
+    assert f"{file}.py" == FILE.name
+    assert issubclass(getattr(module, name), AsyncScheduler)
+    assert volumes[mounts[environment["PYTHONPATH"]]]["configMap"]["name"] == "vllm-cap"
+
+    cap_file = Path(module.DEFAULT_CAP_FILE)
+    (item,) = volumes[mounts[str(cap_file.parent)]]["downwardAPI"]["items"]
+    assert item["path"] == cap_file.name
+    assert item["fieldRef"]["fieldPath"] == f"metadata.annotations['{AnnotationAdapter().key}']"
+
+    policy = yaml.safe_load((EXAMPLES / "vllm-live-cap.yaml").read_text())["spec"]
+    http = policy["batch"]["adapter"]["http"]
+    assert environment[module.LISTEN] == f"0.0.0.0:{http['port']}"
+    assert (http["path"], http["readBack"]["path"]) == (module.PATH, module.PATH)
+    assert policy["targetRef"]["name"] == deployment["metadata"]["name"]
+    assert str(Path(environment[module.TOKEN_FILE]).parent) in mounts
+
+
+def test_the_page_names_every_setting_and_its_default(module: ModuleType) -> None:
+    page = (EXAMPLES.parent / "docs" / "vllm.md").read_text()
+    tables = [line.split("|") for line in page.splitlines() if line.count("|") == 4]
+    rows = {cells[1].strip(" `"): cells[2].strip(" `") for cells in tables}
+    assert (
+        rows.items()
+        >= {
+            module.CAP_FILE: module.DEFAULT_CAP_FILE,
+            module.PREFILL_TOKENS_FILE: module.DEFAULT_PREFILL_TOKENS_FILE,
+            module.LISTEN: "none: off",
+            module.TOKEN_FILE: "none",
+        }.items()
+    )

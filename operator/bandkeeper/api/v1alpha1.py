@@ -277,7 +277,7 @@ class PodTemplateAdapter(_Model):
 
     rules: ClassVar = (
         Rule(
-            cel="[has(self.preset), has(self.env), has(self.argument)].exists_one(given, given)",
+            cel="(has(self.preset) ? 1 : 0) + (has(self.env) ? 1 : 0) + (has(self.argument) ? 1 : 0) == 1",
             holds=lambda adapter: [adapter.preset, adapter.env, adapter.argument].count(None) == 2,
             message="must have exactly one of preset (a server, such as VLLM), env (a variable, such as MAX_NUM_SEQS) "
             "and argument (a flag, such as --max-num-seqs)",
