@@ -34,7 +34,8 @@ class Scheduler:
         self.max_num_running_reqs = CAPACITY
         self.max_num_active_reqs = active
         self.max_num_scheduled_tokens = BUDGET
-        self.block_size = BLOCK
+        self.block_size = BLOCK // 2
+        self.cache_config = SimpleNamespace(block_size=BLOCK)
         self.num_spec_tokens = 0
         self.running: list[str] = []
         self.parallel_config = SimpleNamespace(data_parallel_size=engines)

@@ -126,7 +126,7 @@ class Live:
             "prefillTokens",
             Path(environment.get(PREFILL_TOKENS_FILE) or DEFAULT_PREFILL_TOKENS_FILE),
             booted=self._budget,
-            least=min(scheduler.block_size, self._budget),
+            least=min(max(scheduler.block_size, scheduler.cache_config.block_size), self._budget),
             most=self._budget,
             fixed=_why_fixed(scheduler),
         )
