@@ -21,7 +21,20 @@ ROOT = Path(__file__).parent.parent
 CHART = ROOT / "charts" / "bandkeeper"
 KUBE_VERSION = "1.35.4"
 EVERYTHING = {
-    "adapters": {"annotation": {"enabled": True}, "podTemplate": {"enabled": True}},
+    "adapters": {
+        "annotation": {"enabled": True},
+        "podTemplate": {"enabled": True},
+        "http": {"enabled": True},
+        "configMap": {"enabled": True, "names": ["chat-batch"]},
+    },
+    "podAccess": {
+        "caFile": "/configmaps/ca/pods.crt",
+        "credentials": [
+            {"name": "chat", "file": "/secrets/pods/token", "namespaces": ["serving"], "header": "X-Key", "prefix": ""}
+        ],
+        "secrets": ["prometheus", "pods"],
+        "configMaps": ["ca"],
+    },
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
     "prometheus": {
         "servers": [
@@ -164,6 +177,10 @@ def test_kubernetes_without_stable_admission_policies_is_refused() -> None:
         ({"adapters": {"podTemplate": {"arguments": ["max-num-seqs"]}}}, "arguments"),
         ({"adapters": {"podTemplate": {"env": ["MAX-SEQS"]}}}, "env"),
         ({"adapters": {"annotations": {"enabled": True}}}, "annotations"),
+        ({"adapters": {"configMap": {"enabled": True}}}, "names"),
+        ({"adapters": {"configMap": {"keys": []}}}, "keys"),
+        ({"podAccess": {"credentials": [{"name": "chat", "file": "/secrets/chat/token"}]}}, "namespaces"),
+        ({"podAccess": {"credentials": [{"name": "a", "file": "b", "namespaces": []}]}}, "namespaces"),
         ({"image": {"digest": "latest"}}, "digest"),
         ({"metrics": {"port": 80}}, "port"),
     ],
@@ -246,6 +263,11 @@ def test_each_adapter_adds_its_right_and_nothing_else() -> None:
         "patch apps/deployments",
         "patch apps/statefulsets",
     }
+    assert grants({"adapters": {"http": {"enabled": True}}}) == BASE_GRANTS
+    config_map = {"adapters": {"configMap": {"enabled": True, "names": ["chat-batch"]}}}
+    assert grants(config_map) - BASE_GRANTS == {"get /configmaps", "patch /configmaps"}
+    (rule,) = [rule for rule in rules(config_map) if rule["resources"] == ["configmaps"]]
+    assert rule["resourceNames"] == ["chat-batch"]
 
 
 def test_a_scale_target_adds_reading_and_scaling_of_that_kind_alone() -> None:
@@ -261,7 +283,7 @@ def test_no_right_is_a_wildcard_or_reaches_secrets(values: Manifest) -> None:
     for rule in rules(values):
         assert "*" not in rule["verbs"] + rule["apiGroups"] + rule["resources"]
         assert "secrets" not in rule["resources"]
-        assert "configmaps" not in rule["resources"]
+        assert "configmaps" not in rule["resources"] or rule["resourceNames"] == ["chat-batch"]
 
 
 def test_the_lease_right_is_for_the_one_lease_in_the_release_namespace() -> None:
@@ -306,10 +328,16 @@ def test_every_binding_is_for_the_operator_and_every_role_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("adapter", "name"), [("annotation", "bk-bandkeeper-annotation"), ("podTemplate", "bk-bandkeeper-pod-template")]
+    ("adapter", "name"),
+    [
+        ("annotation", "bk-bandkeeper-annotation"),
+        ("podTemplate", "bk-bandkeeper-pod-template"),
+        ("configMap", "bk-bandkeeper-config-map"),
+    ],
 )
 def test_an_adapter_always_comes_with_its_admission_policy(adapter: str, name: str) -> None:
-    values = {"adapters": {adapter: {"enabled": True}}, "serviceAccount": {"name": "keeper"}}
+    switched_on = {"enabled": True, **({"names": ["chat-batch"]} if adapter == "configMap" else {})}
+    values = {"adapters": {adapter: switched_on}, "serviceAccount": {"name": "keeper"}}
     policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind("ValidatingAdmissionPolicy", values)}
     assert policies.keys() == {name, "bk-bandkeeper-scale-right"}
     spec = policies[name]
@@ -378,7 +406,9 @@ def test_secrets_and_cas_are_mounted_where_the_values_say() -> None:
     spec = the("Deployment", EVERYTHING)["spec"]["template"]["spec"]
     mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
     assert mounts["secret-prometheus"] == "/secrets/prometheus"
+    assert mounts["secret-pods"] == "/secrets/pods"
     assert mounts["configmap-ca"] == "/configmaps/ca"
+    assert len(spec["volumes"]) == len({volume["name"] for volume in spec["volumes"]}) == 5
     assert {"name": "secret-prometheus", "secret": {"secretName": "prometheus", "defaultMode": 0o440}} in spec[
         "volumes"
     ]
@@ -421,7 +451,8 @@ def test_the_operator_reads_what_the_chart_writes() -> None:
     assert read.address == ("0.0.0.0", 8080)
     assert (read.lease.namespace, read.lease.name, read.lease.duration) == ("gpu-system", "bk-bandkeeper", 15.0)
     assert [server.name for server in read.prometheus.servers] == ["default"]
-    assert (read.adapters.annotation, read.adapters.pod_template) == (False, False)
+    assert not any(read.adapters.model_dump().values())
+    assert (read.pod_access.ca_file, read.pod_access.credentials) == (None, [])
 
 
 def test_every_setting_arrives() -> None:
@@ -434,7 +465,11 @@ def test_every_setting_arrives() -> None:
     assert read.prometheus.allowed_urls == ["http://prometheus.team-a.svc:9090"]
     assert (read.period, read.restart_hold, read.log_format, read.namespaces) == (1.0, 300.0, "text", ["a"])
     assert (read.lease.duration, read.lease.renew_deadline, read.lease.retry_period) == (8.0, 5.0, 0.5)
-    assert (read.adapters.annotation, read.adapters.pod_template) == (True, True)
+    assert all(read.adapters.model_dump().values())
+    assert str(read.pod_access.ca_file) == "/configmaps/ca/pods.crt"
+    (credential,) = read.pod_access.credentials
+    assert (credential.name, str(credential.file)) == ("chat", "/secrets/pods/token")
+    assert (credential.header, credential.prefix, credential.namespaces) == ("X-Key", "", ["serving"])
 
 
 def test_a_changed_setting_restarts_the_operator() -> None:

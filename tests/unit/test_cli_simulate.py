@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from bandkeeper.actuate.annotation import Annotation
+from bandkeeper.actuate.config_map import ConfigMap
+from bandkeeper.actuate.http import HTTP
 from bandkeeper.actuate.pod_template import PodTemplate
 from bandkeeper.api.v1alpha1 import AdapterType
 from bandkeeper.cli import inputs, main, simulate
@@ -244,6 +246,8 @@ def test_the_table_of_adapters_is_what_the_adapters_say() -> None:
     assert {
         AdapterType.ANNOTATION: (Annotation.cost_class, Annotation.expected_delay_s),
         AdapterType.POD_TEMPLATE: (PodTemplate.cost_class, PodTemplate.expected_delay_s),
+        AdapterType.HTTP: (HTTP.cost_class, HTTP.expected_delay_s),
+        AdapterType.CONFIG_MAP: (ConfigMap.cost_class, ConfigMap.expected_delay_s),
     } == inputs.ADAPTERS
     assert set(inputs.ADAPTERS) == set(AdapterType)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from bandkeeper.actuate.errors import AdapterError as AdapterError
 from bandkeeper.actuate.outcome import CapReading, CapResult
+from bandkeeper.actuate.pod_access import PodAccess
 from bandkeeper.actuate.rights import Right
 from bandkeeper.api.snapshot import Pod
 from bandkeeper.decide.policy import CostClass
@@ -20,10 +22,6 @@ from bandkeeper.kube.discovery import Resource
 
 AddressOf = Callable[[Pod], str]
 """Where a pod's server is asked, as host:port."""
-
-
-class AdapterError(Exception):
-    """The adapter cannot work as configured; the text says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +92,8 @@ class Means:
     ----------
     namespace
         The policy's, and with it the workload's.
+    pod_access
+        How to log in to pods' servers.
     clock
         Monotonic seconds, the clock of deadlines.
     address_of
@@ -102,6 +102,7 @@ class Means:
 
     client: KubeClient
     namespace: str = ""
+    pod_access: PodAccess = field(default_factory=PodAccess)
     clock: Callable[[], float] = time.monotonic
     address_of: AddressOf | None = None
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 
 from bandkeeper.actuate.adapter import AdapterError, AddressOf, BatchAdapter, Means
 from bandkeeper.actuate.annotation import Annotation
+from bandkeeper.actuate.config_map import ConfigMap
+from bandkeeper.actuate.http import HTTP
+from bandkeeper.actuate.pod_access import PodAccess
 from bandkeeper.actuate.pod_template import PodTemplate
 from bandkeeper.api.v1alpha1 import Adapter, AdapterType
 from bandkeeper.kube.client import KubeClient
@@ -14,6 +17,8 @@ from bandkeeper.kube.client import KubeClient
 MAKERS: Mapping[AdapterType, Callable[[Adapter, Means], BatchAdapter]] = {
     AdapterType.ANNOTATION: Annotation.of,
     AdapterType.POD_TEMPLATE: PodTemplate.of,
+    AdapterType.HTTP: HTTP.of,
+    AdapterType.CONFIG_MAP: ConfigMap.of,
 }
 
 
@@ -24,6 +29,7 @@ def batch_adapter(
     enabled: Collection[AdapterType],
     namespace: str = "",
     clock: Callable[[], float] = time.monotonic,
+    pod_access: PodAccess | None = None,
     address_of: AddressOf | None = None,
 ) -> BatchAdapter:
     """Make the adapter that a policy in `namespace` asks for.
@@ -38,4 +44,6 @@ def batch_adapter(
             f"the {spec.type} adapter is switched off; set the chart value adapters.{spec.type.member}.enabled=true, "
             "or remove spec.batch to scale replicas only"
         )
-    return MAKERS[spec.type](spec, Means(client=client, namespace=namespace, clock=clock, address_of=address_of))
+    access = pod_access or PodAccess()
+    means = Means(client=client, namespace=namespace, pod_access=access, clock=clock, address_of=address_of)
+    return MAKERS[spec.type](spec, means)

@@ -7,6 +7,7 @@ changing the objective changes it; `status.effective` shows what is in force.
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
@@ -59,11 +60,24 @@ class FallbackBehavior(StrEnum):
 class AdapterType(StrEnum):
     ANNOTATION = "Annotation"
     POD_TEMPLATE = "PodTemplate"
+    HTTP = "HTTP"
+    CONFIG_MAP = "ConfigMap"
 
     @property
     def member(self) -> str:
         """The member of an adapter that holds its settings; its chart values are under `adapters` by that name."""
-        return self.value[0].lower() + self.value[1:]
+        return self.value.lower() if self.value.isupper() else self.value[0].lower() + self.value[1:]
+
+
+class Scheme(StrEnum):
+    HTTP = "HTTP"
+    HTTPS = "HTTPS"
+
+
+class Method(StrEnum):
+    POST = "POST"
+    PUT = "PUT"
+    PATCH = "PATCH"
 
 
 class PodTemplatePreset(StrEnum):
@@ -121,6 +135,71 @@ AnnotationKey = Annotated[
         "such as bandkeeper.dev/batch-cap",
     ),
 ]
+CapPath = Annotated[
+    str,
+    Field(min_length=1, max_length=512),
+    matches(
+        "/([A-Za-z0-9._~/%?=&:,+-]|[{](cap|pod|namespace)[}])*",
+        "must be a path on the pod's server that begins with /, with no placeholders but {cap}, {pod} and {namespace}, "
+        "such as /admin/batch?size={cap}",
+    ),
+]
+ReadPath = Annotated[
+    str,
+    Field(min_length=1, max_length=512),
+    matches(
+        "/([A-Za-z0-9._~/%?=&:,+-]|[{](pod|namespace)[}])*",
+        "must be a path on the pod's server that begins with /, with no placeholders but {pod} and {namespace}, "
+        "such as /admin/batch",
+    ),
+]
+CapBody = Annotated[
+    str,
+    Field(min_length=1, max_length=2048),
+    Rule(
+        cel="!self.replace('{cap}', '').replace('{pod}', '').replace('{namespace}', '')"
+        ".matches('[{][A-Za-z_][A-Za-z0-9_]*[}]')",
+        holds=lambda body: (
+            not re.search(
+                "[{][A-Za-z_][A-Za-z0-9_]*[}]",
+                body.replace("{cap}", "").replace("{pod}", "").replace("{namespace}", ""),
+            )
+        ),
+        message="must have no placeholders but {cap}, {pod} and {namespace}",
+    ),
+]
+JSONPointer = Annotated[
+    str,
+    Field(max_length=256),
+    matches(
+        "(/([^~/]|~[01])*)*",
+        "must be a JSON pointer, such as /limits/max_batch_size, or empty for the whole answer",
+    ),
+]
+MediaType = Annotated[
+    str,
+    Field(min_length=1, max_length=127),
+    matches("[A-Za-z0-9.+-]+/[A-Za-z0-9.+-]+", "must be a media type without parameters, such as application/json"),
+]
+HostName = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    matches("[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "must be a host name in lower case, such as chat.serving.svc"),
+]
+CredentialName = Annotated[
+    str,
+    Field(min_length=1, max_length=63),
+    matches(
+        "[a-z0-9]([-a-z0-9]*[a-z0-9])?",
+        "must be the name of a credential in the operator's configuration: lower case letters, digits and '-'",
+    ),
+]
+ConfigKey = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    matches("[-._a-zA-Z0-9]+", "must be a key of a ConfigMap: letters, digits, '-', '_' and '.'"),
+]
+Port = Annotated[int, Field(ge=1, le=65_535)]
 MetricName = Annotated[
     str,
     Field(min_length=1, max_length=255),
@@ -156,6 +235,8 @@ Currency = Annotated[
     matches("[A-Z]{3}", "must be a currency of three capital letters, such as USD"),
 ]
 PositiveDuration = Annotated[str, Field(max_length=24), duration(most="24h")]
+RequestTimeout = Annotated[str, Field(max_length=24), duration(least="100ms", most="10s")]
+Delay = Annotated[str, Field(max_length=24), duration(least="0s", most="60s")]
 Window = Annotated[str, Field(max_length=24), duration(least="5s", most="1h")]
 ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
@@ -303,6 +384,87 @@ class PodTemplateAdapter(_Model):
     )
 
 
+class HTTPReadBack(_Model):
+    """Where a server says which cap it runs with."""
+
+    path: ReadPath = Field(
+        examples=["/admin/batch"],
+        description="Path that is asked with GET and answers in JSON. {pod} and {namespace} are filled in.",
+    )
+    pointer: JSONPointer = Field(
+        default="",
+        examples=["/max_batch_size"],
+        description="JSON pointer to the cap in the answer; empty where the whole answer is the number.",
+    )
+
+
+class HTTPAdapter(_Model):
+    """Sends a request to the server in each ready pod, at the pod's own IP."""
+
+    rules: ClassVar = (
+        Rule(
+            cel="self.path.contains('{cap}') || (has(self.body) && self.body.contains('{cap}'))",
+            holds=lambda adapter: "{cap}" in adapter.path or "{cap}" in (adapter.body or ""),
+            message="must have {cap} in path or body, where the batch cap belongs, "
+            "such as body: '{\"max_batch_size\": {cap}}'",
+        ),
+        Rule(
+            cel="self.scheme == 'HTTPS' || !has(self.serverName)",
+            holds=lambda adapter: adapter.scheme is Scheme.HTTPS or adapter.server_name is None,
+            message="must be left out unless scheme is HTTPS",
+            path=".serverName",
+            reason="FieldValueForbidden",
+        ),
+    )
+
+    port: Port = Field(examples=[8000], description="Port of the pod that the server listens on.")
+    scheme: Scheme = Field(default=Scheme.HTTP, description="HTTP, or HTTPS for TLS.")
+    server_name: HostName | None = Field(
+        default=None,
+        examples=["chat.serving.svc"],
+        description="Name that the server's certificate must have. Left out: the pod's IP.",
+    )
+    method: Method = Field(default=Method.POST, description="Method of the request that sets the cap.")
+    path: CapPath = Field(
+        examples=["/admin/batch"],
+        description="Path of the request, with its query. {cap}, {pod} and {namespace} are filled in.",
+    )
+    body: CapBody | None = Field(
+        default=None,
+        examples=['{"max_batch_size": {cap}}'],
+        description="Body of the request. {cap}, {pod} and {namespace} are filled in.",
+    )
+    content_type: MediaType = Field(default="application/json", description="Content-Type of the body.")
+    expect_status: Annotated[list[Annotated[int, Field(ge=200, le=299)]], Distinct(), Field(max_length=10)] = Field(
+        default=[],
+        examples=[[200, 202]],
+        description="Status codes that say that it was done. Left out: every one from 200 to 299.",
+    )
+    credential: CredentialName | None = Field(
+        default=None,
+        examples=["chat-admin"],
+        description="Name of a credential in the chart value podAccess.credentials, sent as a header.",
+    )
+    timeout: RequestTimeout = Field(default="5s", description="Time for one request: a duration from 100ms to 10s.")
+    delay: Delay = Field(
+        default="0s",
+        description="How long after its answer the server runs with the new cap: a duration of at most 60s.",
+    )
+    read_back: HTTPReadBack | None = Field(
+        default=None,
+        description="Where the cap in force is read. Left out: what was written counts, until the pod restarts.",
+    )
+
+
+class ConfigMapAdapter(_Model):
+    """Writes the cap to one key of one ConfigMap, which the pods see as a file."""
+
+    name: ObjectName = Field(
+        examples=["chat-batch"], description="Name of the ConfigMap, in the policy's namespace. It must exist."
+    )
+    key: ConfigKey = Field(default="batch-cap", description="Key that holds the cap, a whole number.")
+
+
 def _annotation_by_default(fields: dict[str, Any]) -> AnnotationAdapter | None:
     return AnnotationAdapter() if fields.get("type") is AdapterType.ANNOTATION else None
 
@@ -340,11 +502,17 @@ class Adapter(_Model):
         _only_of(AdapterType.ANNOTATION),
         _only_of(AdapterType.POD_TEMPLATE),
         _needed_by(AdapterType.POD_TEMPLATE, "{container: server, preset: VLLM}"),
+        _only_of(AdapterType.HTTP),
+        _needed_by(AdapterType.HTTP, "{port: 8000, path: '/admin/batch?size={cap}'}"),
+        _only_of(AdapterType.CONFIG_MAP),
+        _needed_by(AdapterType.CONFIG_MAP, "{name: chat-batch}"),
     )
 
     type: AdapterType = Field(
         description="Annotation: a pod annotation that the server reads through the downward API, in force within "
-        "about two minutes. PodTemplate: a variable or argument of the pod template, in force by a rollout.",
+        "about two minutes. PodTemplate: a variable or argument of the pod template, in force by a rollout. "
+        "HTTP: a request to the server in each pod, in force at once. ConfigMap: a key of a ConfigMap that the pods "
+        "mount, in force within about two minutes.",
     )
     annotation: AnnotationAdapter | None = Field(
         default_factory=_annotation_by_default,
@@ -353,6 +521,10 @@ class Adapter(_Model):
     pod_template: PodTemplateAdapter | None = Field(
         default=None,
         description="Settings of type PodTemplate: the container and exactly one of preset, env and argument.",
+    )
+    http: HTTPAdapter | None = Field(default=None, description="Settings of type HTTP: the request, and the answer.")
+    config_map: ConfigMapAdapter | None = Field(
+        default=None, description="Settings of type ConfigMap: its name and the key."
     )
 
 

@@ -33,6 +33,8 @@ DEFAULT_SLOWDOWN = 20.0
 ADAPTERS: Mapping[AdapterType, tuple[CostClass, float]] = {
     AdapterType.ANNOTATION: (CostClass.EVENTUAL, 90.0),
     AdapterType.POD_TEMPLATE: (CostClass.ROLLOUT, 300.0),
+    AdapterType.HTTP: (CostClass.LIVE, 1.0),
+    AdapterType.CONFIG_MAP: (CostClass.EVENTUAL, 120.0),
 }
 """Cost class and expected delay in seconds of each batch adapter, as the adapters themselves declare them."""
 STDIN = Path("-")

@@ -24,6 +24,7 @@ from bandkeeper.runtime.readings import READ_S
 from bandkeeper.runtime.tracked import RECOMMENDED, Change, Tracked
 
 _FINE = (Outcome.WRITTEN, Outcome.UNCHANGED)
+_MAY_HAVE_HAPPENED = (Outcome.WRITTEN, Outcome.PARTIAL, Outcome.FAILED)
 _GONE = (Outcome.CHANGED, Outcome.NOT_FOUND)  # what was decided on is no longer there
 
 
@@ -176,10 +177,10 @@ class Actor:
         else:
             tracked.cap_retry.failed(self._clock())
             self._metrics.write_failures.labels(*tracked.managed.key, "batch").inc()
+        tracked.readings.written |= result.outcome in _MAY_HAVE_HAPPENED
         if result.outcome not in (Outcome.WRITTEN, Outcome.PARTIAL):
             return
         tracked.state = written(tracked.state, cap=cap, now_s=self._clock())
-        tracked.readings.written = True
         if adapter.cost_class is CostClass.ROLLOUT:
             tracked.target_read_at = None
         before, news = _cap_before(tracked, decision), cap != tracked.cap_written

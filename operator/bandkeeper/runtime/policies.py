@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from bandkeeper.actuate.adapter import AdapterError, AddressOf, BatchAdapter
+from bandkeeper.actuate.pod_access import Credential, PodAccess
 from bandkeeper.actuate.pod_template import names_of
 from bandkeeper.actuate.registry import batch_adapter
 from bandkeeper.api.conditions import ReadyReason
@@ -86,6 +87,7 @@ class Interpreter:
         self._settings = settings
         self._collector = collector
         self._enabled = _enabled_adapters(settings)
+        self._pod_access = _pod_access(settings)
         self._peaks = settings.quality.peaks
         bounds, rate_window_s = settings.quality.bounds, settings.prometheus.rate_window
         self._bounds = replace(bounds, window_s=max(bounds.window_s, rate_window_s))  # rates are of no shorter time
@@ -175,6 +177,7 @@ class Interpreter:
                 self._client,
                 enabled=self._enabled,
                 namespace=ref.namespace,
+                pod_access=self._pod_access,
                 address_of=self._address_of,
             )
             return adapter, ""
@@ -195,6 +198,14 @@ def _base(raw: Mapping[str, Any], paused: bool) -> dict[str, Any]:
 def _enabled_adapters(settings: Settings) -> frozenset[AdapterType]:
     switches = settings.adapters.model_dump(by_alias=True)
     return frozenset(kind for kind in AdapterType if switches[kind.member])
+
+
+def _pod_access(settings: Settings) -> PodAccess:
+    credentials = (
+        Credential(**{**one.model_dump(), "namespaces": frozenset(one.namespaces)})
+        for one in settings.pod_access.credentials
+    )
+    return PodAccess(ca_file=settings.pod_access.ca_file, credentials={one.name: one for one in credentials})
 
 
 def _pod_settings(spec: Spec, preset: Preset) -> PodSettings:

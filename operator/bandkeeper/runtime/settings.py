@@ -150,6 +150,46 @@ class Adapters(_Model):
 
     annotation: bool = False
     pod_template: bool = False
+    http: bool = False
+    config_map: bool = False
+
+
+class PodCredential(_Model):
+    """A header that pods' servers want, for policies in some namespaces: a policy names it, and never a file.
+
+    Attributes
+    ----------
+    file
+        A mounted file with the header's value after `prefix`; read again each time.
+    namespaces
+        Whose policies may have it sent to their pods. None by default: who gets the header can use it.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    file: Path
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "Authorization"
+    prefix: Annotated[str, Field(pattern=r"^[ -~]*$")] = "Bearer "
+    namespaces: list[str] = Field(min_length=1)
+
+
+class PodAccess(_Model):
+    """How adapters log in to the servers in pods, and whom they trust there.
+
+    Attributes
+    ----------
+    ca_file
+        Trusted for pods that speak TLS, instead of the system's authorities.
+    """
+
+    ca_file: Path | None = None
+    credentials: list[PodCredential] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [credential.name for credential in self.credentials]
+        if len(set(names)) != len(names):
+            raise ValueError("two credentials have the same name; policies choose by name, so give each its own")
+        return self
 
 
 def _bound(name: str, default: Any) -> Any:
@@ -220,6 +260,7 @@ class Settings(_Model):
     lease: Lease = Field(default_factory=Lease)
     prometheus: Prometheus
     adapters: Adapters = Field(default_factory=Adapters)
+    pod_access: PodAccess = Field(default_factory=PodAccess)
     quality: Quality = Field(default_factory=Quality)
 
     @property

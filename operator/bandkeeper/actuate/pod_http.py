@@ -1,0 +1,233 @@
+"""HTTP to the servers in pods: only to a pod's own address, bounded in time and bytes, asked once, never redirected."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from bandkeeper.actuate.adapter import AddressOf, at_port
+from bandkeeper.actuate.errors import PodError
+from bandkeeper.actuate.pod_access import Credential
+from bandkeeper.api.snapshot import Pod
+
+AT_ONCE = 8
+ANSWER_MOST_BYTES = 256 * 1024
+CONNECT_MOST_S = 3.0
+QUOTED_LENGTH = 120
+_PASSING = (408, 409, 425, 429)  # refusals that may be over at the next attempt
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A 2xx answer, which is no web page."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        """Parsed; ValueError where it is not JSON."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodDoor:
+    """How the servers of one workload are reached.
+
+    Attributes
+    ----------
+    port
+        Of the pod's own IP.
+    tls, server_name
+        Speak TLS, and the name that the certificate must have; None: the pod's IP.
+    address_of
+        Asked for host:port instead of the pod's IP and `port`.
+    """
+
+    port: int
+    tls: bool = False
+    server_name: str | None = None
+    ca_file: Path | None = None
+    credential: Credential | None = None
+    address_of: AddressOf | None = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[PodSession]:
+        """Connections for one round of questions; files are read anew. PodError where one cannot be."""
+        headers = self.credential.read() if self.credential else {}
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=AT_ONCE, ssl=self._trust()),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "bandkeeper", **headers},
+            skip_auto_headers=("Content-Type",),
+            auto_decompress=False,
+        )
+        async with session:
+            yield PodSession(self, session)
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        if not self.tls:
+            return True
+        try:
+            return ssl.create_default_context(cafile=str(self.ca_file) if self.ca_file else None)
+        except (OSError, ssl.SSLError) as error:
+            raise PodError(f"{self.ca_file} is no file of CA certificates ({error}): see podAccess.caFile") from error
+
+    def url(self, pod: Pod, path: str) -> URL:
+        """The URL of `path` at a pod's server. PodError where the pod has no address that may be asked."""
+        host = self.address_of(pod) if self.address_of else at_port(self.port)(_checked(pod))
+        return URL(f"{'https' if self.tls else 'http'}://{host}{path}", encoded=True)
+
+
+class PodSession:
+    """Open connections to the servers of one workload."""
+
+    def __init__(self, door: PodDoor, session: aiohttp.ClientSession) -> None:
+        self._door = door
+        self._session = session
+
+    async def ask(
+        self,
+        pod: Pod,
+        method: str,
+        path: str,
+        *,
+        timeout_s: float,
+        body: str | None = None,
+        content_type: str = "application/json",
+    ) -> Answer:
+        """Send one request. PodError for everything but a 2xx answer that is no web page."""
+        asked = f"pod {pod.name}, asked {method} {path.partition('?')[0]},"
+        if timeout_s <= 0:
+            raise PodError(f"pod {pod.name} was not asked: no time was left; it will be tried again")
+        url = self._door.url(pod, path)
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.request(
+                    method,
+                    url,
+                    data=None if body is None else body.encode(),
+                    headers={} if body is None else {"Content-Type": content_type},
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_MOST_S, timeout_s)),
+                    server_hostname=self._door.server_name if self._door.tls else None,
+                ) as response,
+            ):
+                data = await _bounded(response, asked)
+        except TimeoutError as error:
+            raise PodError(f"{asked} did not answer within {timeout_s:g} s") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise PodError(
+                f"{asked} shows a certificate that is not trusted ({_cause(error)}): set the chart value "
+                "podAccess.caFile, and serverName to the name in the certificate",
+                lasting=True,
+            ) from error
+        except aiohttp.ClientSSLError as error:
+            raise PodError(f"{asked} does not speak TLS as it should ({_cause(error)}): see port and scheme") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise PodError(f"{asked} cannot be reached ({_cause(error)}): see port, and network policies") from error
+        _judge(response, data, asked, url)
+        return Answer(status=response.status, body=data)
+
+
+async def each(pods: Iterable[Pod], ask: Callable[[Pod], Awaitable[T]]) -> tuple[dict[str, T], dict[str, PodError]]:
+    """Ask all pods, a few at a time: by pod name what came back, and why not."""
+    slots, done, failed = asyncio.Semaphore(AT_ONCE), {}, {}
+
+    async def one(pod: Pod) -> None:
+        async with slots:
+            try:
+                done[pod.name] = await ask(pod)
+            except PodError as error:
+                failed[pod.name] = error
+
+    await asyncio.gather(*(one(pod) for pod in pods))
+    return done, failed
+
+
+def _checked(pod: Pod) -> Pod:
+    """A pod whose address can be a pod's: whatever its status says, we talk to nothing on our own side."""
+    if not pod.address:
+        raise PodError(f"pod {pod.name} has no IP yet")
+    try:
+        ip = ipaddress.ip_address(pod.address)
+    except ValueError:
+        ip = None
+    if ip is None or ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+        raise PodError(f"pod {pod.name} has the address {pod.address}, which no pod can have: nothing is sent there")
+    return pod
+
+
+async def _bounded(response: aiohttp.ClientResponse, asked: str) -> bytes:
+    data = b""
+    async for piece in response.content.iter_chunked(65_536):
+        data += piece
+        if len(data) > ANSWER_MOST_BYTES:
+            raise PodError(f"{asked} answers with more than {ANSWER_MOST_BYTES // 1024} kB: is it the right path?")
+    return data
+
+
+def _judge(response: aiohttp.ClientResponse, data: bytes, asked: str, url: URL) -> None:
+    """Raise for every answer that is not what a server's own API gives."""
+    status, reason = response.status, response.reason or ""
+    lasting = 300 <= status < 500 and status not in _PASSING
+    if 300 <= status < 400:
+        raise PodError(f"{asked} {_redirect(response.headers.get('Location', ''), url)}", status=status, lasting=True)
+    page = _is_page(response.content_type, data)
+    if status in (401, 403):
+        words = "" if page else _own_words(data)
+        raise PodError(f"{asked} refuses the login ({status}{words}): see credential", status=status, lasting=True)
+    if page:
+        raise PodError(
+            f"{asked} answers with a web page ({status}): is it the right port and path?", status=status, lasting=True
+        )
+    if not 200 <= status < 300:
+        raise PodError(f"{asked} answers {status} {reason}{_own_words(data)}", status=status, lasting=lasting)
+
+
+def _redirect(location: str, url: URL) -> str:
+    parts = urlsplit(location)
+    if parts.netloc and parts.netloc != url.authority:
+        return f"redirects to another host, {parts.netloc[:QUOTED_LENGTH]}, which is refused: see path"
+    return f"redirects to {parts.path[:QUOTED_LENGTH] or 'elsewhere'}: write that path if it is the right one"
+
+
+def _is_page(content_type: str, data: bytes) -> bool:
+    start = data[:256].lstrip().lower()
+    return content_type == "text/html" or start.startswith((b"<!doctype", b"<html"))
+
+
+def _own_words(data: bytes) -> str:
+    """What the server says, after a colon; "" where it says nothing."""
+    text = data[:2048].decode(errors="replace")
+    try:
+        document = json.loads(data)
+        found = (document.get(key) for key in ("error", "message", "detail", "reason"))
+        text = next((word for word in found if isinstance(word, str) and word), text)
+    except (ValueError, AttributeError):
+        pass
+    text = re.sub(r"\s+", " ", text).strip()[:QUOTED_LENGTH]
+    return f": {text}" if text else ""
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, in few words."""
+    inner: BaseException = error
+    while (cause := getattr(inner, "os_error", None) or getattr(inner, "certificate_error", None)) is not None:
+        inner = cause
+    words = getattr(inner, "verify_message", None) or getattr(inner, "strerror", None) or str(inner)
+    return str(words or type(error).__name__)[:QUOTED_LENGTH]
