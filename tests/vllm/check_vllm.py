@@ -20,6 +20,7 @@ import yaml
 
 from bandkeeper.actuate.adapter import BatchAdapter, Workload
 from bandkeeper.actuate.outcome import Outcome
+from bandkeeper.actuate.pod_access import Credential, PodAccess
 from bandkeeper.actuate.registry import batch_adapter
 from bandkeeper.api.signals import LATENCY_SIGNALS, Signal
 from bandkeeper.api.snapshot import Distribution, Pod, PodState
@@ -110,12 +111,14 @@ def the_adapter(server: Server) -> BatchAdapter:
     spec = validate(yaml.safe_load(EXAMPLE.read_text()))
     assert isinstance(spec, Spec), spec
     assert spec.batch is not None
+    token = Credential(name="vllm", file=server.token_file, namespaces=frozenset({"serving"}))
     return batch_adapter(
         spec.batch.adapter,
         cast(KubeClient, None),  # it asks nothing of the API server
         enabled={AdapterType.HTTP},
         namespace="serving",
         address_of=lambda pod: f"127.0.0.1:{server.cap_port}",
+        pod_access=PodAccess(credentials={token.name: token}),
     )
 
 

@@ -15,6 +15,7 @@ from tests.vllm.model import write_model
 READY_TIMEOUT_S = 300.0
 CAPACITY = 16
 TOKEN_BUDGET = 1024
+TOKEN = "a-token-for-tests"
 SERVING = Path(__file__).parents[2] / "operator" / "bandkeeper" / "serving"
 
 
@@ -24,7 +25,8 @@ class Server:
     def __init__(self, python: Path, run_dir: Path) -> None:
         self.port, self.cap_port = free_ports(2)
         self.url, self.cap_url = (f"http://127.0.0.1:{port}" for port in (self.port, self.cap_port))
-        self.cap_file = run_dir / "batch-cap"
+        self.cap_file, self.token_file = run_dir / "batch-cap", run_dir / "token"
+        self.token_file.write_text(TOKEN)
         model = write_model(run_dir / "model")
         environment = {
             **os.environ,
@@ -32,6 +34,7 @@ class Server:
             "BANDKEEPER_CAP_FILE": str(self.cap_file),
             "BANDKEEPER_PREFILL_TOKENS_FILE": str(run_dir / "prefill-tokens"),
             "BANDKEEPER_CAP_LISTEN": f"127.0.0.1:{self.cap_port}",
+            "BANDKEEPER_CAP_TOKEN_FILE": str(self.token_file),
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
@@ -67,7 +70,7 @@ class Server:
 
     def knobs(self) -> dict[str, Any]:
         """What the live cap says is in force."""
-        status, body = fetch(f"{self.cap_url}/batch-cap")
+        status, body = fetch(f"{self.cap_url}/batch-cap", headers={"Authorization": f"Bearer {TOKEN}"})
         assert status == 200, body
         answer: dict[str, Any] = json.loads(body)
         return answer
