@@ -28,22 +28,16 @@ CAPACITY, BUDGET, BLOCK = 16, 8192, 16
 class Scheduler:
     """What the live cap touches of vLLM's scheduler, and the rule by which that admits requests."""
 
-    is_async = False
-
-    def __init__(self, *, active: int = CAPACITY, engines: int = 1, **config: Any) -> None:
+    def __init__(self, vllm_config: Any = None, *, active: int = CAPACITY, engines: int = 1, **config: Any) -> None:
         self.max_num_running_reqs = CAPACITY
         self.max_num_active_reqs = active
         self.max_num_scheduled_tokens = BUDGET
-        self.block_size = BLOCK // 2
+        self.block_size = config.pop("block_size", BLOCK // 2)
         self.cache_config = SimpleNamespace(block_size=BLOCK)
         self.num_spec_tokens = 0
         self.running: list[str] = []
         self.parallel_config = SimpleNamespace(data_parallel_size=engines)
-        options = {
-            "async_scheduling": self.is_async,
-            "enable_chunked_prefill": True,
-            "disable_chunked_mm_input": False,
-        }
+        options = {"enable_chunked_prefill": True, "disable_chunked_mm_input": False}
         self.scheduler_config = SimpleNamespace(**(options | config))
         self.is_shut = False
 
@@ -57,7 +51,7 @@ class Scheduler:
 
 
 class AsyncScheduler(Scheduler):
-    is_async = True
+    pass
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +87,7 @@ class Server:
         self.now_s = 100.0
         self.live: Any = None
 
-    def boot(self, kind: type[Scheduler] = AsyncScheduler, **config: Any) -> Scheduler:
+    def boot(self, kind: type[Scheduler] = Scheduler, **config: Any) -> Scheduler:
         self.scheduler = kind(**config)
         self.live = self.module.Live(self.scheduler, self.environment, lambda: self.now_s)
         return self.scheduler
@@ -357,33 +351,36 @@ def test_an_open_port_without_a_token_is_warned_of(server: Server, caplog: pytes
 # -- in vLLM -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "overlaps"), [("CapScheduler", True), ("SyncCapScheduler", False)])
-def test_the_classes_are_vllms_with_the_cap_on_top(
-    module: ModuleType, server: Server, name: str, overlaps: bool, monkeypatch: pytest.MonkeyPatch
+def a_config(*, overlaps: bool, diffusion: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        scheduler_config=SimpleNamespace(async_scheduling=overlaps),
+        model_config=SimpleNamespace(is_diffusion=diffusion),
+    )
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_it_is_the_scheduler_that_vllm_would_take_with_the_cap_on_top(
+    module: ModuleType, server: Server, overlaps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in server.environment.items():
         monkeypatch.setenv(key, value)
     server.cap_file.write_text("4")
-    scheduler = getattr(module, name)()
+    scheduler = module.CapScheduler(vllm_config=a_config(overlaps=overlaps), block_size=BLOCK)
     assert isinstance(scheduler, AsyncScheduler) is overlaps
+    assert isinstance(scheduler, Scheduler)
     assert scheduler.schedule(throttle_prefills=True) == BUDGET
     assert len(scheduler.running) == 4
     scheduler.shutdown()
     assert scheduler.is_shut
 
 
-@pytest.mark.parametrize(
-    ("kind", "overlaps", "instead"), [(AsyncScheduler, False, "SyncCapScheduler"), (Scheduler, True, "CapScheduler")]
-)
-def test_the_wrong_class_names_the_right_one(
-    server: Server, kind: type[Scheduler], overlaps: bool, instead: str
-) -> None:
-    with pytest.raises(RuntimeError, match=rf"write --scheduler-cls vllm_cap\.{instead}$"):
-        server.boot(kind, async_scheduling=overlaps)
+def test_a_model_with_a_scheduler_of_its_own_is_not_given_another(module: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="leave --scheduler-cls out"):
+        module.CapScheduler(vllm_config=a_config(overlaps=True, diffusion=True))
 
 
 def test_a_vllm_that_is_too_old_says_so(server: Server) -> None:
-    class Old(AsyncScheduler):
+    class Old(Scheduler):
         def __init__(self, **config: Any) -> None:
             super().__init__(**config)
             del self.max_num_active_reqs
@@ -453,7 +450,7 @@ def test_the_example_starts_the_server_as_the_file_expects_it(module: ModuleType
     (scheduler,) = [argument for argument in server["args"] if argument.startswith("--scheduler-cls=")]
     file, _, name = scheduler.removeprefix("--scheduler-cls=").partition(".")
     assert f"{file}.py" == FILE.name
-    assert issubclass(getattr(module, name), AsyncScheduler)
+    assert getattr(module, name) is module.CapScheduler
     assert volumes[mounts[environment["PYTHONPATH"]]]["configMap"]["name"] == "vllm-cap"
 
     cap_file = Path(module.DEFAULT_CAP_FILE)

@@ -12,7 +12,7 @@ from tests.cluster.loopback import fetch, free_ports
 from tests.cluster.processes import Children
 from tests.vllm.model import write_model
 
-READY_TIMEOUT_S = 300.0
+READY_TIMEOUT_S = 900.0  # the first start compiles thousands of files; 1 to 2 minutes on an idle machine
 CAPACITY = 16
 TOKEN_BUDGET = 1024
 TOKEN = "a-token-for-tests"

@@ -185,9 +185,17 @@ class Live:
                 knob.read()
 
 
-class CapScheduler(AsyncScheduler):
-    """vLLM's scheduler with a live cap."""
+class CapScheduler:
+    """The scheduler that this server would have, with a live cap: what --scheduler-cls names."""
 
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if vllm_config.model_config.is_diffusion:
+            raise RuntimeError("a diffusion model has a scheduler of its own, without a cap: leave --scheduler-cls out")
+        overlaps = vllm_config.scheduler_config.async_scheduling
+        return (_AsyncCapScheduler if overlaps else _SyncCapScheduler)(vllm_config, *args, **kwargs)
+
+
+class _AsyncCapScheduler(AsyncScheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._live = Live(self)
@@ -201,9 +209,7 @@ class CapScheduler(AsyncScheduler):
         super().shutdown()
 
 
-class SyncCapScheduler(Scheduler):
-    """The same for servers that run with --no-async-scheduling."""
-
+class _SyncCapScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._live = Live(self)
@@ -222,13 +228,6 @@ def _check_fit(scheduler: Any) -> None:
         raise RuntimeError(
             "this vLLM's scheduler has no max_num_active_reqs, which the live cap sets: "
             "use vLLM 0.32 or newer, or leave --scheduler-cls out"
-        )
-    overlaps = bool(scheduler.scheduler_config.async_scheduling)
-    if overlaps != isinstance(scheduler, AsyncScheduler):
-        name = "CapScheduler" if overlaps else "SyncCapScheduler"
-        raise RuntimeError(
-            f"this server runs {'with' if overlaps else 'without'} async scheduling: "
-            f"write --scheduler-cls {__name__}.{name}"
         )
 
 
