@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := hatch_build.py operator tests
 
-.PHONY: demo test test-hpa test-servers lint generate bench fuzz cluster lock clean help
+.PHONY: demo test test-hpa test-servers test-vllm lint generate bench fuzz cluster lock clean help
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,10 @@ test-servers: cluster ## batch adapters and presets against real model servers o
 	@echo "==> Tests: real model servers"
 	@$(BIN)/python -m pytest -q tests/servers
 
+test-vllm: cluster ## vLLM itself on the CPU, its cap moved under load; 6 GB of packages the first time (about 4 minutes)
+	@$(BIN)/python -m tests.vllm.install
+	@$(BIN)/python -m pytest -q tests/vllm/check_vllm.py
+
 generate: $(STAMP) ## write crds/, the chart's copy and the API reference from the models
 	@$(BIN)/python -m bandkeeper.api.crdgen
 	@$(BIN)/python -m bandkeeper.runtime.metrics
@@ -64,6 +68,7 @@ lock: $(STAMP) ## renew the hashed locks
 	@echo uv | $(COMPILE) - --constraints requirements/dev.lock --output-file requirements/uv.lock
 	@printf 'nvidia-pytriton==0.7.0\nnumpy<2\n' | $(COMPILE) - --no-deps --output-file requirements/servers-triton.lock
 	@echo 'ray[serve]==2.60.0' | $(COMPILE) - --output-file requirements/servers-rayserve.lock
+	@$(COMPILE) requirements/vllm.in --overrides requirements/vllm.overrides --output-file requirements/vllm.lock
 
 clean: ## remove what the other targets made here
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -12,12 +12,12 @@ from bandkeeper.actuate import rights as rights_module
 from bandkeeper.actuate.adapter import AdapterError, Workload
 from bandkeeper.actuate.annotation import AT_ONCE, Annotation
 from bandkeeper.actuate.outcome import Outcome
-from bandkeeper.actuate.pod_template import PodTemplate
+from bandkeeper.actuate.pod_template import PRESETS, Names, PodTemplate
 from bandkeeper.actuate.registry import batch_adapter
 from bandkeeper.actuate.replicas import Replicas
 from bandkeeper.actuate.rights import KEEP_MISSING_S, KEEP_S, Right, Rights
 from bandkeeper.api.snapshot import Pod, PodState, Target
-from bandkeeper.api.v1alpha1 import Adapter, AdapterType, TargetRef
+from bandkeeper.api.v1alpha1 import Adapter, AdapterType, PodTemplatePreset, TargetRef
 from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import ApiError, Conflict, Forbidden, KubeClient, NotFound, Unavailable
 from bandkeeper.kube.discovery import Discovery, Resource
@@ -190,8 +190,8 @@ def server(**fields: Any) -> dict[str, Any]:
     return {"name": "server", **fields}
 
 
-ENV = {"env": "CAP"}
-ARGUMENT = {"argument": "--cap"}
+ENV: dict[str, Any] = {"env": "CAP"}
+ARGUMENT: dict[str, Any] = {"argument": "--cap"}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ ARGUMENT = {"argument": "--cap"}
     ],
 )
 async def test_a_template_that_cannot_carry_the_cap_gets_a_sentence(
-    found: dict[str, Any], knob: dict[str, str], says: str
+    found: dict[str, Any], knob: dict[str, Any], says: str
 ) -> None:
     client = StandIn(on_get=answers(found))
     adapter = PodTemplate(client, container="server", clock=frozen, **knob)
@@ -239,7 +239,7 @@ async def test_a_template_that_cannot_carry_the_cap_gets_a_sentence(
         (manifest(server(args=["--cap=8", "--cap=16"])), ARGUMENT, 16),
     ],
 )
-def test_the_cap_is_read_from_the_template(found: dict[str, Any], knob: dict[str, str], cap: int | None) -> None:
+def test_the_cap_is_read_from_the_template(found: dict[str, Any], knob: dict[str, Any], cap: int | None) -> None:
     adapter = PodTemplate(StandIn(), container="server", clock=frozen, **knob)
     assert adapter.cap_of(found) == cap
     assert adapter.settled(workload(manifest=found), 16) is (cap == 16)
@@ -404,11 +404,15 @@ def test_the_registry_makes_what_the_policy_asks_for() -> None:
     annotation = batch_adapter(spec(type=AdapterType.ANNOTATION), StandIn(), enabled=every)
     assert isinstance(annotation, Annotation)
     assert annotation.key == "bandkeeper.dev/batch-cap"
-    template = {"container": "server", "argument": "--max-num-seqs"}
+    template: dict[str, Any] = {"container": "server", "argument": "--max-num-seqs"}
     adapter = batch_adapter(spec(type=AdapterType.POD_TEMPLATE, podTemplate=template), StandIn(), enabled=every)
     assert isinstance(adapter, PodTemplate)
     assert adapter.cost_class is CostClass.ROLLOUT
-    assert (adapter.container, adapter.env, adapter.argument) == ("server", None, "--max-num-seqs")
+    assert (adapter.container, adapter.names) == ("server", Names(argument="--max-num-seqs"))
+    template = {"container": "server", "preset": PodTemplatePreset.TGI}
+    adapter = batch_adapter(spec(type=AdapterType.POD_TEMPLATE, podTemplate=template), StandIn(), enabled=every)
+    assert isinstance(adapter, PodTemplate)
+    assert adapter.names == PRESETS[PodTemplatePreset.TGI]
 
 
 @pytest.mark.parametrize("type_", list(AdapterType))
@@ -428,7 +432,9 @@ def test_an_annotation_of_others_is_never_written(key: str) -> None:
 
 
 def test_exactly_one_place_for_the_cap_is_needed() -> None:
-    for knobs in ({}, {**ENV, **ARGUMENT}):
+    preset = {"preset": PodTemplatePreset.VLLM}
+    nothing: dict[str, Any] = {}
+    for knobs in (nothing, {**ENV, **ARGUMENT}, {**preset, **ENV}, {**preset, **ARGUMENT}):
         with pytest.raises(AdapterError, match="exactly one"):
             PodTemplate(StandIn(), container="server", clock=frozen, **knobs)
     with pytest.raises(AdapterError, match="needs podTemplate"):

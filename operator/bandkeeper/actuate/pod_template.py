@@ -33,7 +33,7 @@ from bandkeeper.actuate.rollout import (
     template_hash,
 )
 from bandkeeper.api.snapshot import PodState
-from bandkeeper.api.v1alpha1 import Adapter
+from bandkeeper.api.v1alpha1 import Adapter, PodTemplateAdapter, PodTemplatePreset
 from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import JSON_PATCH, ApiError, Conflict, Forbidden, Invalid, KubeClient, NotFound
 from bandkeeper.kube.discovery import Resource
@@ -42,18 +42,51 @@ Manifest = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """The variable and the flag that can hold the cap; the variable counts where the container has it.
+
+    `adds` says that the server reads the variable itself, so that it may be put where nothing is yet.
+    """
+
+    env: str | None = None
+    argument: str | None = None
+    adds: bool = False
+
+
+# vLLM, SGLang and TensorRT-LLM read no variable: it is there to be the value of the flag, as --max-num-seqs=$(NAME).
+PRESETS: Mapping[PodTemplatePreset, Names] = {
+    PodTemplatePreset.VLLM: Names(env="MAX_NUM_SEQS", argument="--max-num-seqs"),
+    PodTemplatePreset.VLLM_ACTIVE: Names(env="MAX_NUM_ACTIVE_SEQS", argument="--max-num-active-seqs"),
+    PodTemplatePreset.SGLANG: Names(env="MAX_RUNNING_REQUESTS", argument="--max-running-requests"),
+    PodTemplatePreset.TGI: Names(env="MAX_BATCH_SIZE", argument="--max-batch-size", adds=True),
+    PodTemplatePreset.TENSORRT_LLM: Names(env="MAX_BATCH_SIZE", argument="--max_batch_size"),
+}
+
+
+def names_of(settings: PodTemplateAdapter) -> Names:
+    """What a policy's settings name."""
+    if settings.preset is not None:
+        return PRESETS[settings.preset]
+    return Names(env=settings.env, argument=settings.argument, adds=settings.env is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """Where the cap stands: item `position` of the list `field` of container `index`; None where it is not yet."""
+    """Where the cap stands: item `position` of the list `field` of container `index`; None where it is not yet.
+
+    `name` is that of the variable or the flag.
+    """
 
     index: int
     field: str
+    name: str
     items: tuple[Any, ...]
     position: int | None
     cap: int | None
 
 
 class PodTemplate(ShownByPods):
-    """Writes exactly one of an environment variable and an argument of one container."""
+    """Writes an environment variable or an argument of one container, whichever of its `names` is there."""
 
     cost_class = CostClass.ROLLOUT
     expected_delay_s = 300.0
@@ -65,27 +98,30 @@ class PodTemplate(ShownByPods):
         container: str,
         env: str | None = None,
         argument: str | None = None,
+        preset: PodTemplatePreset | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if (env is None) == (argument is None):
-            raise AdapterError("give exactly one of podTemplate.env and podTemplate.argument")
+        if [env, argument, preset].count(None) != 2:
+            raise AdapterError("give exactly one of podTemplate.preset, podTemplate.env and podTemplate.argument")
         self._client = client
         self._clock = clock
         self.container = container
-        self.env = env
-        self.argument = argument
+        self.names = PRESETS[preset] if preset else Names(env=env, argument=argument, adds=env is not None)
 
     @classmethod
     def of(cls, spec: Adapter, means: Means) -> PodTemplate:
         """The adapter that a policy asks for."""
         settings = spec.pod_template
         if settings is None:
-            raise AdapterError("adapter type PodTemplate needs podTemplate with container and env or argument")
+            raise AdapterError(
+                "adapter type PodTemplate needs podTemplate with container and one of preset, env and argument"
+            )
         return cls(
             means.client,
             container=settings.container,
             env=settings.env,
             argument=settings.argument,
+            preset=settings.preset,
             clock=means.clock,
         )
 
@@ -129,7 +165,7 @@ class PodTemplate(ShownByPods):
                 return None
             if not is_ours(manifest):
                 raise AdapterError("the pod template was changed by somebody else since; it was not rolled back")
-            return _Change(self._number(previous) if previous else None, None, rollback=True)
+            return _Change(self._number(previous, place.name) if previous else None, None, rollback=True)
 
         return await self._write(workload, wanted, Deadline(deadline, self._clock))
 
@@ -165,7 +201,8 @@ class PodTemplate(ShownByPods):
             if not await left.pause(pause_s):
                 return CapResult(outcome=Outcome.FAILED, message=OUT_OF_TIME)
             manifest = await self._client.get(path, timeout_s=left.timeout_s())
-            place, owner = self._find(manifest), self._owner(manifest)
+            place = self._find(manifest)
+            owner = self._owner(manifest, place)
             first = first or place
             if manifest["metadata"]["uid"] != workload.uid:
                 message = f"{label} was deleted and created again since the decision; nothing was written"
@@ -178,7 +215,8 @@ class PodTemplate(ShownByPods):
             if place.cap != first.cap:
                 who = owner.name if owner else ""
                 message = (
-                    f"{who or 'somebody else'} set {self._what} of {label} to {place.cap} meanwhile; it was left so"
+                    f"{who or 'somebody else'} set {self._what(place.name)} of {label} to {place.cap} meanwhile; "
+                    "it was left so"
                 )
                 return CapResult(outcome=Outcome.CHANGED, message=message, manager=who)
             if not left.timeout_s():
@@ -232,10 +270,10 @@ class PodTemplate(ShownByPods):
                 items.pop(place.position)
             if cap is not None:
                 at = len(items) if place.position is None else place.position
-                items.insert(at, {"name": self.env, "value": str(cap)})
+                items.insert(at, {"name": place.name, "value": str(cap)})
         elif place.position is not None and cap is not None:
             old = items[place.position]
-            items[place.position] = f"{self.argument}={cap}" if old.startswith("-") else str(cap)
+            items[place.position] = f"{place.name}={cap}" if old.startswith("-") else str(cap)
         return items
 
     def _find(self, manifest: Manifest) -> _Place:
@@ -252,53 +290,65 @@ class PodTemplate(ShownByPods):
             raise AdapterError(f"no container {self.container} in the pod template; write one of: {there}")
         index = names.index(self.container)
         container = containers[index]
-        return self._find_env(index, container) if self.env else self._find_argument(index, container)
+        found = self._find_env(index, container) or self._find_argument(index, container)
+        if found is not None:
+            return found
+        env, argument = self.names.env, self.names.argument
+        if env is not None and self.names.adds:
+            items = tuple(container.get("env") or ())
+            return _Place(index=index, field="env", name=env, items=items, position=None, cap=None)
+        assert argument is not None
+        raise AdapterError(self._nowhere(container, argument, env))
 
-    def _find_env(self, index: int, container: Manifest) -> _Place:
-        items = tuple(container.get("env") or ())
-        position = next((i for i, item in enumerate(items) if item.get("name") == self.env), None)
-        if position is None:
-            return _Place(index=index, field="env", items=items, position=None, cap=None)
+    def _find_env(self, index: int, container: Manifest) -> _Place | None:
+        items, env = tuple(container.get("env") or ()), self.names.env
+        position = next((i for i, item in enumerate(items) if item.get("name") == env), None)
+        if env is None or position is None:
+            return None
         if "valueFrom" in items[position]:
             raise AdapterError(
-                f"{self._what} is set by valueFrom; give it a plain value, or use the Annotation adapter"
+                f"{self._what(env)} is set by valueFrom; give it a plain value, or use the Annotation adapter"
             )
-        cap = self._number(items[position].get("value") or "")
-        return _Place(index=index, field="env", items=items, position=position, cap=cap)
+        cap = self._number(items[position].get("value") or "", env)
+        return _Place(index=index, field="env", name=env, items=items, position=position, cap=cap)
 
-    def _find_argument(self, index: int, container: Manifest) -> _Place:
+    def _find_argument(self, index: int, container: Manifest) -> _Place | None:
         items = tuple(container.get("args") or ())
         for position in reversed(range(len(items))):  # of a repeated argument the last one counts
             name, equals, value = items[position].partition("=")
-            if name != self.argument:
+            if name != self.names.argument:
                 continue
             if not equals:
                 position += 1
                 value = items[position] if position < len(items) else ""
-            return _Place(index=index, field="args", items=items, position=position, cap=self._number(value))
-        raise AdapterError(self._no_argument(container))
+            cap = self._number(value, name)
+            return _Place(index=index, field="args", name=name, items=items, position=position, cap=cap)
+        return None
 
-    def _no_argument(self, container: Manifest) -> str:
-        if any(self.argument in word.split("=", 1) for word in container.get("command") or ()):
-            return f"{self._what} stands in the container's command, which is never edited; move it to args"
-        inside = any(f"{self.argument}" in word for word in container.get("args") or ())
+    def _nowhere(self, container: Manifest, argument: str, env: str | None) -> str:
+        what = self._what(argument)
+        if any(argument in word.split("=", 1) for word in container.get("command") or ()):
+            return f"{what} stands in the container's command, which is never edited; move it to args"
+        inside = any(argument in word for word in container.get("args") or ())
         where = "stands inside a longer argument (a shell line?)" if inside else "is not among its args"
+        instead = f"set the variable {env} and write {argument}=$({env})" if env else "use podTemplate.env"
         return (
-            f"{self._what} {where}; give it as an argument of its own with the capacity that the server boots with, "
-            "or use podTemplate.env"
+            f"{what} {where}; give it as an argument of its own with the capacity that the server boots with, "
+            f"or {instead}"
         )
 
-    def _number(self, value: str) -> int:
+    def _number(self, value: str, name: str) -> int:
         if not value.isdecimal():
             raise AdapterError(
-                f'{self._what} is "{value}", not a whole number; set it to the capacity that the server boots with'
+                f'{self._what(name)} is "{value}", not a whole number; set it to the capacity that the server boots '
+                "with"
             )
         return int(value)
 
-    def _owner(self, manifest: Manifest) -> Manager | None:
+    def _owner(self, manifest: Manifest, place: _Place) -> Manager | None:
         """Who else set the field. All args are one field; each environment variable is its own."""
         keys = ["f:spec", "f:template", "f:spec", "f:containers", _key(self.container)]
-        keys += ["f:env", _key(self.env), "f:value"] if self.env else ["f:args"]
+        keys += ["f:env", _key(place.name), "f:value"] if place.field == "env" else ["f:args"]
         manager = last_manager(manifest, *keys)
         return manager if manager and manager.name != FIELD_MANAGER else None
 
@@ -309,15 +359,14 @@ class PodTemplate(ShownByPods):
         if owner.operation == "Apply" or owner.name.startswith("argocd"):
             pointer = f"/spec/template/spec/containers/{place.index}/{place.field}"
             message = (
-                f"{owner.name} applies {self._what} of {label} too and may undo the cap, a rollout each time; "
-                f"{ignore_rule(owner.name, pointer)}"
+                f"{owner.name} applies {self._what(place.name)} of {label} too and may undo the cap, a rollout each "
+                f"time; {ignore_rule(owner.name, pointer)}"
             )
         return CapResult(outcome=Outcome.WRITTEN, message=message, written=1, manager=owner.name)
 
-    @property
-    def _what(self) -> str:
-        name = f"environment variable {self.env}" if self.env else f"argument {self.argument}"
-        return f"{name} of container {self.container}"
+    def _what(self, name: str) -> str:
+        kind = "argument" if name.startswith("-") else "environment variable"
+        return f"{kind} {name} of container {self.container}"
 
 
 def paused(workload: Workload) -> str:
@@ -346,5 +395,5 @@ def _text(cap: int | None) -> str:
     return "" if cap is None else str(cap)
 
 
-def _key(name: str | None) -> str:
+def _key(name: str) -> str:
     return "k:" + json.dumps({"name": name}, separators=(",", ":"))

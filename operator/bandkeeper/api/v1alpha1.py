@@ -90,6 +90,14 @@ class Method(StrEnum):
     PATCH = "PATCH"
 
 
+class PodTemplatePreset(StrEnum):
+    VLLM = "VLLM"
+    VLLM_ACTIVE = "VLLMActive"
+    SGLANG = "SGLang"
+    TGI = "TGI"
+    TENSORRT_LLM = "TensorRTLLM"
+
+
 ApiVersion = Annotated[
     str,
     Field(min_length=1, max_length=317),
@@ -396,18 +404,26 @@ class AnnotationAdapter(_Model):
 
 
 class PodTemplateAdapter(_Model):
-    """Writes the cap into the pod template: exactly one of `env` and `argument`."""
+    """Writes the cap into the pod template: exactly one of `preset`, `env` and `argument`."""
 
     rules: ClassVar = (
         Rule(
-            cel="has(self.env) != has(self.argument)",
-            holds=lambda adapter: (adapter.env is None) != (adapter.argument is None),
-            message="must have exactly one of env (a variable, such as MAX_NUM_SEQS) "
+            cel="(has(self.preset) ? 1 : 0) + (has(self.env) ? 1 : 0) + (has(self.argument) ? 1 : 0) == 1",
+            holds=lambda adapter: [adapter.preset, adapter.env, adapter.argument].count(None) == 2,
+            message="must have exactly one of preset (a server, such as VLLM), env (a variable, such as MAX_NUM_SEQS) "
             "and argument (a flag, such as --max-num-seqs)",
         ),
     )
 
     container: ContainerName = Field(examples=["server"], description="Name of the container whose cap is set.")
+    preset: PodTemplatePreset | None = Field(
+        default=None,
+        description="A server whose variable and flag are known: the variable where the container has it, else the "
+        "flag. VLLM: MAX_NUM_SEQS or --max-num-seqs. VLLMActive: MAX_NUM_ACTIVE_SEQS or --max-num-active-seqs, which "
+        "holds back admission below the capacity that --max-num-seqs boots. SGLang: MAX_RUNNING_REQUESTS or "
+        "--max-running-requests. TGI: MAX_BATCH_SIZE or --max-batch-size. TensorRTLLM: MAX_BATCH_SIZE or "
+        "--max_batch_size.",
+    )
     env: VariableName | None = Field(
         default=None, examples=["MAX_NUM_SEQS"], description="Environment variable that holds the cap."
     )
@@ -607,7 +623,7 @@ class Adapter(_Model):
     rules: ClassVar = (
         _only_of(AdapterType.ANNOTATION),
         _only_of(AdapterType.POD_TEMPLATE),
-        _needed_by(AdapterType.POD_TEMPLATE, "{container: server, env: MAX_NUM_SEQS}"),
+        _needed_by(AdapterType.POD_TEMPLATE, "{container: server, preset: VLLM}"),
         _only_of(AdapterType.HTTP),
         _needed_by(AdapterType.HTTP, "{port: 8000, path: '/admin/batch?size={cap}'}"),
         _only_of(AdapterType.CONFIG_MAP),
@@ -633,7 +649,8 @@ class Adapter(_Model):
         description="Settings of type Annotation; may be left out, then the key is bandkeeper.dev/batch-cap.",
     )
     pod_template: PodTemplateAdapter | None = Field(
-        default=None, description="Settings of type PodTemplate: the container and exactly one of env and argument."
+        default=None,
+        description="Settings of type PodTemplate: the container and exactly one of preset, env and argument.",
     )
     http: HTTPAdapter | None = Field(default=None, description="Settings of type HTTP: the request, and the answer.")
     config_map: ConfigMapAdapter | None = Field(

@@ -12,6 +12,7 @@ from typing import Any
 from bandkeeper.actuate import kserve
 from bandkeeper.actuate.adapter import AdapterError, AddressOf, BatchAdapter
 from bandkeeper.actuate.pod_access import Credential, PodAccess
+from bandkeeper.actuate.pod_template import names_of
 from bandkeeper.actuate.registry import batch_adapter
 from bandkeeper.api.conditions import ReadyReason
 from bandkeeper.api.v1alpha1 import GROUP, KIND, PAUSED_ANNOTATION, VERSION, AdapterType, Effective, Mode, Spec
@@ -219,11 +220,14 @@ def _pod_settings(spec: Spec, preset: Preset) -> PodSettings:
         return PodSettings(cap_annotation=kserve.BATCH_SIZE_ANNOTATION, queue_bound=preset.queue_bound_names)
     template = adapter.pod_template if adapter else None
     annotation = adapter.annotation.key if adapter and adapter.annotation and not template else None
-    named = tuple(name for name in (template.env, template.argument) if name) if template else ()
+    names = names_of(template) if template else None
+    cap = tuple(name for name in (names.env, names.argument) if name) if names else preset.cap_names
+    # A rollout changes what the server boots with, unless it is of a cap on admission alone.
+    boots_anew = template is not None and not set(cap) <= set(preset.cap_names)
     return PodSettings(
         cap_annotation=annotation,
-        cap=named,
-        capacity=() if template else preset.capacity_names,  # a rollout changes what the server boots with
+        cap=cap,
+        capacity=() if boots_anew else preset.capacity_names,
         queue_bound=preset.queue_bound_names,
         container=template.container if template else None,
     )

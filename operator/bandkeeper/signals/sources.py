@@ -145,13 +145,15 @@ class Preset:
     ----------
     default_capacity
         Batch capacity of a replica that nothing else tells.
-    capacity_names, queue_bound_names
-        Container flags and environment variables that hold the batch capacity and the queue's bound, first found wins.
+    capacity_names, cap_names, queue_bound_names
+        Container flags and environment variables, first found wins, that hold the batch capacity; a cap on admission
+        below it, which changes nothing of what the server booted with; and the queue's bound.
     """
 
     name: str
     batching: Batching
     default_capacity: int
     capacity_names: tuple[str, ...] = ()
+    cap_names: tuple[str, ...] = ()
     queue_bound_names: tuple[str, ...] = ()
     sources: Mapping[Signal, Source] = field(default_factory=dict)

@@ -11,5 +11,6 @@ PRESET = Preset(
     batching=Batching.UNKNOWN,
     default_capacity=1,  # a server that says nothing is taken to work on one request at a time: the safe side
     capacity_names=("--max-batch-size", "MAX_BATCH_SIZE", "--max-num-seqs", "MAX_NUM_SEQS"),
+    cap_names=("--max-num-active-seqs", "MAX_NUM_ACTIVE_SEQS"),
     sources={**work.SOURCES, **gpu.SOURCES, **containers.SOURCES},
 )

@@ -31,6 +31,7 @@ PRESET = Preset(
     # smaller one errs towards more replicas.
     default_capacity=256,
     capacity_names=("--max-num-seqs", "MAX_NUM_SEQS"),
+    cap_names=("--max-num-active-seqs", "MAX_NUM_ACTIVE_SEQS"),
     queue_bound_names=("--max-num-queued-reqs", "MAX_NUM_QUEUED_REQS"),
     sources={
         Signal.REQUESTS_RUNNING: _level("vllm:num_requests_running"),

@@ -1,0 +1,1 @@
+"""vLLM itself, on the CPU: a tiny model with random weights behind the real server, with the real metrics."""
