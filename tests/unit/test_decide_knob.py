@@ -17,7 +17,7 @@ from bandkeeper.decide.engine import decide, written
 from bandkeeper.decide.knob import best_cap, is_batch_first
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Batching, CostClass, Policy
-from bandkeeper.decide.state import CapMemory, ModelMemory, State
+from bandkeeper.decide.state import CapMemory, CapRate, ModelMemory, State
 from bandkeeper.model.batches import NO_BATCHES, BatchTimes
 from bandkeeper.model.steps import NO_STEPS, StepFit
 from tests.unit.builders import E2E, ITL, TTFT, a_batch, a_distribution, a_pod, a_policy, a_snapshot, a_target
@@ -285,6 +285,38 @@ class TestReadBack:
     def test_a_write_that_is_not_wanted_any_more_is_ignored(self) -> None:
         state = settle(POLICY, look())
         assert written(state, cap=8, now_s=200.0).cap == state.cap
+
+
+class TestRollout:
+    """A rollout costs each pod a cold start, so it has to spare replicas, or mend a promise."""
+
+    rolled = replace(POLICY, batch=a_batch(SIZES, cost_class=CostClass.ROLLOUT, delay_s=60.0))
+
+    @pytest.mark.parametrize(
+        ("count", "running", "least", "want"),
+        [
+            (4, 120.0, 1, 64),  # full batches of 32 in four replicas are the work of three at 64
+            (1, 20.0, 1, 32),  # one replica is needed in any case
+            (4, 120.0, 4, 32),  # and so are those that the policy asks for
+        ],
+    )
+    def test_is_begun_where_it_spares_replicas(self, count: int, running: float, least: int, want: int) -> None:
+        seen = look(cap=32, count=count, running=running)
+        assert then(replace(self.rolled, min_replicas=least), seen, seen).cap == want
+        assert then(replace(POLICY, min_replicas=least), seen, seen).cap != 32  # where a move is free
+
+    def test_is_begun_for_a_broken_promise(self) -> None:
+        broken = then(self.rolled, look(), look(itl=SLOW))
+        assert (broken.cap, broken.reason) == (32, Reason.CAP_LOWERED)
+
+    @pytest.mark.parametrize(("rate_at_48", "want"), [(7.8, 32), (10.0, 48)])
+    def test_what_a_batch_was_measured_to_do_counts(self, rate_at_48: float, want: int) -> None:
+        policy = replace(self.rolled, objective=Objective.THROUGHPUT_SENSITIVE, slos=())
+        queue = look(cap=32, running=128, waiting=400)
+        state = settle(policy, queue)
+        rates = (CapRate(32, 7.5, 170.0), CapRate(48, rate_at_48, 170.0))
+        decision, _ = decide(policy, queue, replace(state, cap=replace(state.cap, rates=rates)), 180.0)
+        assert decision.cap == want
 
 
 class TestBounds:

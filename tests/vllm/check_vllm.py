@@ -1,6 +1,6 @@
 """vLLM on the CPU under load, its cap moved while it runs, and its own metrics against what its clients saw.
 
-Not collected by its name: `make test-vllm` asks for it. docs/vllm.md keeps the figures.
+Not collected by its name: `make test-vllm` asks for it. docs/runtimes/vllm.md keeps the figures.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ async def _long_steps(run: Run) -> float:
 
 
 def test_figures(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """What docs/vllm.md keeps."""
+    """What docs/runtimes/vllm.md keeps."""
     with capsys.disabled():
         print(f"\n{len(run.seen.finished)} requests, {len(run.seen.failed)} failed")
         print("| cap | running, most | waiting | tokens/s | TTFT p95 told / seen ms | ITL p95 told / seen ms |")

@@ -6,6 +6,7 @@ knob where requests are preempted, and a throughput knob for ThroughputSensitive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -247,7 +248,7 @@ class CapRules:
         """
         if self._queued_before(cap):
             return False
-        share = self.demand.curve.load(cap / self.demand.best_cap)
+        share = self._share(cap)
         capacity = share * self.load.ready
         if self.demand.work <= GUARD * capacity:
             return True
@@ -292,7 +293,7 @@ class CapRules:
 
     def _climb(self) -> Move | None:
         """ThroughputSensitive: try the next larger cap while more throughput came of the last one."""
-        rates = {one.cap: one.rate for one in self.memory.rates if self.now_s - one.at_s <= RATE_MEMORY_S}
+        rates = self._rates()
         here = rates.get(self.cap)
         larger = next((cap for cap in self.permitted if cap > self.cap), None)
         smaller = next((cap for cap in reversed(self.permitted) if cap < self.cap), None)
@@ -360,7 +361,28 @@ class CapRules:
         emergency = (self.demand.saturated or waits) and not self.demand.batch_first
         calm = not emergency and rollout is None and not load.terminating
         all_ready = load.ready == self.replicas and not load.pending and not load.lost
-        return calm and all_ready and spared and rested
+        return calm and all_ready and spared and rested and (move.bounds or self._pays(move))
+
+    def _pays(self, move: Move) -> bool:
+        """A rollout costs each pod a cold start: a broken promise is worth it, and replicas that are spared until the
+        next one could begin.
+        """
+        if move.reason is Reason.PREEMPTIONS or breached(self.verdicts):
+            return True
+        needed = self.demand.peak_work * self.demand.margin / self._share(self.cap)
+        here, there = self._rates().get(self.cap), self._rates().get(move.cap)
+        if not here or not there:
+            here, there = self._share(self.cap), self._share(move.cap)
+        spares_one = math.ceil(needed) > max(self.policy.min_replicas, math.ceil(needed * here / there))
+        return spares_one and (1 - here / there) * ROLLOUT_REST >= 1
+
+    def _rates(self) -> dict[int, float]:
+        """Caps to the throughput that a saturated replica had with them lately."""
+        return {one.cap: one.rate for one in self.memory.rates if self.now_s - one.at_s <= RATE_MEMORY_S}
+
+    def _share(self, cap: int) -> float:
+        """Throughput of a replica with full batches of `cap`, of that at the best one."""
+        return self.demand.curve.load(min(1.0, cap / self.demand.best_cap))
 
     def taken(self, move: Move) -> tuple[CapChoice, CapMemory]:
         memory, before, now_s = self.memory, self.cap, self.now_s

@@ -1,7 +1,7 @@
 """A batch cap that moves while vLLM runs, from a file or by a call.
 
 This one file needs nothing but vLLM: mount or copy it to where the server's Python finds it, and start the server with
-`--scheduler-cls vllm_cap.CapScheduler`. Its settings are environment variables; docs/vllm.md has them all.
+`--scheduler-cls vllm_cap.CapScheduler`. Its settings are environment variables; docs/runtimes/vllm.md has them all.
 """
 
 from __future__ import annotations
