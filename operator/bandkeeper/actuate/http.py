@@ -16,7 +16,7 @@ from typing import Any
 from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
-from bandkeeper.actuate.pod_http import PodDoor, PodSession, each
+from bandkeeper.actuate.pod_http import PodDoor, PodSession, each, life_of, result_of
 from bandkeeper.actuate.rights import Right
 from bandkeeper.api import durations
 from bandkeeper.api.snapshot import Pod, PodState
@@ -85,23 +85,18 @@ class HTTP:
             return CapResult(outcome=Outcome.UNCHANGED)
 
         async def tell(pod: Pod) -> None:
-            self._written.pop(_server(pod), None)
-            self._doubted.add(_server(pod))  # from here on nobody knows, until there is an answer
+            self._written.pop(life_of(pod), None)
+            self._doubted.add(life_of(pod))  # from here on nobody knows, until there is an answer
             await self._tell(session, pod, cap_for(pod, cap), min(self._timeout_s, left.timeout_s()))
-            self._doubted.discard(_server(pod))
-            self._written[_server(pod)] = _Written(cap_for(pod, cap), self._clock())
+            self._doubted.discard(life_of(pod))
+            self._written[life_of(pod)] = _Written(cap_for(pod, cap), self._clock())
 
         try:
             async with self._door.open() as session:
                 done, failed = await each(pods, tell)
         except PodError as error:
             return CapResult(outcome=Outcome.REFUSED, message=str(error))
-        return CapResult(
-            outcome=_overall(len(done), list(failed.values())),
-            message=_sentence(failed),
-            written=len(done),
-            failed={name: str(error) for name, error in failed.items()},
-        )
+        return result_of(len(done), failed)
 
     async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
         """Ask each ready server, or tell what was written to it long enough ago."""
@@ -116,7 +111,7 @@ class HTTP:
             timeout_s = min(self._timeout_s, left.timeout_s())
             answer = await session.ask(pod, "GET", self._fill(where.path, pod), timeout_s=timeout_s)
             cap = _cap_in(answer.body, where, pod)
-            self._doubted.discard(_server(pod))
+            self._doubted.discard(life_of(pod))
             return cap
 
         try:
@@ -149,22 +144,22 @@ class HTTP:
 
     def _has(self, pod: Pod, cap: int) -> bool:
         """Whether a server need not be told: it says so itself, or was told and had no time to say it yet."""
-        written = self._written.get(_server(pod))
+        written = self._written.get(life_of(pod))
         told = written is not None and written.cap == cap
         if self._settings.read_back is None:
             return told
-        if _server(pod) in self._doubted:
+        if life_of(pod) in self._doubted:
             return False
         return pod.cap == cap or (told and written is not None and self._clock() - written.at_s < self._delay_s)
 
     def _in_force(self, pods: list[Pod]) -> dict[str, int]:
-        known = ((pod, self._written.get(_server(pod))) for pod in pods)
+        known = ((pod, self._written.get(life_of(pod))) for pod in pods)
         now_s = self._clock()
         return {pod.name: one.cap for pod, one in known if one is not None and now_s - one.at_s >= self._delay_s}
 
     def _forget(self, workload: Workload) -> None:
         """Servers that are gone are not kept in mind."""
-        there = {_server(pod) for pod in workload.pods}
+        there = {life_of(pod) for pod in workload.pods}
         self._written = {server: one for server, one in self._written.items() if server in there}
         self._doubted &= there
 
@@ -183,11 +178,6 @@ class HTTP:
             raise AdapterError(
                 f"http.body is no JSON once {{cap}} is filled in ({error}): correct it, or set http.contentType"
             ) from error
-
-
-def _server(pod: Pod) -> tuple[str, int]:
-    """A server's life: a container that restarted has the cap that it boots with."""
-    return pod.uid, pod.restarts
 
 
 def _cap_in(body: bytes, where: HTTPReadBack, pod: Pod) -> int:
@@ -217,19 +207,3 @@ def _at(document: Any, pointer: str) -> Any:
         else:
             raise KeyError(name)
     return document
-
-
-def _overall(done: int, failed: list[PodError]) -> Outcome:
-    if not failed:
-        return Outcome.WRITTEN
-    if done:
-        return Outcome.PARTIAL
-    return Outcome.REFUSED if all(error.lasting for error in failed) else Outcome.FAILED
-
-
-def _sentence(failed: dict[str, PodError]) -> str:
-    """The first failure, and how many more there are."""
-    if not failed:
-        return ""
-    first, *others = failed.values()
-    return f"{first} (and {len(others)} more pods)" if others else str(first)

@@ -7,7 +7,7 @@ import ipaddress
 import json
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from yarl import URL
 
 from bandkeeper.actuate.adapter import AddressOf, at_port
 from bandkeeper.actuate.errors import PodError
+from bandkeeper.actuate.outcome import CapResult, Outcome
 from bandkeeper.actuate.pod_access import Credential
 from bandkeeper.api.snapshot import Pod
 
@@ -162,6 +163,28 @@ async def each(
 
     await asyncio.gather(*(one(pod) for pod in pods))
     return done, failed
+
+
+def life_of(pod: Pod) -> tuple[str, int]:
+    """A server's life: a container that restarted has the cap that it boots with."""
+    return pod.uid, pod.restarts
+
+
+def result_of(written: int, failed: Mapping[str, PodError]) -> CapResult:
+    """How a round of writes ended: the first failure is the sentence, with how many pods have another one."""
+    said = {name: str(error) for name, error in failed.items()}
+    first = next(iter(said.values()), "")
+    others = sum(text != first for text in said.values())
+    message = f"{first} (and {others} more pods)" if others else first
+    return CapResult(outcome=_overall(written, failed), message=message, written=written, failed=said)
+
+
+def _overall(written: int, failed: Mapping[str, PodError]) -> Outcome:
+    if not failed:
+        return Outcome.WRITTEN if written else Outcome.UNCHANGED
+    if written:
+        return Outcome.PARTIAL
+    return Outcome.REFUSED if all(error.lasting for error in failed.values()) else Outcome.FAILED
 
 
 def _checked(pod: Pod) -> Pod:

@@ -19,7 +19,7 @@ from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
 from bandkeeper.actuate.field import CapField, Edit, write_field
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
-from bandkeeper.actuate.pod_http import PodDoor, PodSession, each
+from bandkeeper.actuate.pod_http import PodDoor, PodSession, each, result_of
 from bandkeeper.actuate.rights import Right
 from bandkeeper.actuate.serve_config import CapPlace, cap_in, cap_in_text, deployed_config, text_with_cap, with_cap
 from bandkeeper.api.snapshot import Pod, PodState
@@ -108,13 +108,7 @@ class RayServe:
         if self._clock() < until_s:
             return CapResult(outcome=Outcome.REFUSED, message=why)
         ends, failed = await self._ask_each(pods, lambda ray: self._write(ray, cap, left))
-        written = sum(one is Outcome.WRITTEN for one in ends.values())
-        return CapResult(
-            outcome=_overall(written, list(failed.values())),
-            message=str(next(iter(failed.values()), "")),
-            written=written,
-            failed={name: str(error) for name, error in failed.items()},
-        )
+        return result_of(sum(one is Outcome.WRITTEN for one in ends.values()), failed)
 
     async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
         """Ask Ray Serve for the cap in force: the user_config of the deployment, while its application runs."""
@@ -304,11 +298,3 @@ def _for_all(workload: Workload, cap: int) -> int:
 
 def _behind(workload: Workload, cap: int) -> list[Pod]:
     return [pod for pod in _ready(workload) if pod.cap != _for_all(workload, cap)]
-
-
-def _overall(written: int, failed: list[PodError]) -> Outcome:
-    if not failed:
-        return Outcome.WRITTEN if written else Outcome.UNCHANGED
-    if written:
-        return Outcome.PARTIAL
-    return Outcome.REFUSED if all(error.lasting for error in failed) else Outcome.FAILED

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
-from bandkeeper.actuate.pod_http import AT_ONCE, PodDoor, PodSession, each
+from bandkeeper.actuate.pod_http import AT_ONCE, PodDoor, PodSession, each, life_of, result_of
 from bandkeeper.actuate.rights import Right
 from bandkeeper.api.durations import parse
 from bandkeeper.api.snapshot import Pod, PodState
@@ -100,13 +100,7 @@ class Triton:
         except PodError as error:
             return CapResult(outcome=Outcome.REFUSED, message=str(error))
         self._doubted = (self._doubted - set(done)) | set(failed)
-        written = sum(done.values())
-        return CapResult(
-            outcome=_overall(written, list(failed.values())),
-            message=_sentence(failed),
-            written=written,
-            failed={name: str(error) for name, error in failed.items()},
-        )
+        return result_of(sum(done.values()), failed)
 
     async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
         """Ask every ready pod's server for the model's configuration in force."""
@@ -122,7 +116,7 @@ class Triton:
                 configs, failed = await each(pods, read)
         except PodError as error:
             return CapReading(failed={pod.name: str(error) for pod in pods})
-        there = {_server(pod) for pod in workload.pods}
+        there = {life_of(pod) for pod in workload.pods}
         self._loading = {server: load for server, load in self._loading.items() if server in there}
         by_name = {pod.name: pod for pod in pods}
         self._doubted = frozenset(name for name, config in configs.items() if not self._suits(by_name[name], config))
@@ -152,16 +146,16 @@ class Triton:
             await self._ask(session, pod, "POST", path, left.timeout_s(), body)
         except PodError as error:
             if isinstance(error.__cause__, TimeoutError):
-                self._loading[_server(pod)] = _Load(_batching(config), self._clock() + LOAD_MOST_S)
+                self._loading[life_of(pod)] = _Load(_batching(config), self._clock() + LOAD_MOST_S)
             raise
         return True
 
     def _is_loading(self, pod: Pod, config: Config) -> bool:
         """Whether an earlier load may be under way: it was not answered, and nothing has changed since."""
-        load = self._loading.get(_server(pod))
+        load = self._loading.get(life_of(pod))
         if load is not None and self._clock() < load.until_s and load.before == _batching(config):
             return True
-        self._loading.pop(_server(pod), None)
+        self._loading.pop(life_of(pod), None)
         return False
 
     def _suits(self, pod: Pod, config: Config) -> bool:
@@ -226,10 +220,6 @@ def reloads_at_once(pods: Iterable[Pod]) -> int:
     return max(1, min(AT_ONCE, ready // READY_PER_RELOAD))
 
 
-def _server(pod: Pod) -> _Server:
-    return pod.uid, pod.restarts
-
-
 def _batching(config: Config) -> tuple[int, tuple[int, ...], int]:
     """What of a configuration is ours to write; the preferred size that Triton adds by itself is none."""
     batching, cap = config["dynamic_batching"], config["max_batch_size"]
@@ -242,19 +232,3 @@ def _refusal(said: str) -> str:
     quoted = f'"{said[:QUOTED_LENGTH]}..."' if len(said) > QUOTED_LENGTH else f'"{said}"'
     remedy = next((remedy for words, remedy in _REMEDIES.items() if words in said.lower()), "")
     return f"{quoted}; {remedy}" if remedy else quoted
-
-
-def _overall(written: int, failed: list[PodError]) -> Outcome:
-    if not failed:
-        return Outcome.WRITTEN if written else Outcome.UNCHANGED
-    if written:
-        return Outcome.PARTIAL
-    return Outcome.REFUSED if all(error.lasting for error in failed) else Outcome.FAILED
-
-
-def _sentence(failed: Mapping[str, PodError]) -> str:
-    """The first failure, and how many more there are."""
-    if not failed:
-        return ""
-    first, *others = failed.values()
-    return f"{first} (and {len(others)} more pods)" if others else str(first)
