@@ -34,6 +34,7 @@ from bandkeeper.signals.presets import PRESETS, containers, gpu
 from bandkeeper.signals.prometheus import PrometheusServer
 from bandkeeper.signals.want import LatencyWant, Observations, Want
 from tests.cluster import Prometheus
+from tests.unit.runtime_world import NAMESPACE, World
 from tests.vllm.install import interpreter
 from tests.vllm.load import Seen, clients
 from tests.vllm.server import CAPACITY, TOKEN_BUDGET, Server
@@ -314,6 +315,36 @@ async def _long_steps(run: Run) -> float:
     assert seen.finished
     await asyncio.sleep(2.0)  # until the last steps are scraped
     return await asyncio.to_thread(count) - before
+
+
+async def test_the_operators_own_loop_moves_it_there_and_back(run: Run) -> None:
+    """A policy whose bounds leave no choice; only the API server is not there."""
+    adapter = yaml.safe_load(EXAMPLE.read_text())["spec"]["batch"]["adapter"]
+    token = {"name": "vllm", "file": str(run.server.token_file), "namespaces": [NAMESPACE]}
+    world = World(adapters={"http": True}, podAccess={"credentials": [token]})
+    world.address_of = lambda _: f"127.0.0.1:{run.server.cap_port}"
+    world.deploy(replicas=1)
+    world.pod("chat", cap=CAPACITY)
+    async with clients(run.server.url, CLIENTS, prompt=PROMPT, tokens=ANSWER) as seen:
+        await asyncio.sleep(PERIOD_S)
+        for cap in (4, CAPACITY):
+            world.apply(batch={"min": cap, "max": cap, "adapter": adapter})
+            await _until_applied(world)
+            await asyncio.sleep(PERIOD_S)
+            assert run.server.knobs()["cap"] == cap
+            assert run.server.knobs()["running"] == cap
+    await world.loop._stop()
+    assert seen.failed == []
+    assert seen.finished
+
+
+async def _until_applied(world: World) -> None:
+    for _ in range(20):
+        await world.look()
+        await asyncio.sleep(0.5)
+        if world.condition("BatchApplied") == ("True", "Applied"):
+            return
+    raise AssertionError(world.status())
 
 
 # -- the figures -------------------------------------------------------------------------------------------------------
