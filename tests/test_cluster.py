@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.cluster import (
     PrometheusError,
     WebConfig,
     build,
+    crds,
     eventually,
     free_ports,
 )
@@ -658,6 +659,53 @@ def test_the_pinned_module_has_the_version_that_is_stamped(name: str) -> None:
     pinned = {"prometheus": "github.com/prometheus/prometheus v0.315.0"}.get(name, program.version)
     assert pinned in module
     assert (program.source / "go.sum").stat().st_size > 1000
+
+
+def a_go_that_downloads(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_go(folder, "")
+    (folder / "go").write_text(f'#!/bin/sh\n[ "$1" = env ] && echo go1.26.8 && exit\n{script}\n')
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+
+
+def into_the_module_cache(files: Iterable[str]) -> str:
+    """A script that puts these there."""
+    paths = [f'"$GOMODCACHE/{file}"' for file in files]
+    return "\n".join(f"mkdir -p $(dirname {path}) && echo crd > {path}" for path in paths)
+
+
+PUBLISHED = [f"{module}@v1.2.3/{path}" for module, path in crds.FILES.items()]
+
+
+def test_of_the_modules_only_the_crds_are_kept(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = into_the_module_cache([*PUBLISHED, "sigs.k8s.io/lws@v1.2.3/main.go"])
+    a_go_that_downloads(tmp_path / "bin", script, monkeypatch)
+    folder = crds.find_crds()
+    assert folder.parent == cache
+    assert sorted(path.name for path in folder.iterdir()) == sorted(Path(path).name for path in crds.FILES.values())
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("echo SECURITY ERROR >&2\nexit 1", r"(?s)could not be fetched.*network and GOPROXY.*SECURITY ERROR"),
+        (into_the_module_cache(PUBLISHED[:2]), r"sigs\.k8s\.io/lws has no config/crd/bases/.*change FILES in crds\.py"),
+    ],
+)
+def test_crds_that_cannot_be_had_are_said_and_leave_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, says: str
+) -> None:
+    a_go_that_downloads(tmp_path / "bin", script, monkeypatch)
+    with pytest.raises(BuildError, match=says):
+        crds.find_crds()
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_each_module_with_crds_is_pinned_and_no_other() -> None:
+    """A sum that go.sum lacks is no error to `go mod download`: it asks Go's checksum database, if that is on."""
+    named = re.findall(r"^\t(\S+ v\S+)$", (crds.PINS / "go.mod").read_text(), flags=re.MULTILINE)
+    pinned = [line.rsplit(" h1:", 1)[0] for line in (crds.PINS / "go.sum").read_text().splitlines()]
+    assert [name.split()[0] for name in named] == sorted(crds.FILES)
+    assert sorted(pinned) == sorted([*named, *(f"{name}/go.mod" for name in named)])
 
 
 def test_free_ports_are_different_and_free() -> None:

@@ -1,5 +1,5 @@
-"""KServe, KubeRay and LeaderWorkerSet on a real API server: their APIs take what is written, and the operator's
-identity can write nothing else. Their controllers are not there: where one matters, the test does its part.
+"""KServe, KubeRay and LeaderWorkerSet on a real API server: the CRDs that they publish take what is written, and the
+operator's identity can write nothing else. Their controllers are not there: where one matters, the test does its part.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import yaml
 
 from bandkeeper.actuate.adapter import Workload
 from bandkeeper.actuate.kserve import BATCH_SIZE_ANNOTATION, KServe
@@ -31,11 +30,14 @@ from bandkeeper.kube.client import JSON_PATCH, Forbidden, KubeClient
 from bandkeeper.kube.discovery import Discovery, TargetError, TargetProblem
 from bandkeeper.kube.pods import PodSettings, trim_pod, view
 from tests.cluster import CommandError, ControlPlane, eventually
+from tests.cluster.build import build_all
+from tests.cluster.crds import find_crds
+from tests.cluster.fixtures import in_sight
 
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parent.parent
-CRDS = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "tests" / "cluster" / "crds").glob("*.yaml"))]
+CRDS = ("inferenceservices.serving.kserve.io", "leaderworkersets.leaderworkerset.x-k8s.io", "rayservices.ray.io")
 RELEASE, SYSTEM, SERVING, OTHER = "kinds", "kinds-system", "kinds-serving", "kinds-other"
 IDENTITY = "kinds-bandkeeper"
 PLACE = CapPlace(application="embed", deployment="Embedder", key="max_batch_size")
@@ -55,13 +57,14 @@ applications:
     user_config:
       max_batch_size:   16
 """
+HEAD = {"containers": [{"name": "ray-head", "image": "ray:2.60.0"}]}
 RAY_SERVICE: Manifest = {
     "apiVersion": "ray.io/v1",
     "kind": "RayService",
     "metadata": {"name": "embed", "labels": {"team": "a"}, "annotations": {"note": "x"}},
     "spec": {
         "serveConfigV2": SERVE_CONFIG,
-        "rayClusterConfig": {"rayVersion": "2.60.0", "headGroupSpec": {"template": {"spec": {"containers": []}}}},
+        "rayClusterConfig": {"rayVersion": "2.60.0", "headGroupSpec": {"template": {"spec": HEAD}}},
     },
 }
 INFERENCE_SERVICE: Manifest = {
@@ -93,19 +96,30 @@ LEADER_WORKER_SET: Manifest = {
 
 
 @pytest.fixture(scope="module")
-def kinds(control_plane: ControlPlane) -> Iterator[ControlPlane]:
-    """The three APIs, namespaces to act in, and the release with both adapters on in one of them."""
-    names = [f"crd/{document['metadata']['name']}" for document in CRDS]
-    own = yaml.safe_load((ROOT / "crds" / "bandkeeper.dev_gpuscalingpolicies.yaml").read_text())
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=[own, *CRDS])
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=20s", *names)
+def kinds(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
+    """The three APIs, namespaces to act in, and the release with both adapters on in one of them.
+
+    A control plane of its own: the APIs double the memory of one, which it keeps when they are deleted.
+    """
+    in_sight(request.config, build_all)
+    crds = in_sight(request.config, find_crds)
+    with ControlPlane.start(nodes=1) as cluster:
+        files = (f"--filename={place}" for place in (ROOT / "crds", crds))
+        cluster.kubectl("apply", "--server-side", *files, timeout_s=120)
+        eventually(lambda: all(is_served(cluster, name) for name in CRDS), timeout_s=60, what="the three APIs")
+        install(cluster)
+        yield cluster
+
+
+def install(cluster: ControlPlane) -> None:
+    """Namespaces, the release, and an object of each kind."""
     for name in (SYSTEM, SERVING, OTHER):
-        control_plane.create_namespace(name)
+        cluster.create_namespace(name)
     scaled = [
         {"apiGroup": "apps", "kind": "Deployment", "resource": "deployments"},
         {"apiGroup": "leaderworkerset.x-k8s.io", "kind": "LeaderWorkerSet", "resource": "leaderworkersets"},
     ]
-    control_plane.helm(
+    cluster.helm(
         "upgrade",
         RELEASE,
         str(ROOT / "charts" / "bandkeeper"),
@@ -120,12 +134,13 @@ def kinds(control_plane: ControlPlane) -> Iterator[ControlPlane]:
         f"--set-json=scaleTargets={json.dumps(scaled)}",
     )
     for name in (SERVING, OTHER):
-        control_plane.kubectl("-n", name, "apply", "-f", "-", input=[RAY_SERVICE, INFERENCE_SERVICE, LEADER_WORKER_SET])
-    yield control_plane
-    control_plane.helm("uninstall", RELEASE, f"--namespace={SYSTEM}", "--wait")
-    for name in (SYSTEM, SERVING, OTHER):
-        control_plane.delete_namespace(name)
-    control_plane.kubectl("delete", *names)
+        cluster.kubectl("-n", name, "apply", "-f", "-", input=[RAY_SERVICE, INFERENCE_SERVICE, LEADER_WORKER_SET])
+
+
+def is_served(cluster: ControlPlane, crd: str) -> bool:
+    """`kubectl wait` gives up on an object that has no conditions yet, and a large CRD has `null` at first."""
+    conditions = cluster.get("crd", crd).get("status", {}).get("conditions") or ()
+    return any((condition["type"], condition["status"]) == ("Established", "True") for condition in conditions)
 
 
 @pytest_asyncio.fixture
@@ -148,6 +163,25 @@ async def a_workload(client: KubeClient, namespace: str = SERVING, *pods: Pod, n
     resource = await Discovery(client).scalable("apps/v1", "Deployment")
     uid = (await client.get(resource.path(namespace, name)))["metadata"]["uid"] if name != "chat" else "u"
     return Workload(namespace=namespace, name=name, resource=resource, uid=uid, pods=pods)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "template"),
+    [
+        (RAY_SERVICE, ("rayClusterConfig", "headGroupSpec", "template")),
+        (INFERENCE_SERVICE, ("predictor",)),
+        (LEADER_WORKER_SET, ("leaderWorkerTemplate", "workerTemplate")),
+    ],
+    ids=["RayService", "InferenceService", "LeaderWorkerSet"],
+)
+def test_the_whole_schema_is_there(kinds: ControlPlane, manifest: Manifest, template: tuple[str, ...]) -> None:
+    """Pod templates and all; what it does not know is refused, so the manifests here are of real fields only."""
+    wrong = copy.deepcopy(manifest)
+    wrong["metadata"]["name"] = "wrong"
+    put("x", "spec", *template, "unheardOf")(wrong)
+    with pytest.raises(CommandError) as refused:
+        kinds.kubectl("-n", OTHER, "create", "--dry-run=server", "--validate=strict", "-f", "-", input=wrong)
+    assert f'unknown field "spec.{".".join(template)}.unheardOf"' in refused.value.stderr
 
 
 # -- RayService --------------------------------------------------------------------------------------------------------
@@ -349,6 +383,7 @@ ALLOWED: dict[str, tuple[str, Edit]] = {
 }
 RAY, ISVC = "rayservices/embed", "inferenceservices/iris"
 BATCHER = ("spec", "predictor", "batcher")
+HEAD_POD = ("spec", "rayClusterConfig", "headGroupSpec", "template", "spec")
 FORBIDDEN: dict[str, tuple[str, Edit]] = {
     "code of a Ray application": (RAY, text("embed:app", "evil:app")),
     "number of replicas": (RAY, text("num_replicas: 2", "num_replicas: 9")),
@@ -360,7 +395,7 @@ FORBIDDEN: dict[str, tuple[str, Edit]] = {
     "space before the cap": (RAY, text("max_batch_size:   16", "max_batch_size: 16")),
     "a comment": (RAY, text("# one", "# two")),
     "no Serve config": (RAY, drop("spec", "serveConfigV2")),
-    "image of the Ray cluster": (RAY, put({"template": "evil:1"}, "spec", "rayClusterConfig", "headGroupSpec")),
+    "image of the Ray cluster": (RAY, put([{"name": "ray-head", "image": "evil:1"}], *HEAD_POD, "containers")),
     "another field of the RayService": (RAY, put(True, "spec", "excludeHeadPodFromServeSvc")),
     "label of the RayService": (RAY, put("b", "metadata", "labels", "team")),
     "annotation of the RayService": (RAY, put("y", "metadata", "annotations", "note")),

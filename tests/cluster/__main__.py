@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from tests.cluster.build import BuildError, build_all
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.crds import find_crds
 from tests.cluster.processes import ProcessError
 from tests.cluster.tools import find_tools
 
@@ -19,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description="A local control plane for tests.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("build", help="build or find all programs, and say where they are")
+    commands.add_parser("build", help="build or find all programs and the CRDs of others, and say where they are")
     up = commands.add_parser("up", help="start a control plane and keep it until Ctrl-C or SIGTERM")
     up.add_argument("--nodes", type=int, default=2, help="GPU nodes (default: %(default)s)")
     up.add_argument("--gpus-per-node", type=int, default=8, help="GPUs of each (default: %(default)s)")
@@ -47,6 +48,7 @@ def _build() -> None:
     for name, folder in build_all().items():
         print(f"{name}\t{folder}")
     print(f"clients\t{find_tools().kubectl.parent}")
+    print(f"crds\t{find_crds()}")
 
 
 def _up(nodes: int, gpus_per_node: int, *, keep: bool) -> None:

@@ -2,8 +2,9 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.cluster.build import build_all
 from tests.cluster.control_plane import ControlPlane
 
 EXISTING = "KUBECONFIG_FOR_TESTS"
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +22,7 @@ def control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
         with ControlPlane.from_kubeconfig(Path(existing)) as found:
             yield found
         return
-    build_all_in_sight(request.config)
+    in_sight(request.config, build_all)
     with ControlPlane.start() as started:
         yield started
 
@@ -34,11 +36,10 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
     control_plane.delete_namespace(name)
 
 
-def build_all_in_sight(config: pytest.Config) -> None:
-    """Build what is missing with its progress shown, though pytest captures output: the first time takes minutes."""
+def in_sight(config: pytest.Config, make: Callable[[], T]) -> T:
+    """What `make` returns, its progress shown though pytest captures output: the first time takes minutes."""
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is None:
-        build_all()
-        return
+        return make()
     with capture.global_and_fixture_disabled():
-        build_all()
+        return make()
