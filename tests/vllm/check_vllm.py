@@ -63,6 +63,7 @@ class Phase:
     end_s: float = 0.0
     told: Observations = field(default_factory=Observations)
     running_most: float = 0.0
+    at_server_most: float = 0.0
 
     def read(self, signal: Signal) -> float:
         """A level or rate, as the preset reads it."""
@@ -189,11 +190,16 @@ async def _look(run: Run, phase: Phase) -> None:
         phase.end_s = time.monotonic()
         phase.begin_s = phase.end_s - WINDOW_S
         phase.told = (await collector.collect([want], time.monotonic()))["tiny"]
-        most = await asyncio.to_thread(run.prometheus.value, f"max_over_time(vllm:num_requests_running[{WINDOW_S:g}s])")
-        assert most is not None
-        phase.running_most = most
+        phase.running_most = await _most(run, "vllm:num_requests_running")
+        phase.at_server_most = await _most(run, "(vllm:num_requests_running + vllm:num_requests_waiting)")
     finally:
         collector.close()
+
+
+async def _most(run: Run, of: str) -> float:
+    most = await asyncio.to_thread(run.prometheus.value, f"max_over_time({of}[{WINDOW_S:g}s:1s])")
+    assert most is not None
+    return most
 
 
 def by_phase(run: Run) -> list[tuple[str, Phase]]:
@@ -266,7 +272,8 @@ def test_levels_are_those_of_closed_loops(run: Run) -> None:
     for name, phase in by_phase(run):
         assert phase.read(Signal.REQUESTS_RUNNING) <= phase.cap, name
         at_server = phase.read(Signal.REQUESTS_RUNNING) + phase.read(Signal.REQUESTS_WAITING)
-        assert CLIENTS - 8 <= at_server <= CLIENTS, name
+        # Answers are of one length, so half of the clients may be about to ask at the moment of a scrape.
+        assert at_server <= CLIENTS == phase.at_server_most, name
         assert 0 < phase.read(Signal.KV_CACHE_UTILIZATION) < 1, name
         assert phase.read(Signal.PREEMPTIONS) == 0, name
 
@@ -286,11 +293,14 @@ async def test_a_file_moves_the_cap_too(run: Run) -> None:
 
 
 async def test_prefill_tokens_bound_the_tokens_of_a_step(run: Run) -> None:
-    """Long prompts fill the whole budget; with 64 prompt tokens a step none is longer than those and the decoding."""
+    """The whole budget has room for four prompts in a step, 128 tokens for less than one.
+
+    128 is a block of the KV cache on the CPU: less is not taken.
+    """
     assert await _long_steps(run) > 0
-    (run.server.cap_file.parent / "prefill-tokens").write_text("64\n")
+    (run.server.cap_file.parent / "prefill-tokens").write_text("128\n")
     await asyncio.sleep(2.0)
-    assert run.server.knobs()["prefillTokens"] == 64
+    assert run.server.knobs()["prefillTokens"] == 128
     assert await _long_steps(run) == 0
     (run.server.cap_file.parent / "prefill-tokens").write_text("")
     await asyncio.sleep(2.0)
@@ -299,17 +309,17 @@ async def test_prefill_tokens_bound_the_tokens_of_a_step(run: Run) -> None:
 
 
 async def _long_steps(run: Run) -> float:
-    """Steps of more than 128 tokens while clients with prompts of some 500 tokens ask."""
+    """Steps in which several prompts of some 220 tokens ended: vLLM counts a prompt in the step that ends it."""
 
     def count() -> float:
         steps = run.prometheus.value("vllm:iteration_tokens_total_count")
-        short = run.prometheus.value('vllm:iteration_tokens_total_bucket{le="128.0"}')
+        short = run.prometheus.value('vllm:iteration_tokens_total_bucket{le="256.0"}')
         assert steps is not None
         assert short is not None
         return steps - short
 
     before = await asyncio.to_thread(count)
-    async with clients(run.server.url, 8, prompt=(400, 600), tokens=ANSWER) as seen:
+    async with clients(run.server.url, 8, prompt=(200, 240), tokens=ANSWER) as seen:
         await asyncio.sleep(6.0)
     assert seen.failed == []
     assert seen.finished
