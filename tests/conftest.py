@@ -1,9 +1,11 @@
-"""Fixtures and settings for all tests; the control plane is started once per session and only when a test asks."""
+"""Fixtures and settings for all tests; a control plane is started once per worker and only when a test asks."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.cluster.fixtures import control_plane, namespace
@@ -15,3 +17,20 @@ collect_ignore = ["servers"]  # they have to be installed first: `make test-serv
 settings.register_profile("test", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fuzz", max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+
+LIVE = ("test_end_to_end.py", "test_quality_end_to_end.py", "test_failover.py", "test_reaction.py", "test_replay.py")
+"""Tests in which time passes as it does outside: one worker has them, and the machine first."""
+
+
+def pytest_configure() -> None:
+    """The other workers compute in what the first one leaves of the machine while it waits."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        os.nice(10)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each file as a whole in one worker, those of `LIVE` together in the first one, which takes the first tests."""
+    items.sort(key=lambda item: item.path.name not in LIVE)
+    for item in items:
+        group = "live" if item.path.name in LIVE else str(Path(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
