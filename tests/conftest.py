@@ -28,6 +28,7 @@ def pytest_configure() -> None:
         os.nice(10)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Each file as a whole in one worker, those of `LIVE` together in the first one, which takes the first tests."""
     items.sort(key=lambda item: item.path.name not in LIVE)
