@@ -56,6 +56,25 @@ def test_sentences_come_first_and_then_the_grid(desk: Path, capsys: pytest.Captu
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (8192, "It reads 8,192 prompt tokens at most, as the pods' flags say."),
+        (256, "It reads 256 prompt tokens at most, as the pods' flags say."),
+        (None, "It reads 8,192 prompt tokens at most, which is assumed: no flag of the pods tells it."),
+    ],
+)
+def test_it_says_what_a_step_reads_and_who_tells(
+    desk: Path, capsys: pytest.CaptureFixture[str], tokens: int | None, said: str
+) -> None:
+    model = seen()["status"]["model"] | {"prefillTokens": tokens}
+    (desk / "p.yaml").write_text(yaml.safe_dump(seen(model={name: one for name, one in model.items() if one})))
+    assert call("--policy", "p.yaml", "--json", "a.json") == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    found = WhatIf.model_validate_json((desk / "a.json").read_text())
+    assert (found.model.prefill_tokens, found.model.prefill_told) == (tokens or 8192, tokens is not None)
+
+
 def test_what_the_cluster_prints_can_be_piped_in(
     desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from bandkeeper.decide.policy import LatencySLO, Policy, ThroughputSLO
 from bandkeeper.decide.prediction import first_margin
 from bandkeeper.lab.changes import Changes
 from bandkeeper.lab.server import ContinuousServer
-from bandkeeper.model.latency import CONFIDENT, Latency, Traffic, latency
+from bandkeeper.model.latency import CHUNK_TOKENS, CONFIDENT, Latency, Traffic, latency
 from bandkeeper.model.steps import StepFit
 
 VERSION: Literal[1] = 1
@@ -114,12 +114,17 @@ class Row(_Part):
 
 
 class Model(_Part):
-    """Step times in milliseconds, where they come from, and how sure they are; `windows` is None of constants."""
+    """Step times in milliseconds, where they come from, and how sure they are; `windows` is None of constants.
+
+    `prefill_tokens` is the most that a step reads, `prefill_told` whether the servers tell it or it is assumed.
+    """
 
     source: str
     alpha_ms: float
     beta_ms: float
     delta_ms: float
+    prefill_tokens: float
+    prefill_told: bool
     error: float
     windows: float | None
     confident: bool
@@ -194,6 +199,8 @@ class Known:
         Of the time that is remembered, in replicas; None where nothing is.
     kv_tokens
         What a replica's KV cache may be filled with; None where it is not known to matter.
+    chunk_tokens
+        The most prompt tokens of a step; None where the servers do not tell.
     cap
         The cap that is wanted now; None: the best.
     caps
@@ -275,6 +282,7 @@ def of_learned(
         peak_work=learned.peak_work,
         largest_rise=learned.largest_rise,
         kv_tokens=kv_tokens,
+        chunk_tokens=seen.prefill_tokens if seen is not None else None,
         cap=cap,
         caps=_caps(policy, capacity, learned.best_cap),
         replicas=replicas,
@@ -435,6 +443,8 @@ def _model(known: Known) -> Model:
         alpha_ms=1000 * alpha_s,
         beta_ms=1000 * beta_s,
         delta_ms=1000 * delta_s,
+        prefill_tokens=known.chunk_tokens or CHUNK_TOKENS,
+        prefill_told=known.chunk_tokens is not None,
         error=known.error,
         windows=known.windows,
         confident=known.error <= CONFIDENT and not few,
