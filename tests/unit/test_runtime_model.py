@@ -123,7 +123,8 @@ def test_the_prompt_tokens_of_a_step_go_with_it_and_follow_the_pods() -> None:
     assert told.prefill_tokens == 512
     known = learned_of(told, wall_s=0.0)
     assert known is not None
-    assert known.seen == replace(known.seen, prefill_tokens=512)
+    assert known.seen is not None
+    assert known.seen.prefill_tokens == 512
     for prefill_tokens in (2048, None):
         decision, state = play(state, [20.0] * 4, 6, 900.0, prefill_tokens)
         assert decision.learned is not None

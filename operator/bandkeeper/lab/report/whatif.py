@@ -194,7 +194,10 @@ def _chunk(result: WhatIf) -> str:
         return f"{most}."
     if model.prefill_told:
         return f"{most}, as the pods' flags say."
-    return f"{most}, which is assumed: no flag of the pods tells it."
+    if not model.prefill_others:
+        return f"{most}, by the token gap that is measured: no flag of the pods tells it."
+    others = "".join(f", or {words.number(tokens)}" for tokens in model.prefill_others)
+    return f"{most}{others}: no flag of the pods tells it, which counts as an error."
 
 
 def load(result: WhatIf) -> str:
