@@ -142,7 +142,7 @@ class Seen:
     steps: StepFit
     traffic: Traffic
     room: int
-    chunk_tokens: int | None
+    told_chunk: int | None
     measured: dict[tuple[str, int], float]
 
 
@@ -178,8 +178,18 @@ class Miss:
     confident: bool
 
 
-def compare(seen: Seen, steps: StepFit, name: str) -> Miss:
-    found = latency(steps, seen.traffic, seen.replicas, seen.room, chunk_tokens=seen.chunk_tokens)
+def chunks(learned: Seen) -> tuple[float, ...]:
+    """What a step may read at most: as told, else by the time between tokens while the step times were learned."""
+    if learned.told_chunk is not None:
+        return (float(learned.told_chunk),)
+    measured_s = learned.measured["ITL", PERCENTILE]
+    there = latency(learned.steps, learned.traffic, learned.replicas, learned.room)
+    return there.chunks_that_fit(PERCENTILE / 100, measured_s, measured_s)
+
+
+def compare(seen: Seen, learned: Seen, name: str) -> Miss:
+    """What is predicted by the step times of one run against what was seen in another of the same servers."""
+    found = latency(learned.steps, seen.traffic, seen.replicas, seen.room, chunks=chunks(learned))
     measured_s = seen.measured[name, PERCENTILE]
     predicted_s = found.quantile(SIGNALS[name], PERCENTILE / 100)
     error = abs(predicted_s / measured_s - 1) if predicted_s < math.inf or measured_s < math.inf else 0.0
@@ -198,13 +208,13 @@ def line(title: str, misses: list[Miss]) -> str:
     return f"  {title:<28} {len(sure):>4} of {len(misses):<4} {shown}   {rest}"
 
 
-def table(seen: list[Seen], fits: dict[tuple[str, int], StepFit] | None = None) -> None:
+def table(seen: list[Seen], learned_at: float | None = None) -> None:
+    """`learned_at` is the load that the step times are of, None: each run's own."""
+    learned = {(one.cell, one.replicas): one for one in seen if one.rho == learned_at}
     for name in SIGNALS:
         print(f"\n{name + ' p95':<28} {'confident':>14}  median     p90   others: median, p90")
         misses = {
-            (one.cell, one.replicas, one.rho): compare(
-                one, one.steps if fits is None else fits[one.cell, one.replicas], name
-            )
+            (one.cell, one.replicas, one.rho): compare(one, learned.get((one.cell, one.replicas), one), name)
             for one in seen
         }
         for title, position in (("", 0), ("replicas ", 1), ("load ", 2)):
@@ -232,7 +242,7 @@ def main() -> None:
     print("\n== Step times learned at the load that is predicted")
     table(seen)
     print("\n== Step times learned at a load of 0.5")
-    table(seen, {(one.cell, one.replicas): one.steps for one in seen if one.rho == 0.5})
+    table(seen, 0.5)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def a_pod(
     cap: int | None = None,
     capacity: int | None = 64,
     queue_bound: int | None = None,
+    prefill_tokens: int | None = None,
     message: str = "",
 ) -> Pod:
     """A pod that has been ready for an hour and took 100 s to get there."""
@@ -111,6 +112,7 @@ def a_pod(
         cap=cap,
         capacity=capacity,
         queue_bound=queue_bound,
+        prefill_tokens=prefill_tokens,
         message=message,
     )
 

@@ -56,6 +56,57 @@ def test_sentences_come_first_and_then_the_grid(desk: Path, capsys: pytest.Captu
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (8192, "It reads 8,192 prompt tokens at most, as the pods' flags say."),
+        (256, "It reads 256 prompt tokens at most, as the pods' flags say."),
+        (
+            None,
+            "It reads 8,192 prompt tokens at most, or 2,048, or 1,024, or 512: no flag of the pods tells it, which "
+            "counts as an error.",
+        ),
+    ],
+)
+def test_it_says_what_a_step_reads_and_who_tells(
+    desk: Path, capsys: pytest.CaptureFixture[str], tokens: int | None, said: str
+) -> None:
+    model = seen()["status"]["model"] | {"prefillTokens": tokens}
+    (desk / "p.yaml").write_text(yaml.safe_dump(seen(model={name: one for name, one in model.items() if one})))
+    assert call("--policy", "p.yaml", "--json", "a.json") == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    found = WhatIf.model_validate_json((desk / "a.json").read_text())
+    assert (found.model.prefill_tokens, found.model.prefill_told) == (tokens or 8192, tokens is not None)
+
+
+@pytest.mark.parametrize(
+    ("slo", "said", "tokens"),
+    [
+        ({"measured": "20ms", "lowerBound": "18ms", "upperBound": "22ms"}, "512", [512]),
+        ({"measured": "20ms"}, "512", [512]),
+        ({"measured": "38ms", "lowerBound": "36ms", "upperBound": "42ms"}, "8,192", [8192, 2048]),
+        ({"measured": "38ms", "lowerBound": "30ms", "upperBound": "+Inf"}, "8,192", [8192, 2048, 1024]),
+        ({"measured": "20ms", "lowerBound": "1ms", "upperBound": "+Inf"}, "8,192", [8192, 2048, 1024, 512]),
+        ({"measured": "20ms", "upperBound": "soon"}, "8,192", [8192, 2048, 1024, 512]),
+        ({"measured": "20ms", "signal": "TimeToFirstToken"}, "8,192", [8192, 2048, 1024, 512]),
+        ({}, "8,192", [8192, 2048, 1024, 512]),
+    ],
+)
+def test_where_no_flag_tells_it_the_measured_token_gap_does(
+    desk: Path, capsys: pytest.CaptureFixture[str], slo: dict[str, str], said: str, tokens: list[int]
+) -> None:
+    """At this load 37 ms are predicted with steps of 8,192 tokens, 39, 29 and 20 ms with the smaller ones."""
+    model = seen()["status"]["model"]
+    del model["prefillTokens"]
+    told = {"signal": "InterTokenLatency", "percentile": 95, "threshold": "50ms", "state": "WithinSLO"} | slo
+    (desk / "p.yaml").write_text(yaml.safe_dump(seen(model=model, slos=[told])))
+    assert call("--policy", "p.yaml", "--what-if", "load=2x", "--json", "a.json") == 0
+    assert f"It reads {said} prompt tokens at most" in " ".join(capsys.readouterr().out.split())
+    found = WhatIf.model_validate_json((desk / "a.json").read_text()).model
+    assert [found.prefill_tokens, *found.prefill_others] == tokens
+    assert not found.prefill_told
+
+
 def test_what_the_cluster_prints_can_be_piped_in(
     desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

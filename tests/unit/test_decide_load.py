@@ -122,6 +122,15 @@ def test_caps_capacity_and_queue_bound() -> None:
 
 
 @pytest.mark.parametrize(
+    ("told", "least"), [((8192, 512), 512), ((None, 2048), 2048), ((None, None), None), ((0, 4096), 4096)]
+)
+def test_the_least_prompt_tokens_of_a_step_count(told: tuple[int | None, ...], least: int | None) -> None:
+    pods = [a_pod(f"chat-{place}", prefill_tokens=tokens) for place, tokens in enumerate(told)]
+    coming = a_pod("coming", PodState.PENDING, prefill_tokens=16)
+    assert load_of(a_snapshot(ready=(*pods, coming))).prefill_tokens == least
+
+
+@pytest.mark.parametrize(
     ("batching", "quiet"), [(Batching.CONTINUOUS, 2 * 3.2), (Batching.UNKNOWN, 2 * 3.2), (Batching.DYNAMIC, 2 * 64)]
 )
 def test_a_dynamic_batch_is_formed_from_what_waits(batching: Batching, quiet: float) -> None:

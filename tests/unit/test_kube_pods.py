@@ -12,6 +12,7 @@ from bandkeeper.kube.objects import Key
 from bandkeeper.kube.pods import PodRecord, PodSettings, PodStore, trim_pod, view
 from bandkeeper.kube.reflector import Change
 from bandkeeper.kube.selector import SelectorError, parse_selector
+from bandkeeper.signals.presets import PRESETS
 
 CREATED = "2026-01-01T10:00:00Z"
 NOW = 1767261600.0 + 600  # ten minutes later
@@ -195,6 +196,36 @@ def test_capacity_is_read_from_arguments_and_environment(
     containers: list[dict[str, Any]], capacity: int | None
 ) -> None:
     assert view(record(containers=containers), now=NOW, settings=VLLM).capacity == capacity
+
+
+@pytest.mark.parametrize(
+    ("runtime", "containers", "tokens"),
+    [
+        ("VLLM", server("--max-num-batched-tokens", "512"), 512),
+        ("VLLM", server("--max_num_batched_tokens=2048"), 2048),
+        ("VLLM", server("--max-num-batched-tokens=8k"), 8000),
+        ("VLLM", server("--max-num-batched-tokens", "8K"), 8192),
+        ("VLLM", server("--max-num-batched-tokens=$(TOKENS)", TOKENS="2K"), 2048),
+        ("VLLM", server(MAX_NUM_BATCHED_TOKENS="4096"), 4096),
+        ("VLLM", server("--max-num-batched-tokens", "512", MAX_NUM_BATCHED_TOKENS="4096"), 512),
+        ("VLLM", server("--max-num-batched-tokens=K"), None),
+        ("VLLM", server("--max-num-batched-tokens", "1.5k"), None),
+        ("VLLM", server("--max-num-seqs=64", "--long-prefill-token-threshold=256"), None),
+        ("VLLM", server("--chunked-prefill-size", "512"), None),
+        ("Generic", server("--chunked-prefill-size", "4096"), 4096),
+        ("Generic", server("--chunked-prefill-size", "-1"), None),
+        ("Generic", server("--chunked-prefill-size=-1", "--port=80"), None),
+        ("Generic", server("--max_num_tokens", "8192"), 8192),
+        ("Generic", server("--max-num-batched-tokens=1024"), 1024),
+        ("Generic", server(MAX_PREFILL_TOKENS="300"), 300),
+        ("Triton", server("--max-num-tokens", "8192"), None),
+    ],
+)
+def test_the_prompt_tokens_of_a_step_are_read_as_the_runtime_names_them(
+    runtime: str, containers: list[dict[str, Any]], tokens: int | None
+) -> None:
+    settings = PodSettings(prefill_tokens=PRESETS[runtime].prefill_tokens_names)
+    assert view(record(containers=containers), now=NOW, settings=settings).prefill_tokens == tokens
 
 
 def test_cap_comes_from_the_annotation_and_from_nothing_else_if_it_is_absent() -> None:

@@ -97,6 +97,17 @@ def test_cells_are_what_the_model_predicts() -> None:
         assert row.in_band == (0.6 <= row.utilization <= 0.7)
 
 
+def test_what_the_pods_tell_of_a_step_is_what_the_cells_are_predicted_with() -> None:
+    told = replace(SEEN, prefill_tokens=256)
+    found = ask("load=2x", learned=replace(LEARNED, seen=told))
+    known = of_learned(POLICY, LEARNED, source="chat")
+    for row in found.rows:
+        small = latency(known.steps, Traffic(16.0, 1000.0, 200.0), row.replicas, 64, chunks=(256,))
+        gap = row.cells[0].promises[1]
+        assert gap.attainment == pytest.approx(small.attainment(Signal.INTER_TOKEN_LATENCY, 0.05))
+    assert [row.cells for row in found.rows] != [row.cells for row in ask("load=2x").rows]
+
+
 def test_the_edge_is_between_broken_and_kept() -> None:
     found = ask("load=3x", policy=KNOB)
     assert found.caps == [8, 16, 32, 64]
@@ -175,7 +186,7 @@ def test_low_confidence_is_said(error: float, windows: float, sure: bool) -> Non
 
 
 def test_a_doubtful_verdict_has_a_question_mark() -> None:
-    found = ask("load=3x", learned=replace(LEARNED, seen=replace(SEEN, error=0.06)))
+    found = ask("load=3x", learned=replace(LEARNED, seen=replace(SEEN, error=0.06, prefill_tokens=8192)))
     doubtful = [row.replicas for row in found.rows if not row.cells[0].sure]
     (edge,) = found.edges
     assert edge in doubtful

@@ -12,6 +12,7 @@ import yaml
 from bandkeeper.actuate.adapter import Workload
 from bandkeeper.actuate.outcome import Outcome
 from bandkeeper.actuate.pod_template import PRESETS, PodTemplate
+from bandkeeper.api.snapshot import Pod
 from bandkeeper.api.v1alpha1 import PodTemplatePreset
 from bandkeeper.kube.client import KubeClient
 from bandkeeper.kube.discovery import Resource
@@ -136,6 +137,11 @@ def test_the_chart_permits_every_preset() -> None:
 
 def seen(adapter: dict[str, Any] | None, annotation: str = "", **server: Any) -> tuple[Any, Any]:
     """Cap and capacity of a pod, as the operator reads them under a policy with this adapter."""
+    pod = pod_of(adapter, annotation, **server)
+    return pod.cap, pod.capacity
+
+
+def pod_of(adapter: dict[str, Any] | None, annotation: str = "", **server: Any) -> Pod:
     settings = Settings.model_validate(
         {"prometheus": {"servers": [{"name": "default", "url": "http://prometheus:9090"}]}}
     )
@@ -158,8 +164,7 @@ def seen(adapter: dict[str, Any] | None, annotation: str = "", **server: Any) ->
         }
     )
     assert record is not None
-    pod = view(record, now=NOW_S, settings=managed.pod_settings)
-    return pod.cap, pod.capacity
+    return view(record, now=NOW_S, settings=managed.pod_settings)
 
 
 def template(**settings: str) -> dict[str, Any]:
@@ -191,6 +196,16 @@ def test_a_cap_on_admission_is_told_from_the_capacity(
 
 def test_what_the_annotation_says_comes_before_what_the_server_booted_with() -> None:
     assert seen({"type": "Annotation"}, annotation="8", args=BOTH) == (8, 64)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [None, {"type": "Annotation"}, template(preset="VLLM"), {"type": "KServe", "kServe": {"inferenceService": "iris"}}],
+    ids=["none", "annotation", "template", "kserve"],
+)
+def test_the_prompt_tokens_of_a_step_are_read_whatever_sets_the_cap(adapter: dict[str, Any] | None) -> None:
+    assert pod_of(adapter, args=[*BOTH, "--max-num-batched-tokens=512"]).prefill_tokens == 512
+    assert pod_of(adapter, args=BOTH).prefill_tokens is None
 
 
 def test_the_cap_is_read_from_a_presets_variable() -> None:

@@ -20,7 +20,7 @@ from bandkeeper.decide.prediction import MOST_BATCHES
 from bandkeeper.decide.state import State
 from bandkeeper.model.batches import BatchTimes
 from bandkeeper.runtime.resume import learned_of, model_of, remembered
-from tests.unit.builders import a_distribution, a_policy, a_snapshot, a_target
+from tests.unit.builders import a_distribution, a_policy, a_snapshot, a_target, pods
 
 POLICY = a_policy(replicas=(1, 60))
 TOLD = ModelStatus(
@@ -36,12 +36,12 @@ TOLD = ModelStatus(
 )
 
 
-def served(requests_per_s: float, ready: int) -> Snapshot:
+def served(requests_per_s: float, ready: int, prefill_tokens: int | None = None) -> Snapshot:
     """Requests of 300 and 200 tokens, at most 5.7 a second and replica."""
     tokens, prompts = 200 * requests_per_s / ready, 300 * requests_per_s / ready
     token_s = 0.02058 / (1 - 0.00041 * tokens - 0.0001 * prompts)
     return a_snapshot(
-        ready=ready,
+        ready=pods(ready, prefill_tokens=prefill_tokens),
         target=a_target(ready),
         running=ready * tokens * token_s,
         waiting=0.0,
@@ -52,9 +52,11 @@ def served(requests_per_s: float, ready: int) -> Snapshot:
     )
 
 
-def play(state: State, rates: list[float], ready: int, begin_s: float) -> tuple[Decision, State]:
+def play(
+    state: State, rates: list[float], ready: int, begin_s: float, prefill_tokens: int | None = None
+) -> tuple[Decision, State]:
     for number, rate in enumerate(rates):
-        decision, state = decide(POLICY, served(rate, ready), state, begin_s + 15.0 * number)
+        decision, state = decide(POLICY, served(rate, ready, prefill_tokens), state, begin_s + 15.0 * number)
     return decision, state
 
 
@@ -112,6 +114,35 @@ def test_the_traffic_is_told_with_it() -> None:
     assert 0 < known.seen.error < 0.2
     assert known.seen.margin > 1
     assert len(told.model_dump_json(by_alias=True)) < 1024
+
+
+def test_the_prompt_tokens_of_a_step_go_with_it_and_follow_the_pods() -> None:
+    decision, state = play(State.initial(0.0), [20.0] * 60, 6, 0.0, prefill_tokens=512)
+    assert decision.learned is not None
+    told = model_of(decision.learned, "uid", wall_s=0.0)
+    assert told.prefill_tokens == 512
+    known = learned_of(told, wall_s=0.0)
+    assert known is not None
+    assert known.seen is not None
+    assert known.seen.prefill_tokens == 512
+    for prefill_tokens in (2048, None):
+        decision, state = play(state, [20.0] * 4, 6, 900.0, prefill_tokens)
+        assert decision.learned is not None
+        assert decision.learned.seen is not None
+        assert decision.learned.seen.prefill_tokens == prefill_tokens
+
+
+@pytest.mark.parametrize(("told", "tokens"), [(None, None), (0, None), (512, 512)])
+def test_a_status_without_the_prompt_tokens_of_a_step_is_read_all_the_same(
+    told: int | None, tokens: int | None
+) -> None:
+    decision, _ = play(State.initial(0.0), [20.0] * 60, 6, 0.0, prefill_tokens=8192)
+    assert decision.learned is not None
+    status = model_of(decision.learned, "uid", wall_s=0.0).model_copy(update={"prefill_tokens": told})
+    known = learned_of(ModelStatus.model_validate_json(status.model_dump_json(by_alias=True)), wall_s=0.0)
+    assert known is not None
+    assert known.seen is not None
+    assert known.seen.prefill_tokens == tokens
 
 
 def test_a_status_from_before_the_traffic_was_told_is_a_model_all_the_same() -> None:

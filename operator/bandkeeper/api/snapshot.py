@@ -38,6 +38,8 @@ class Pod:
         Batch size the server booted with, None where unknown.
     queue_bound
         Most requests that the server queues before it refuses, None where unbounded or unknown.
+    prefill_tokens
+        Most prompt tokens that one step of the server reads, None where unknown.
     gpus
         GPUs that it asks for, a MIG instance as its share of one; None where it asks for none that is known.
     cpu_limit
@@ -61,6 +63,7 @@ class Pod:
     cap: int | None = None
     capacity: int | None = None
     queue_bound: int | None = None
+    prefill_tokens: int | None = None
     message: str = ""
     gpus: float | None = None
     cpu_limit: float | None = None

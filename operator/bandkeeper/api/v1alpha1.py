@@ -1337,6 +1337,9 @@ class ModelStatus(_Model):
     bound_by: Word | None = Field(default=None, description="The promise that asks for the margin, where one does.")
     error_percent: Count | None = Field(default=None, description="Standard error of the work by these figures.")
     windows: Length | None = Field(default=None, description="Windows of data that were learned from.")
+    prefill_tokens: Count | None = Field(
+        default=None, description="The most prompt tokens that a step reads, where the servers' flags tell."
+    )
     batch_times: Annotated[list[BatchTime], Field(max_length=12)] | None = Field(
         default=None, description="Times of batches by their size, where servers form batches of what waits."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from bandkeeper.cli.inputs import PolicyFile
     from bandkeeper.decide.decision import Learned
     from bandkeeper.lab.changes import Changes
-    from bandkeeper.lab.whatif import Known, Money, WhatIf
+    from bandkeeper.lab.whatif import Known, Money, TokenGap, WhatIf
     from bandkeeper.model.latency import Traffic
 
 STDOUT = "-"
@@ -151,8 +152,27 @@ def _known(arguments: argparse.Namespace, found: PolicyFile, asked: Changes) -> 
         replicas=replicas,
         cap=cap,
         capacity=capacity,
+        gap=_token_gap(status),
     )
     return known, _gpus(status)
+
+
+def _token_gap(status: Status) -> TokenGap | None:
+    """Where a promise has it measured; the bucket that holds it says how well."""
+    from bandkeeper.api import durations
+    from bandkeeper.api.signals import Signal
+    from bandkeeper.lab.whatif import TokenGap
+
+    for slo in status.slos:
+        if slo.signal != Signal.INTER_TOKEN_LATENCY or slo.measured is None:
+            continue
+        try:
+            least_s = durations.parse(slo.lower_bound or slo.measured)
+            most_s = math.inf if slo.upper_bound == "+Inf" else durations.parse(slo.upper_bound or slo.measured)
+        except ValueError:
+            continue
+        return TokenGap(percentile=slo.percentile, least_s=least_s, most_s=most_s)
+    return None
 
 
 def _seen(learned: Learned | None) -> Traffic | None:

@@ -248,6 +248,8 @@ class Seen:
         Standard error of the work, as a share of it.
     windows
         Rate windows that were learned from.
+    prefill_tokens
+        The most prompt tokens of a step; None where no pod tells.
     """
 
     requests_per_s: float
@@ -258,6 +260,7 @@ class Seen:
     bound_by: Signal | None
     error: float
     windows: float
+    prefill_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

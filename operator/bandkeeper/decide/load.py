@@ -62,6 +62,8 @@ class Load:
         Batch caps that are in force in the ready pods.
     queue_bounded, queue_bound
         Whether servers refuse what would wait too long, and the most that one of them lets wait, where known.
+    prefill_tokens
+        The least that a ready pod tells as the most prompt tokens of a step; None where no pod tells.
     youngest_s
         Seconds since the last pod became ready.
     pending
@@ -96,6 +98,7 @@ class Load:
     caps: frozenset[int] = frozenset()
     queue_bounded: bool = False
     queue_bound: int | None = None
+    prefill_tokens: int | None = None
     youngest_s: float = 0.0
     pending: int = 0
     lost: tuple[Pod, ...] = ()
@@ -183,6 +186,7 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
         caps=caps,
         queue_bounded=rejected.value is not None or bool(bounds),
         queue_bound=max(bounds, default=None),
+        prefill_tokens=min((pod.prefill_tokens for pod in ready if pod.prefill_tokens), default=None),
         youngest_s=min((pod.state_age_s for pod in ready), default=0.0),
         pending=len(pending) - len(late),
         lost=(*by_state[PodState.UNSCHEDULABLE], *by_state[PodState.FAILED], *late),

@@ -107,6 +107,7 @@ def _predicted(
         requests_per_s=flow.mean_finished_per_s,
         prompt_per_s=flow.mean_prompt_per_s,
         output_per_s=flow.mean_output_per_s,
+        prefill_tokens=load.prefill_tokens,
         seen_s=flow.seen_s,
         steps=steps,
         revision=revision,
@@ -240,6 +241,7 @@ def _seen(memory: ModelMemory) -> Seen | None:
         bound_by=memory.bound_by,
         error=memory.error,
         windows=memory.steps.observations,
+        prefill_tokens=memory.prefill_tokens,
     )
 
 

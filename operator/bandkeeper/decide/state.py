@@ -164,6 +164,8 @@ class ModelMemory:
         Pod template that the step times are of.
     requests_per_s, prompt_per_s, output_per_s
         Requests finished and tokens of the whole workload, as means over some minutes.
+    prefill_tokens
+        The most prompt tokens of a step, as the pods told at the last look; None where they do not.
     batch
         Requests that a replica can have in process, as a mean of some minutes.
     mean_work
@@ -187,6 +189,7 @@ class ModelMemory:
     requests_per_s: float | None = None
     prompt_per_s: float | None = None
     output_per_s: float | None = None
+    prefill_tokens: int | None = None
     outlook: Outlook = NO_OUTLOOK
     batch: float | None = None
     mean_work: float | None = None

@@ -52,6 +52,7 @@ TRAINING_LABELS = (  # of jobs that run to an end: Kubeflow's (a TrainJob is a J
     "batch.kubernetes.io/job-name",
 )
 _RAY_KIND, _RAY_NAME = "ray.io/originated-from-crd", "ray.io/originated-from-cr-name"
+_SCALES = {"k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
 _VARIABLE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)(?::?-([^}]*))?\}|(\w+))")
 
 
@@ -114,8 +115,9 @@ class PodSettings:
     ----------
     cap_annotation, cap
         The cap in force: from this annotation, else from these names in `container` (None: in any container).
-    capacity, queue_bound
-        Names of the batch size the server boots with, and of the most requests that it queues; in any container.
+    capacity, queue_bound, prefill_tokens
+        Names of the batch size the server boots with, of the most requests that it queues, and of the most prompt
+        tokens that a step reads; in any container.
     """
 
     cap_annotation: str | None = None
@@ -123,6 +125,7 @@ class PodSettings:
     container: str | None = None
     capacity: tuple[str, ...] = ()
     queue_bound: tuple[str, ...] = ()
+    prefill_tokens: tuple[str, ...] = ()
 
 
 def trim_pod(raw: Mapping[str, Any]) -> PodRecord | None:
@@ -267,7 +270,7 @@ class _Selection:
 
 def view(record: PodRecord, *, now: float, settings: PodSettings) -> Pod:
     """A stored pod as a snapshot has it at `now` (seconds since 1970)."""
-    cap, capacity, queue_bound = _batch(record.numbers, settings)
+    cap, capacity, queue_bound, prefill_tokens = _batch(record.numbers, settings)
     return Pod(
         name=record.name,
         uid=record.uid,
@@ -278,6 +281,7 @@ def view(record: PodRecord, *, now: float, settings: PodSettings) -> Pod:
         cap=record.annotations.get(settings.cap_annotation, cap) if settings.cap_annotation else cap,
         capacity=capacity,
         queue_bound=queue_bound,
+        prefill_tokens=prefill_tokens,
         message=record.message,
         gpus=record.gpus,
         cpu_limit=record.cpu_limit,
@@ -289,12 +293,13 @@ def view(record: PodRecord, *, now: float, settings: PodSettings) -> Pod:
 
 
 @lru_cache(maxsize=4096)
-def _batch(numbers: Numbers, settings: PodSettings) -> tuple[int | None, int | None, int | None]:
-    """Cap, capacity and queue bound that a pod's containers were started with."""
+def _batch(numbers: Numbers, settings: PodSettings) -> tuple[int | None, ...]:
+    """Cap, capacity, queue bound and prefill tokens that a pod's containers were started with."""
     containers = numbers.by_container
     everywhere = tuple(containers.values())
     named = everywhere if settings.container is None else (containers.get(settings.container, _EMPTY),)
-    return _first(settings.cap, named), _first(settings.capacity, everywhere), _first(settings.queue_bound, everywhere)
+    booted = (settings.capacity, settings.queue_bound, settings.prefill_tokens)
+    return _first(settings.cap, named), *(_first(names, everywhere) for names in booted)
 
 
 def _first(names: tuple[str, ...], containers: tuple[Mapping[str, int], ...]) -> int | None:
@@ -400,7 +405,7 @@ def _numbers(words: tuple[str, ...], env: Mapping[str, str]) -> Mapping[str, int
     for word, following in zip_longest(flat, flat[1:], fillvalue=""):
         if word.startswith("-"):
             name, equals, value = word.partition("=")
-            number = _whole_number(value if equals else following)
+            number = _argument(value if equals else following)
             if number is not None:
                 numbers[_spelling(name)] = number
     return numbers
@@ -430,6 +435,13 @@ def _spelling(name: str) -> str:
 
 def _whole_numbers(items: Any) -> Mapping[str, int]:
     return {name: number for name, value in items if (number := _whole_number(value)) is not None} or _EMPTY
+
+
+def _argument(text: str) -> int | None:
+    """A whole number as vLLM reads it: 8k is 8,000 and 8K is 8,192."""
+    scale = _SCALES.get(text[-1:], 1)
+    number = _whole_number(text if scale == 1 else text[:-1])
+    return None if number is None else scale * number
 
 
 def _whole_number(text: str) -> int | None:

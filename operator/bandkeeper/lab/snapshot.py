@@ -24,7 +24,7 @@ from bandkeeper.api.snapshot import (
 from bandkeeper.decide.policy import CostClass, LatencySLO, Policy
 from bandkeeper.lab.fleet import PodNow
 from bandkeeper.lab.scrape import Scraper, quantile_of
-from bandkeeper.lab.server import DynamicServer, Server
+from bandkeeper.lab.server import ContinuousServer, DynamicServer, Server
 
 _GPU = frozenset(
     {
@@ -189,6 +189,7 @@ class Observer:
             cap=cap,
             capacity=capacity,
             queue_bound=self._server.max_queue,
+            prefill_tokens=self._server.prefill_chunk_tokens if isinstance(self._server, ContinuousServer) else None,
             message="no node has a free GPU" if pod.state is PodState.UNSCHEDULABLE else "",
         )
 

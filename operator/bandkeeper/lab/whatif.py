@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict
 
 from bandkeeper.api.signals import Signal
 from bandkeeper.decide import size
-from bandkeeper.decide.decision import Learned
+from bandkeeper.decide.decision import Learned, Seen
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.policy import LatencySLO, Policy, ThroughputSLO
 from bandkeeper.decide.prediction import first_margin
 from bandkeeper.lab.changes import Changes
 from bandkeeper.lab.server import ContinuousServer
-from bandkeeper.model.latency import CONFIDENT, Latency, Traffic, latency
+from bandkeeper.model.latency import CHUNKS, CONFIDENT, Latency, Traffic, latency
 from bandkeeper.model.steps import StepFit
 
 VERSION: Literal[1] = 1
@@ -114,12 +114,19 @@ class Row(_Part):
 
 
 class Model(_Part):
-    """Step times in milliseconds, where they come from, and how sure they are; `windows` is None of constants."""
+    """Step times in milliseconds, where they come from, and how sure they are; `windows` is None of constants.
+
+    `prefill_tokens` is the most that a step reads, and `prefill_told` whether the servers tell it; where they do not,
+    `prefill_others` is what it may be as well.
+    """
 
     source: str
     alpha_ms: float
     beta_ms: float
     delta_ms: float
+    prefill_tokens: float
+    prefill_told: bool
+    prefill_others: list[float]
     error: float
     windows: float | None
     confident: bool
@@ -194,6 +201,8 @@ class Known:
         Of the time that is remembered, in replicas; None where nothing is.
     kv_tokens
         What a replica's KV cache may be filled with; None where it is not known to matter.
+    chunks, chunks_told
+        The most prompt tokens of a step, and whether the servers tell it; what it may be where they do not.
     cap
         The cap that is wanted now; None: the best.
     caps
@@ -211,7 +220,8 @@ class Known:
     peak_work: float | None = None
     largest_rise: float = 0.0
     kv_tokens: float | None = None
-    chunk_tokens: float | None = None
+    chunks: tuple[float, ...] = CHUNKS
+    chunks_told: bool = False
     cap: int | None = None
     caps: tuple[int, ...] = ()
     replicas: int | None = None
@@ -227,6 +237,15 @@ class Known:
         """Replicas that the traffic keeps busy at the best cap."""
         batch = self.room(traffic, self.best_cap)
         return traffic.requests_per_s * self.steps.work_s(traffic.prompt_tokens, traffic.output_tokens, batch).value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenGap:
+    """A percentile of the time between tokens as it is measured now: between two bounds, as a histogram tells it."""
+
+    percentile: int
+    least_s: float
+    most_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +266,7 @@ def of_learned(
     replicas: int | None = None,
     cap: int | None = None,
     capacity: int | None = None,
+    gap: TokenGap | None = None,
 ) -> Known:
     """What a policy learned; `traffic` in place of what it saw. Raises WhatIfError where neither is known."""
     seen = learned.seen
@@ -263,9 +283,10 @@ def of_learned(
         kv_tokens = seen.room * (seen.prompt_tokens + seen.output_tokens / 2)
     margin, bound_by = (seen.margin, seen.bound_by) if seen is not None else first_margin(policy)
     error = min(1.0, seen.error) if seen is not None else 1.0
+    steps = _steps(parameters, error, traffic, learned.best_cap)
     return Known(
         source=source,
-        steps=_steps(parameters, error, traffic, learned.best_cap),
+        steps=steps,
         traffic=traffic,
         best_cap=learned.best_cap,
         margin=margin,
@@ -275,10 +296,25 @@ def of_learned(
         peak_work=learned.peak_work,
         largest_rise=learned.largest_rise,
         kv_tokens=kv_tokens,
+        chunks=CHUNKS if seen is None else _chunks(steps, seen, replicas, cap, gap),
+        chunks_told=seen is not None and seen.prefill_tokens is not None,
         cap=cap,
         caps=_caps(policy, capacity, learned.best_cap),
         replicas=replicas,
     )
+
+
+def _chunks(
+    steps: StepFit, seen: Seen, replicas: int | None, cap: int | None, gap: TokenGap | None
+) -> tuple[float, ...]:
+    """What a step may read at most: as told, else what goes with the time between tokens as it is."""
+    if seen.prefill_tokens is not None:
+        return (float(seen.prefill_tokens),)
+    if gap is None or not replicas:
+        return CHUNKS
+    traffic = Traffic(seen.requests_per_s, seen.prompt_tokens, seen.output_tokens)
+    room = max(1, round(min(seen.room, cap or seen.room)))
+    return latency(steps, traffic, replicas, room).chunks_that_fit(gap.percentile / 100, gap.least_s, gap.most_s)
 
 
 def of_server(
@@ -309,7 +345,8 @@ def of_server(
         bound_by=bound_by,
         error=_CONSTANTS_ERROR,
         kv_tokens=0.9 * server.kv_tokens,
-        chunk_tokens=server.prefill_chunk_tokens,
+        chunks=(server.prefill_chunk_tokens,),
+        chunks_told=True,
         caps=caps,
         replicas=replicas,
         notes=("Nothing of a past load is known: only the load asked about is to be ready for, no rise of it.",),
@@ -435,6 +472,9 @@ def _model(known: Known) -> Model:
         alpha_ms=1000 * alpha_s,
         beta_ms=1000 * beta_s,
         delta_ms=1000 * delta_s,
+        prefill_tokens=known.chunks[0],
+        prefill_told=known.chunks_told,
+        prefill_others=list(known.chunks[1:]),
         error=known.error,
         windows=known.windows,
         confident=known.error <= CONFIDENT and not few,
@@ -480,7 +520,7 @@ class _Grid:
     def at(self, replicas: int, cap: int) -> Latency:
         known = self.known
         room = known.room(self.traffic, cap)
-        return latency(known.steps, self.traffic, replicas, room, chunk_tokens=known.chunk_tokens)
+        return latency(known.steps, self.traffic, replicas, room, chunks=known.chunks)
 
     def cell(self, replicas: int, cap: int) -> Cell:
         found = self.at(replicas, cap)

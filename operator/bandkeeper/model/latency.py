@@ -16,8 +16,9 @@ from bandkeeper.api.signals import Signal
 from bandkeeper.model.reading import FULLEST, Reading, Spread, reading
 from bandkeeper.model.steps import StepFit
 
-CHUNK_TOKENS = 8192
-"""Prompt tokens that a step reads at most, where that is not told: vLLM's default on GPUs of 70 GiB and more."""
+CHUNKS = (8192.0, 2048.0, 1024.0, 512.0)
+"""What a step may read of prompts at most where that is not told, likeliest first: vLLM's default on GPUs of 70 GiB and
+more, the one on smaller ones, and what is set for short times between tokens."""
 PREDICTED = (
     Signal.TIME_TO_FIRST_TOKEN,
     Signal.INTER_TOKEN_LATENCY,
@@ -31,7 +32,7 @@ _POINTS = 64  # of the distribution of requests in process
 _BATCHES = 12  # equally likely ones that stand for all
 _PARTS = 12  # of a wait, the same
 _DEVIATIONS = 6.0
-_OTHER_CHUNK_TOKENS = 2048.0  # vLLM's default on smaller GPUs: how much it would matter is an error of what is not told
+_FITS = 1.2  # times more or less than predicted, up to which a measured time between tokens goes with a chunk
 _LEAST_ERROR = 0.08  # of the method itself
 _LOAD_ERROR = 0.05
 _RANK_ERROR = 0.2  # of the share beyond a quantile: between two kinds of steps it is as uncertain as their shares
@@ -73,6 +74,8 @@ class Latency:
         Steps without prompts: at equally likely batches as tokens meet them, and as arriving requests do on average.
     reading
         What prompts do to the steps.
+    chunks
+        Prompt tokens that a step reads at most, and what else that may be: how much it would matter is an error.
     """
 
     utilization: float
@@ -87,7 +90,7 @@ class Latency:
     traffic: Traffic
     replicas: int
     cap: int
-    chunk_tokens: float | None
+    chunks: tuple[float, ...]
 
     @property
     def overloaded(self) -> bool:
@@ -130,9 +133,7 @@ class Latency:
             _BELIEVED * self.steps.deviation((slopes[0], slopes[1], slopes[2])) if max(slopes) < math.inf else math.inf,
             change(self._with(self.steps, busier).quantile(signal, share)),
             change(self.quantile(signal, rarer)),
-            change(
-                self._with(self.steps, chunk_tokens=self.chunk_tokens or _OTHER_CHUNK_TOKENS).quantile(signal, share)
-            ),
+            max(abs(change(self._with(self.steps, chunk=one).quantile(signal, share))) for one in self.chunks),
         )
         return math.hypot(*parts)
 
@@ -146,9 +147,21 @@ class Latency:
         outputs, prompts = max(1.0, self.traffic.output_tokens), max(1.0, self.traffic.prompt_tokens)
         return each_s / outputs * max(1.0, self.batch), each_s / outputs, each_s / prompts
 
-    def _with(self, steps: StepFit, traffic: Traffic | None = None, chunk_tokens: float | None = None) -> Latency:
-        chunk_tokens = chunk_tokens or self.chunk_tokens
-        return latency(steps, traffic or self.traffic, self.replicas, self.cap, chunk_tokens=chunk_tokens)
+    def chunks_that_fit(self, share: float, least_s: float, most_s: float) -> tuple[float, ...]:
+        """Those of `chunks` that a quantile of the time between tokens does not speak against, as it was measured at
+        this load between two bounds; all of them where it speaks against each."""
+
+        def fits(chunk: float) -> bool:
+            found = self._with(self.steps, chunk=chunk)
+            predicted_s = found.quantile(Signal.INTER_TOKEN_LATENCY, share)
+            near = least_s / _FITS <= predicted_s <= most_s * _FITS
+            return near or not found.confident(Signal.INTER_TOKEN_LATENCY, share)
+
+        return tuple(filter(fits, self.chunks)) or self.chunks
+
+    def _with(self, steps: StepFit, traffic: Traffic | None = None, chunk: float | None = None) -> Latency:
+        chunks = self.chunks[:1] if chunk is None else (chunk,)
+        return latency(steps, traffic or self.traffic, self.replicas, self.cap, chunks=chunks)
 
     def _within(self, signal: Signal) -> Callable[[float], float]:
         if signal is Signal.INTER_TOKEN_LATENCY:
@@ -196,7 +209,9 @@ class Latency:
         return within
 
 
-def latency(steps: StepFit, traffic: Traffic, replicas: int, cap: int, *, chunk_tokens: float | None = None) -> Latency:
+def latency(
+    steps: StepFit, traffic: Traffic, replicas: int, cap: int, *, chunks: tuple[float, ...] = CHUNKS
+) -> Latency:
     """Predict.
 
     Parameters
@@ -205,8 +220,8 @@ def latency(steps: StepFit, traffic: Traffic, replicas: int, cap: int, *, chunk_
         Needs an observation.
     cap
         What a replica can have in process; its KV cache counts.
-    chunk_tokens
-        Prompt tokens that a step reads at most; None: not known.
+    chunks
+        Prompt tokens that a step reads at most: one where that is known, else what it may be, likeliest first.
     """
     alpha_s, beta_s, delta_s = steps.parameters
     prompt_s, outputs = delta_s * traffic.prompt_tokens, max(1.0, traffic.output_tokens)
@@ -230,14 +245,12 @@ def latency(steps: StepFit, traffic: Traffic, replicas: int, cap: int, *, chunk_
         idle_share=idle,
         bases_s=_bases_s(counts, weights, replicas, alpha_s, beta_s),
         base_s=base_s,
-        reading=reading(
-            rate / replicas, base_s, prompt_s, traffic.prompt_spread, delta_s * (chunk_tokens or CHUNK_TOKENS), replicas
-        ),
+        reading=reading(rate / replicas, base_s, prompt_s, traffic.prompt_spread, delta_s * chunks[0], replicas),
         steps=steps,
         traffic=traffic,
         replicas=replicas,
         cap=cap,
-        chunk_tokens=chunk_tokens,
+        chunks=chunks,
     )
 
 

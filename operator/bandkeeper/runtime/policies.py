@@ -214,10 +214,14 @@ def _pod_access(settings: Settings) -> PodAccess:
 
 
 def _pod_settings(spec: Spec, preset: Preset) -> PodSettings:
-    """Where a pod of this workload shows its cap, its boot capacity and its queue bound."""
+    """Where a pod of this workload shows its cap, and what its server booted with."""
     adapter = spec.batch.adapter if spec.batch else None
     if adapter and adapter.k_serve:
-        return PodSettings(cap_annotation=kserve.BATCH_SIZE_ANNOTATION, queue_bound=preset.queue_bound_names)
+        return PodSettings(
+            cap_annotation=kserve.BATCH_SIZE_ANNOTATION,
+            queue_bound=preset.queue_bound_names,
+            prefill_tokens=preset.prefill_tokens_names,
+        )
     template = adapter.pod_template if adapter else None
     annotation = adapter.annotation.key if adapter and adapter.annotation and not template else None
     names = names_of(template) if template else None
@@ -229,6 +233,7 @@ def _pod_settings(spec: Spec, preset: Preset) -> PodSettings:
         cap=cap,
         capacity=() if boots_anew else preset.capacity_names,
         queue_bound=preset.queue_bound_names,
+        prefill_tokens=preset.prefill_tokens_names,
         container=template.container if template else None,
     )
 

@@ -87,6 +87,7 @@ def _traffic(seen: Seen | None) -> dict[str, Any]:
         "bound_by": seen.bound_by,
         "error_percent": round(100 * seen.error),
         "windows": f"{seen.windows:.3g}",
+        "prefill_tokens": seen.prefill_tokens,
     }
 
 
@@ -165,6 +166,7 @@ def _seen(told: v1alpha1.ModelStatus) -> Seen | None:
         bound_by=bound_by,
         error=1.0 if told.error_percent is None else told.error_percent / 100,
         windows=windows,
+        prefill_tokens=told.prefill_tokens or None,
     )
 
 

@@ -145,9 +145,10 @@ class Preset:
     ----------
     default_capacity
         Batch capacity of a replica that nothing else tells.
-    capacity_names, cap_names, queue_bound_names
+    capacity_names, cap_names, queue_bound_names, prefill_tokens_names
         Container flags and environment variables, first found wins, that hold the batch capacity; a cap on admission
-        below it, which changes nothing of what the server booted with; and the queue's bound.
+        below it, which changes nothing of what the server booted with; the queue's bound; and the most prompt tokens
+        that a step reads.
     """
 
     name: str
@@ -156,4 +157,5 @@ class Preset:
     capacity_names: tuple[str, ...] = ()
     cap_names: tuple[str, ...] = ()
     queue_bound_names: tuple[str, ...] = ()
+    prefill_tokens_names: tuple[str, ...] = ()
     sources: Mapping[Signal, Source] = field(default_factory=dict)

@@ -178,12 +178,26 @@ def learned(result: WhatIf) -> str:
         f"request in it and {words.number(1000 * model.delta_ms)} us for each prompt token"
     )
     if model.windows is None:
-        return f"By the constants of {model.source}, nothing was learned: {steps}."
+        return f"By the constants of {model.source}, nothing was learned: {steps}. {_chunk(result)}"
     sure = f"The work is known to {100 * model.error:.0f} %" if model.error >= _FEW_ERRORS else "The work is well known"
     low = "" if model.confident else ": LOW CONFIDENCE, take the figures for a first guess"
     count = floor(model.windows)
     seen = words.count(count, "window") if count else "too little"
-    return f"Learned from {seen} of {model.source}: {steps}. {sure}{low}."
+    return f"Learned from {seen} of {model.source}: {steps}. {_chunk(result)} {sure}{low}."
+
+
+def _chunk(result: WhatIf) -> str:
+    """How many prompt tokens a step reads, and who says so."""
+    model = result.model
+    most = f"It reads {words.number(model.prefill_tokens)} prompt tokens at most"
+    if model.windows is None:
+        return f"{most}."
+    if model.prefill_told:
+        return f"{most}, as the pods' flags say."
+    if not model.prefill_others:
+        return f"{most}, by the token gap that is measured: no flag of the pods tells it."
+    others = "".join(f", or {words.number(tokens)}" for tokens in model.prefill_others)
+    return f"{most}{others}: no flag of the pods tells it, which counts as an error."
 
 
 def load(result: WhatIf) -> str:

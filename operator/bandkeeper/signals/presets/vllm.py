@@ -33,6 +33,8 @@ PRESET = Preset(
     capacity_names=("--max-num-seqs", "MAX_NUM_SEQS"),
     cap_names=("--max-num-active-seqs", "MAX_NUM_ACTIVE_SEQS"),
     queue_bound_names=("--max-num-queued-reqs", "MAX_NUM_QUEUED_REQS"),
+    # All tokens of a step, so with a full batch it reads as many prompt tokens fewer as it decodes for.
+    prefill_tokens_names=("--max-num-batched-tokens", "MAX_NUM_BATCHED_TOKENS"),
     sources={
         Signal.REQUESTS_RUNNING: _level("vllm:num_requests_running"),
         Signal.REQUESTS_WAITING: _level("vllm:num_requests_waiting"),
