@@ -38,7 +38,7 @@ lint: $(STAMP) ## ruff, mypy --strict, import contracts
 
 test: lint cluster ## lint, types, import contracts, unit, property, chart and real control plane tests
 	@echo "==> Tests: unit, property, chart, real control plane"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 test-hpa: cluster ## the HPA's rule of the lab against the real kube-controller-manager, 200 steps (about 4 minutes)
 	@$(BIN)/python -m pytest -q tests/hpa/check_controller.py

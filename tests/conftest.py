@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.cluster.fixtures import control_plane, namespace
 
@@ -28,10 +30,19 @@ def pytest_configure() -> None:
         os.nice(10)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each file as a whole in one worker, those of `LIVE` together in the first one, which takes the first tests."""
+    """`LIVE` first: the first worker takes the first tests."""
     items.sort(key=lambda item: item.path.name not in LIVE)
-    for item in items:
-        group = "live" if item.path.name in LIVE else str(Path(item.path))
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+class _ByFile(LoadScopeScheduling):
+    """A file's tests in one worker, one after the other, and those of `LIVE` all in the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "live" if Path(file).name in LIVE else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """With `-n`, whatever `--dist` says."""
+    return _ByFile(config, log)
