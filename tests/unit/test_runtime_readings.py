@@ -312,6 +312,38 @@ def test_what_was_told_counts_after_the_delay(name: str, at_s: float, says: int,
     assert not readings.denies(both[0], 16, at_s + 15.0)
 
 
+async def test_no_server_is_asked_at_an_address_that_may_be_anothers_by_now(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    world.pods.age, servers.caps["chat-1"] = 61.0, 32
+    world.apply(batch={**BATCH, "max": 8})
+    reads = len(servers.reads)
+    for _ in range(4):
+        await world.look(after_s=ASK_EVERY_S)
+    assert (len(servers.reads), servers.writes) == (reads, [])
+    message = next(one.message for one in world.status().conditions if one.type == "BatchApplied")
+    assert message == "the list of pods is 61s old, so no server is asked at an address from it"
+    world.pods.age = 60.0
+    await world.look()
+    await world.look()
+    assert servers.caps == {"chat-0": 8, "chat-1": 8}
+
+
+async def test_a_policy_whose_writes_fail_holds_up_no_look(
+    world: World, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(world, servers, 16)
+    await world.look()
+    tracked, loop = world.tracked(), world.loop
+    tracked.cap_retry.failed(world.now)
+    tracked.readings.written = True
+    servers.answers.clear()
+    async with asyncio.timeout(loop_module.PATIENCE_S / 2):
+        await loop._ask_for_caps([tracked])
+    servers.answers.set()
+    await world.rest()
+
+
 async def test_a_restarted_server_is_no_drift(world: World, servers: Servers) -> None:
     run(world, servers, 16)
     await world.look()
