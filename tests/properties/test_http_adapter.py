@@ -212,7 +212,7 @@ class Changes(RuleBasedStateMachine):
         if self.readings.is_due(pods, self.now_s):
             self.readings.asked(pods, self.now_s)
             reading = await self.adapter.read_back(a_workload(*pods), deadline=self.now_s + 9.0)
-            self.readings.took(reading, pods, self.now_s)
+            self.readings.took(reading, pods, self.now_s, self.wanted)
 
     def pods(self) -> tuple[Pod, ...]:
         raw = [

@@ -112,5 +112,10 @@ def test_a_long_message_is_cut() -> None:
     assert _by_type(found)["Ready"].message == "m" * 255 + "…"
 
 
+def test_what_cannot_be_written_is_left_out_of_a_message() -> None:
+    found = merge([], [Finding(ConditionType.READY, "Ok", "no\ud800memory\x1b…")], now_s=NOON_S, generation=1)
+    assert _by_type(found)["Ready"].message == "no memory …"
+
+
 def test_time_is_written_in_whole_seconds() -> None:
     assert rfc3339(LATER_S) == LATER

@@ -14,10 +14,11 @@ import pytest
 from aiohttp import web
 
 from bandkeeper.actuate.adapter import AdapterError, Means
+from bandkeeper.actuate.errors import PodError
 from bandkeeper.actuate.http import HTTP
 from bandkeeper.actuate.outcome import CapReading, CapResult, Outcome
 from bandkeeper.actuate.pod_access import Credential, PodAccess
-from bandkeeper.actuate.pod_http import ANSWER_MOST_BYTES, AT_ONCE
+from bandkeeper.actuate.pod_http import ANSWER_MOST_BYTES, AT_ONCE, MOST_VALUES, Answer, each
 from bandkeeper.actuate.registry import batch_adapter
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import Adapter, AdapterType
@@ -139,6 +140,9 @@ VALUES = [
     ("/max/1", b'{"max": [1]}', "has no /max/1 in its answer"),
     ("/max", b"16", "has no /max in its answer"),
     ("", b"sixteen", "does not answer in JSON: see http.readBack.path"),
+    ("", b"[" * 100_000, "does not answer in JSON"),
+    ("", b"1" * 5000, "does not answer in JSON"),
+    ("/max", b'{"max": "' + b"1" * 5000 + b'"}', 'says "111'),
 ]
 
 
@@ -218,6 +222,13 @@ FAILURES = [
      "redirects to another host, evil.example, which is refused"),
     ("another path", answers(status=308, headers={"Location": "/admin/batch/"}), Outcome.REFUSED,
      "redirects to /admin/batch/: write that path"),
+    ("what cannot be shown", answers(status=400, body=b'{"error": "\\ud800 \\u001b[2Jno"}'), Outcome.REFUSED,
+     "answers 400 Bad Request: [2Jno"),
+    ("a reason that cannot be shown", answers(status=400, reason="Bad\u202eword"), Outcome.REFUSED,
+     "answers 400 Bad word"),
+    ("deep JSON", answers(status=500, body=b"[" * 60_000), Outcome.FAILED, "answers 500 Internal Server Error: [[["),
+    ("no address", answers(status=302, headers={"Location": "http://[x"}), Outcome.REFUSED,
+     "redirects to what is no address: see path"),
     ("too much", answers(body=b"x" * (ANSWER_MOST_BYTES + 1)), Outcome.FAILED, "answers with more than 256 kB"),
     ("nothing", hangs, Outcome.FAILED, "did not answer within 0.5 s"),
 ]  # fmt: skip
@@ -233,6 +244,7 @@ async def test_one_server_that_fails_is_named_and_the_others_are_told(
     result = await apply(adapter, 8, *both)
     assert (result.outcome, result.written, set(result.failed)) == (Outcome.PARTIAL, 1, {"chat-0"})
     assert says in result.message
+    assert result.message.isprintable()
     assert servers.caps == {"chat-0": 64, "chat-1": 8}
     servers.asked.clear()
     result = await apply(adapter, 8, a_pod("chat-0", 64), a_pod("chat-1", 8))
@@ -261,10 +273,72 @@ async def test_no_request_begins_after_the_deadline(servers: PodServers) -> None
     assert servers.asked == []
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "evil.example"])
+ADDRESSES = [
+    "127.0.0.1", "::1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "evil.example",
+    "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
 async def test_nothing_is_sent_to_an_address_that_no_pod_can_have(address: str) -> None:
     result = await apply(an_adapter(None), 8, a_pod("chat-0", 64, address=address))
     assert result.message == f"pod chat-0 has the address {address}, which no pod can have: nothing is sent there"
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError(), ValueError("odd"), AttributeError("odd"), TypeError("odd")], ids=repr
+)
+async def test_whatever_one_answer_leads_to_is_that_pods_alone(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ask(pod: Pod) -> int:
+        if pod.name == "chat-0":
+            raise error
+        return 8
+
+    done, failed = await each([a_pod("chat-0"), a_pod("chat-1")], ask)
+    assert done == {"chat-1": 8}
+    assert str(failed["chat-0"]) == "pod chat-0 gave an answer that cannot be understood"
+    assert failed["chat-0"].lasting
+    assert [vars(record)["error"] for record in caplog.records] == [repr(error)]
+
+
+async def test_a_failure_that_is_kept_holds_no_answer() -> None:
+    async def ask(pod: Pod) -> None:
+        try:
+            raise OSError("no")
+        except OSError as error:
+            raise PodError("no") from error
+
+    _, failed = await each([a_pod("chat-0")], ask)
+    kept = failed["chat-0"]
+    assert (kept.__traceback__, kept.__cause__, kept.__context__) == (None, None, None)
+
+
+async def test_pods_behind_those_that_hang_get_their_turn() -> None:
+    servers, names = PodServers(), [f"chat-{number:02}" for number in range(2 * AT_ONCE + 2)]
+    await servers.start(*names)
+    servers.odd = dict.fromkeys(names[: 2 * AT_ONCE], hangs)
+    adapter, late = an_adapter(servers, timeout="100ms"), names[-1]
+    pods = [a_pod(name, 64) for name in names]
+    result = await apply(adapter, 8, *pods, within_s=0.2)
+    assert "not asked" in result.failed[late]
+    assert late not in (await apply(adapter, 8, *pods, within_s=0.2)).failed
+    await servers.stop()
+
+
+@pytest.mark.parametrize(
+    ("body", "fails"),
+    [(b"[1, 2]", False), (b"[" * 5000, True), (b"[" + b"1," * MOST_VALUES + b"1]", True), (b"no", True)],
+    ids=["good", "deep", "long", "no JSON"],
+)
+async def test_an_answer_is_parsed_only_where_that_holds_nobody_up(body: bytes, fails: bool) -> None:
+    answer = Answer(status=200, body=body)
+    if fails:
+        with pytest.raises(ValueError):  # noqa: PT011
+            await answer.parsed()
+    else:
+        assert await answer.parsed() == [1, 2]
 
 
 async def test_a_pod_without_an_ip_is_not_asked() -> None:
@@ -291,6 +365,24 @@ async def test_a_credential_is_sent_and_read_again(servers: PodServers, tmp_path
     assert "cannot be read" in (await read(adapter, a_pod("chat-0"))).failed["chat-0"]
     token.write_text("one\ntwo")
     assert "must hold one line of text" in (await apply(adapter, 16, a_pod("chat-0", 8))).message
+
+
+@pytest.mark.parametrize("status", [401, 403, 400, 500, 302])
+async def test_a_credential_that_a_server_says_back_is_not_told(
+    servers: PodServers, tmp_path: Path, status: int
+) -> None:
+    async def echo(name: str, request: web.Request) -> web.StreamResponse:
+        got = request.headers["Authorization"]
+        return web.json_response({"error": f"bad: {got}"}, status=status, reason=got, headers={"Location": f"/{got}"})
+
+    token = tmp_path / "token"
+    token.write_text("s3cr3t")
+    credential = Credential(name="chat", file=token, namespaces=frozenset({"serving"}))
+    servers.odd["chat-0"] = echo
+    adapter = an_adapter(servers, access=PodAccess(credentials={"chat": credential}), credential="chat")
+    result = await apply(adapter, 8, a_pod("chat-0", 64))
+    assert "Bearer ***" in result.message
+    assert "s3cr3t" not in result.message
 
 
 @pytest.mark.parametrize(("name", "namespaces"), [("chat", {"other"}), ("other", {"serving"})])

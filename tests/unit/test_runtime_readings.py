@@ -12,6 +12,7 @@ from bandkeeper.actuate.adapter import AddressOf, Means, Workload, at_port, cap_
 from bandkeeper.actuate.outcome import CapReading, CapResult, Outcome
 from bandkeeper.actuate.registry import MAKERS
 from bandkeeper.actuate.rights import Right
+from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import Adapter, AdapterType
 from bandkeeper.decide.policy import CostClass
@@ -185,6 +186,164 @@ async def test_rule_7_who_changes_the_cap_three_times_is_left_alone(world: World
     assert message.startswith("somebody else undid the cap three times in 30 minutes")
 
 
+async def test_our_own_moves_are_no_drift(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    for _ in range(4):  # soon after each other, so that no round of reading lies between
+        world.apply(batch={**BATCH, "max": 8})
+        await world.look()
+        world.apply(batch={**BATCH, "min": 16})
+        await world.look()
+        assert world.condition("BatchApplied") == ("True", "Applied")
+    assert servers.writes == [("chat-0", 8), ("chat-1", 8), ("chat-0", 16), ("chat-1", 16)] * 4
+    assert world.tracked().state.cap.undos == ()
+
+
+async def test_our_own_urgent_moves_are_no_drift(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    for _ in range(4):
+        world.metrics.more = {Signal.PREEMPTIONS: 1.0, Signal.KV_CACHE_UTILIZATION: 0.4}
+        world.metrics.running_per_pod = 9.0
+        for _ in range(8):
+            await world.look()
+            if servers.caps["chat-0"] < 16:
+                break
+        assert servers.caps["chat-0"] < 16
+        world.metrics.more = {Signal.REQUESTS_WAITING: 100.0, Signal.KV_CACHE_UTILIZATION: 0.4}
+        await world.look()
+        assert servers.caps["chat-0"] == 16
+    assert world.tracked().drift == ""
+    assert world.tracked().state.cap.undos == ()
+
+
+async def test_a_drift_is_counted_once_however_late_the_next_reading_is(
+    world: World, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(world, servers, 16)
+    await world.look()
+    servers.caps["chat-1"] = 32
+    write = servers.apply
+
+    async def apply(workload: Workload, cap: int, *, deadline: float) -> CapResult:
+        servers.answers.clear()
+        return await write(workload, cap, deadline=deadline)
+
+    monkeypatch.setattr(loop_module, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(servers, "apply", apply)
+    await world.look(after_s=ASK_EVERY_S)
+    await world.look()
+    assert servers.writes == [("chat-1", 16)] * 2
+    assert len(world.tracked().state.cap.undos) == 1
+
+
+LOST = [
+    ("somebody else", [], 32, 16, {"a": (16, 32)}),
+    ("our own move", [8], 8, 8, {}),
+    ("our own move, and back before it was read", [8, 16], 8, 16, {}),
+    ("a move that is not written yet", [], 32, 8, {}),
+    ("nothing is wanted", [], 32, None, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "wrote", "says", "wanted", "lost"), LOST, ids=[case[0] for case in LOST])
+def test_what_was_lost_is_what_we_did_not_take(
+    name: str, wrote: list[int], says: int, wanted: int | None, lost: dict[str, tuple[int, int]]
+) -> None:
+    readings = Readings()
+    readings.wrote(16, pods("a"), 100.0, 0.0)
+    for at_s, cap in ((100.0, 16), (120.0, says)):
+        readings.asked(pods("a"), at_s)
+        readings.took(CapReading(caps={"a": cap}), pods("a"), at_s, wanted)
+        for other in wrote:
+            readings.wrote(other, pods("a"), 110.0, 0.0)
+    assert readings.lost == lost
+
+
+@pytest.mark.parametrize("cap", [0, -1, 65_537, 10**20, 10**400], ids=["0", "-1", "65537", "1e20", "1e400"])
+async def test_a_cap_that_no_server_can_have_is_a_failed_reading(world: World, servers: Servers, cap: int) -> None:
+    run(world, servers, 16)
+    servers.stubborn = True
+    servers.caps["chat-0"] = cap
+    world.metrics.running_per_pod = 500.0
+    for _ in range(3):
+        await world.look(after_s=ASK_EVERY_S)
+    assert [pod.cap for pod in world.tracked().pods if pod.name == "chat-0"] == [None]
+    assert world.tracked().readings.failed["chat-0"] == "pod chat-0 says a batch cap that is not from 1 to 65536"
+    assert world.replicas.writes  # decisions go on
+
+
+async def test_a_server_that_keeps_another_cap_is_told_less_and_less_often(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    servers.stubborn = True
+    servers.caps["chat-1"] = 8
+    for _ in range(40):
+        await world.look()
+    assert 4 < len(servers.writes) < 10
+    assert world.condition("BatchApplied") == ("False", "Pending")
+    message = next(one.message for one in world.status().conditions if one.type == "BatchApplied")
+    assert message == "pod chat-1 was told 16 and says 8"
+    assert len(world.tracked().state.cap.undos) == 1
+    servers.stubborn = False
+    world.scale("chat", 3)
+    world.pod("chat", 2)
+    servers.caps["chat-2"] = 64
+    await world.look()
+    assert servers.caps["chat-2"] == 16  # a new pod does not wait for it
+
+
+TOLD = [
+    ("another cap in time", 105.0, 8, False, False),
+    ("another cap too late", 110.0, 8, True, True),
+    ("what it was told", 110.0, 16, False, False),
+    ("what the smallest server may have, where all share one cap", 110.0, 12, False, False),
+]
+
+
+@pytest.mark.parametrize(("name", "at_s", "says", "news", "held"), TOLD, ids=[case[0] for case in TOLD])
+def test_what_was_told_counts_after_the_delay(name: str, at_s: float, says: int, news: bool, held: bool) -> None:
+    readings, both = Readings(), [*pods("a"), dataclasses.replace(pods("b")[0], capacity=12)]
+    readings.wrote(16, both[:1], 100.0, 10.0)
+    readings.asked(both, at_s)
+    assert readings.took(CapReading(caps={"a": says}), both, at_s, 16) is news
+    assert readings.denies(both[0], 16, at_s + 1.0) is held
+    assert not readings.denies(both[0], 8, at_s + 1.0)
+    assert not readings.denies(both[0], 16, at_s + 15.0)
+
+
+async def test_no_server_is_asked_at_an_address_that_may_be_anothers_by_now(world: World, servers: Servers) -> None:
+    run(world, servers, 16)
+    await world.look()
+    world.pods.age, servers.caps["chat-1"] = 61.0, 32
+    world.apply(batch={**BATCH, "max": 8})
+    reads = len(servers.reads)
+    for _ in range(4):
+        await world.look(after_s=ASK_EVERY_S)
+    assert (len(servers.reads), servers.writes) == (reads, [])
+    message = next(one.message for one in world.status().conditions if one.type == "BatchApplied")
+    assert message == "the list of pods is 61s old, so no server is asked at an address from it"
+    world.pods.age = 60.0
+    await world.look()
+    await world.look()
+    assert servers.caps == {"chat-0": 8, "chat-1": 8}
+
+
+async def test_a_policy_whose_writes_fail_holds_up_no_look(
+    world: World, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(world, servers, 16)
+    await world.look()
+    tracked, loop = world.tracked(), world.loop
+    tracked.cap_retry.failed(world.now)
+    tracked.readings.written = True
+    servers.answers.clear()
+    async with asyncio.timeout(loop_module.PATIENCE_S / 2):
+        await loop._ask_for_caps([tracked])
+    servers.answers.set()
+    await world.rest()
+
+
 async def test_a_restarted_server_is_no_drift(world: World, servers: Servers) -> None:
     run(world, servers, 16)
     await world.look()
@@ -269,7 +428,7 @@ def pods(*names: str, restarts: int = 0) -> list[Pod]:
 def test_a_reading_holds_while_it_is_fresh_and_only_for_the_same_server() -> None:
     readings = Readings()
     readings.asked(pods("a", "b"), 100.0)
-    readings.took(CapReading(caps={"a": 8}, failed={"b": "no"}), pods("a", "b"), 100.0)
+    readings.took(CapReading(caps={"a": 8}, failed={"b": "no"}), pods("a", "b"), 100.0, None)
     assert [pod.cap for pod in readings.onto(pods("a", "b"), 100.0 + FRESH_S)] == [8, None]
     assert [pod.cap for pod in readings.onto(pods("a"), 100.1 + FRESH_S)] == [None]
     assert [pod.cap for pod in readings.onto(pods("a", restarts=1), 101.0)] == [None]

@@ -74,6 +74,7 @@ BAD = [
     ({**GOOD, "quality": {"gpus": {"RTX A6000": {"teraflops": 154.8}}}}, "terabytesPerSecond, watts is missing"),
     ({**GOOD, "podAccess": {"credentials": [{"name": "a", "file": "/t"}]}}, "podAccess.credentials.0.namespaces"),
     ({**GOOD, "podAccess": {"credentials": [TOKEN | {"namespaces": []}]}}, "at least 1 item"),
+    ({**GOOD, "podAccess": {"rayServe": True}}, "podAccess.rayServe"),
     ({**GOOD, "podAccess": {"credentials": [TOKEN, TOKEN]}}, "two credentials have the same name"),
     ({**GOOD, "podAccess": {"credentials": [TOKEN | {"header": "X Key:"}]}}, "podAccess.credentials.0.header"),
     ("just text", "mapping"),

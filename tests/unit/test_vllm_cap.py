@@ -294,6 +294,8 @@ def test_whichever_of_file_and_call_changed_last_counts(listening: Server) -> No
         ('{"cap": "4"}', 'cap is "4"; write a whole number from 1 to 16'),
         ('{"cap": true}', "cap is true; write a whole number from 1 to 16"),
         ('{"cap": null}', "cap is null; write a whole number from 1 to 16"),
+        ('{"cap": [4]}', "cap is a list; write a whole number from 1 to 16"),
+        ("[" * 4096, "the body is not JSON"),
         ('{"cap": 4, "prefillTokens": 1}', "prefillTokens is 1; write a whole number from 16 to 8192"),
     ],
 )

@@ -29,6 +29,8 @@ from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.client import ApiError, Conflict, Forbidden, Invalid, KubeClient, NotFound
 from bandkeeper.kube.discovery import Resource
 
+LONGEST_TEXT = 64  # of a number with blanks around it; int() of thousands of digits fails
+
 
 class ConfigMap:
     """Writes the key `key` of the ConfigMap `name`, which exists and which others may edit too."""
@@ -145,7 +147,7 @@ class ConfigMap:
         text = (manifest.get("data") or {}).get(self.key)
         if text is None:
             return None
-        if not text.strip().isdecimal() or int(text) < 1:
+        if len(text) > LONGEST_TEXT or not text.strip().isdecimal() or int(text) < 1:
             raise AdapterError(
                 f'key {self.key} of ConfigMap {self.name} holds "{text[:40]}", not a whole number of 1 or more; set it '
                 "to the capacity that the server boots with"

@@ -25,3 +25,7 @@ class PodError(Exception):
         self.status = status
         self.lasting = lasting
         self.said = said
+
+
+class NotAskedError(PodError):
+    """No time was left to ask a pod's server."""

@@ -16,7 +16,7 @@ from typing import Any
 from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
-from bandkeeper.actuate.pod_http import PodDoor, PodSession, each, life_of, result_of
+from bandkeeper.actuate.pod_http import Answer, PodDoor, PodSession, Turns, each, life_of, result_of
 from bandkeeper.actuate.rights import Right
 from bandkeeper.api import durations
 from bandkeeper.api.snapshot import Pod, PodState
@@ -24,6 +24,7 @@ from bandkeeper.api.v1alpha1 import Adapter, HTTPAdapter, HTTPReadBack, Scheme
 from bandkeeper.decide.policy import CostClass
 from bandkeeper.kube.discovery import Resource
 
+LONGEST_NUMBER = 9  # digits; int() of thousands of them fails
 _PLACEHOLDER = re.compile("[{](cap|pod|namespace)[}]")
 
 
@@ -51,6 +52,7 @@ class HTTP:
         self._delay_s = durations.parse(settings.delay)
         self._written: dict[tuple[str, int], _Written] = {}
         self._doubted: set[tuple[str, int]] = set()
+        self._turns = Turns()
         self.expected_delay_s = max(HTTP.expected_delay_s, self._delay_s)
         self._check_body()
 
@@ -93,7 +95,7 @@ class HTTP:
 
         try:
             async with self._door.open() as session:
-                done, failed = await each(pods, tell)
+                done, failed = await each(pods, tell, turns=self._turns)
         except PodError as error:
             return CapResult(outcome=Outcome.REFUSED, message=str(error))
         return result_of(len(done), failed)
@@ -110,13 +112,13 @@ class HTTP:
         async def read(pod: Pod) -> int:
             timeout_s = min(self._timeout_s, left.timeout_s())
             answer = await session.ask(pod, "GET", self._fill(where.path, pod), timeout_s=timeout_s)
-            cap = _cap_in(answer.body, where, pod)
+            cap = await _cap_in(answer, where, pod)
             self._doubted.discard(life_of(pod))
             return cap
 
         try:
             async with self._door.open() as session:
-                caps, failed = await each(pods, read)
+                caps, failed = await each(pods, read, turns=self._turns)
         except PodError as error:
             return CapReading(failed={pod.name: str(error) for pod in pods})
         return CapReading(caps=caps, failed={name: str(error) for name, error in failed.items()})
@@ -162,6 +164,7 @@ class HTTP:
         there = {life_of(pod) for pod in workload.pods}
         self._written = {server: one for server, one in self._written.items() if server in there}
         self._doubted &= there
+        self._turns.keep(workload.pods)
 
     def _fill(self, template: str, pod: Pod, cap: int | None = None) -> str:
         values = {"pod": pod.name, "namespace": self._namespace, "cap": "" if cap is None else str(cap)}
@@ -180,15 +183,15 @@ class HTTP:
             ) from error
 
 
-def _cap_in(body: bytes, where: HTTPReadBack, pod: Pod) -> int:
+async def _cap_in(answer: Answer, where: HTTPReadBack, pod: Pod) -> int:
     asked = f"pod {pod.name}, asked GET {where.path},"
     try:
-        value = _at(json.loads(body), where.pointer)
+        value = _at(await answer.parsed(), where.pointer)
     except ValueError as error:
         raise PodError(f"{asked} does not answer in JSON: see http.readBack.path", lasting=True) from error
     except (KeyError, IndexError) as error:
         raise PodError(f"{asked} has no {where.pointer} in its answer: see http.readBack.pointer") from error
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
+    if isinstance(value, str) and len(value) <= LONGEST_NUMBER and value.isascii() and value.isdecimal():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         said = json.dumps(value)[:40]

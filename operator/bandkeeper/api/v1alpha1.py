@@ -24,6 +24,7 @@ PAUSED_ANNOTATION = f"{GROUP}/paused"
 NAME_LIMIT = 63  # of a policy: its name can always be the value of a label
 MESSAGE_LIMIT = 256
 COUNT_LIMIT = 1_000_000
+BATCH_LIMIT = 65_536
 HISTORY_LIMIT = 10
 ADVICE_LIMIT = 3
 STATUS_LIMIT_BYTES = 8192
@@ -289,7 +290,7 @@ RequestTimeout = Annotated[str, Field(max_length=24), duration(least="100ms", mo
 Delay = Annotated[str, Field(max_length=24), duration(least="0s", most="60s")]
 Window = Annotated[str, Field(max_length=24), duration(least="5s", most="1h")]
 ReplicaCount = Annotated[int, Field(ge=1, le=10_000)]
-BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+BatchSize = Annotated[int, Field(ge=1, le=BATCH_LIMIT)]
 BandEdge = Annotated[int, Field(ge=1, le=100)]
 Percentile = Annotated[int, Field(ge=1, le=99)]
 Rate = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -1058,7 +1059,9 @@ class Spec(_Model):
 
 
 def _clip(value: Any, most: int = MESSAGE_LIMIT) -> Any:
-    """A string of at most `most` characters; anything else as it is."""
+    """A string of at most `most` characters that can all be written; anything else as it is."""
+    if isinstance(value, str) and not value.isprintable():
+        value = "".join(char if char.isprintable() else " " for char in value)
     return value[: most - 1].rstrip() + "…" if isinstance(value, str) and len(value) > most else value
 
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from bandkeeper.actuate.adapter import BatchAdapter, Workload
+from bandkeeper.actuate.adapter import BatchAdapter, Workload, cap_for
 from bandkeeper.actuate.kserve import KServe
 from bandkeeper.actuate.outcome import CapReading, CapResult, Outcome, ScaleResult
 from bandkeeper.actuate.pod_template import PodTemplate, paused
 from bandkeeper.actuate.replicas import Replicas, Scale, scale_right
 from bandkeeper.actuate.rights import KEEP_MISSING_S, Rights
-from bandkeeper.api.snapshot import PodState, Rollout
+from bandkeeper.api.snapshot import Pod, PodState, Rollout
 from bandkeeper.api.v1alpha1 import TargetRef
 from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.engine import cap_undone, written
@@ -143,6 +143,10 @@ class Actor:
             return
         if tracked.cap_retry.holds(self._clock()):
             return
+        behind = _behind(tracked, decision.cap)
+        if behind and all(tracked.readings.denies(pod, decision.cap, self._clock()) for pod in behind):
+            tracked.drift = ""
+            return
         try:
             resource = await self._discovery.scalable(ref.api_version, ref.kind)
         except TargetError as error:
@@ -155,9 +159,14 @@ class Actor:
                 return
             result = await self._apply(adapter, workload, decision, decision.cap, rollout)
         tracked.cap_result = result
+        if result.outcome in _MAY_HAVE_HAPPENED:
+            may_say = behind if adapter.reads_back and result.outcome is not Outcome.FAILED else []
+            told = [pod for pod in may_say if pod.name not in result.failed]
+            tracked.readings.wrote(decision.cap, told, self._clock(), adapter.expected_delay_s)
         self._settle_cap(tracked, decision, decision.cap, adapter, result)
         tracked.drift = _drift(tracked, decision.cap)
         if tracked.drift and result.outcome is Outcome.WRITTEN:
+            tracked.readings.lost = {}  # counted once, however late the next reading is
             manager = result.manager or "somebody else"
             tracked.state = cap_undone(tracked.state, manager=manager, now_s=self._clock())
 
@@ -182,7 +191,6 @@ class Actor:
         else:
             tracked.cap_retry.failed(self._clock())
             self._metrics.write_failures.labels(*tracked.managed.key, "batch").inc()
-        tracked.readings.written |= result.outcome in _MAY_HAVE_HAPPENED
         if result.outcome not in (Outcome.WRITTEN, Outcome.PARTIAL):
             return
         tracked.state = written(tracked.state, cap=cap, now_s=self._clock())
@@ -216,7 +224,9 @@ class Actor:
             why = str(error)
         finally:
             silent = {pod.name: why for pod in pods if pod.state is PodState.READY}
-            readings.took(reading or CapReading(failed=silent), pods, self._clock())
+            wanted = tracked.decision.cap if tracked.decision else None
+            if readings.took(reading or CapReading(failed=silent), pods, self._clock(), wanted):
+                self._metrics.write_failures.labels(*tracked.managed.key, "batch").inc()
             if tracked.readings is readings:
                 tracked.pods = readings.onto(tracked.pods, self._clock())
 
@@ -233,6 +243,11 @@ def _workload(tracked: Tracked, ref: TargetRef, scale: Scale, resource: Resource
         uid=scale.target.uid,
         pods=tracked.pods,
     )
+
+
+def _behind(tracked: Tracked, cap: int) -> list[Pod]:
+    """The ready pods that do not have the cap yet."""
+    return [pod for pod in tracked.pods if pod.state is PodState.READY and pod.cap != cap_for(pod, cap)]
 
 
 def recommend(tracked: Tracked) -> None:
@@ -267,14 +282,15 @@ def _remark(before: int, result: CapResult) -> str:
 
 def _drift(tracked: Tracked, cap: int) -> str:
     """The sentence for servers that had the wanted cap and lost it without a restart, "" where none did."""
-    lost = {name: now for name, (was, now) in tracked.readings.changed.items() if was == cap and now != cap}
+    lost = {name: caps for name, caps in tracked.readings.lost.items() if caps[1] != cap}
     if not lost:
         return ""
-    (name, now), *others = lost.items()
+    (name, (was, now)), *others = lost.items()
     also = f" (and {len(others)} more)" if others else ""
     return (
-        f"pod {name}{also} ran with the batch cap {now} where {cap} had been set, which somebody else must have "
-        f"changed; {cap} is set again. To keep another cap, change spec.batch or pause the policy"
+        f"pod {name}{also} ran with the batch cap {now} where {was} had been set, which somebody else must have "
+        f"changed; {cap} is set {'again' if was == cap else 'now'}. "
+        "To keep another cap, change spec.batch or pause the policy"
     )
 
 

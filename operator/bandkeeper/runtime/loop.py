@@ -17,12 +17,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from bandkeeper.actuate.outcome import CapResult, Outcome
 from bandkeeper.actuate.replicas import Replicas, Scale
 from bandkeeper.actuate.rights import Rights
+from bandkeeper.api import durations
 from bandkeeper.api.conditions import Finding
 from bandkeeper.api.snapshot import PodState, Snapshot
 from bandkeeper.api.v1alpha1 import TargetRef
 from bandkeeper.decide.engine import decide
+from bandkeeper.decide.vetoes import POD_STORE_LIMIT_S
 from bandkeeper.kube.discovery import Discovery, TargetError, TargetProblem
 from bandkeeper.kube.events import EventRecorder
 from bandkeeper.kube.lease import LeaseElector
@@ -409,15 +412,32 @@ class ControlLoop:
 
     async def _ask_for_caps(self, looks: Sequence[Tracked]) -> None:
         """Begin to ask servers for the caps in force; a first answer, and one after a write, is waited for a moment."""
+        if self._stale_pods():
+            return
         now_s, awaited = self._clock(), []
         for tracked in looks:
             readings = tracked.readings
             if tracked.reads_back and readings.is_due(tracked.pods, now_s):
                 readings.reading = self._start(self._looking, self._read_caps(tracked))
-                if readings.written or not readings.begun:
+                failing = tracked.cap_retry.failures > 0  # one that fails all the time holds up no other
+                if (readings.written and not failing) or not readings.begun:
                     awaited.append(readings.reading)
         if awaited:
             await asyncio.wait(awaited, timeout=PATIENCE_S)
+
+    def _stale_pods(self) -> str:
+        """Why no pod may be asked at its address, which may be another pod's by now; "" where it may."""
+        age_s = self._stores.pods.age_s()
+        if age_s <= POD_STORE_LIMIT_S:
+            return ""
+        return f"the list of pods is {durations.text(age_s)} old, so no server is asked at an address from it"
+
+    async def _set_cap(self, tracked: Tracked) -> None:
+        stale = self._stale_pods() if tracked.reads_back else ""
+        if stale:
+            tracked.cap_result = CapResult(outcome=Outcome.FAILED, message=stale)
+        else:
+            await self._actor.set_cap(tracked)
 
     async def _read_caps(self, tracked: Tracked) -> None:
         readings = tracked.readings
@@ -503,7 +523,7 @@ class ControlLoop:
                     if self._stands(tracked):
                         await self._actor.scale(tracked)
                     if self._stands(tracked):
-                        await self._actor.set_cap(tracked)
+                        await self._set_cap(tracked)
                 if tracked.readings.written:
                     await self._ask_for_caps([tracked])  # so that what was written is told as what is in force
                 self._report(tracked)

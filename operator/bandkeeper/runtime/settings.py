@@ -194,9 +194,6 @@ class PodAccess(_Model):
             raise ValueError("two credentials have the same name; policies choose by name, so give each its own")
         return self
 
-    ray_serve: bool = False
-    k_serve: bool = False
-
 
 def _bound(name: str, default: Any) -> Any:
     """One bound of quality as a setting: a time is written as a duration, under its name without the unit."""

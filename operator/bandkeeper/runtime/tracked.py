@@ -15,6 +15,7 @@ from bandkeeper.api.v1alpha1 import Status, TargetRef
 from bandkeeper.decide.decision import Decision
 from bandkeeper.decide.state import State
 from bandkeeper.kube.discovery import TargetError, TargetProblem
+from bandkeeper.runtime.backoff import Backoff as Backoff
 from bandkeeper.runtime.conflicts import Conflict
 from bandkeeper.runtime.policies import Managed
 from bandkeeper.runtime.readings import Readings
@@ -47,29 +48,6 @@ class Change:
         """The decision's message; a recommendation says that it is no more than that."""
         said = f"{self.decision.message} {self.remark}" if self.remark else self.decision.message
         return f"Recommended, not done: {said}" if self.direction == RECOMMENDED else said
-
-
-@dataclass(slots=True)
-class Backoff:
-    """When to try again what failed: each failure doubles the wait, up to a limit."""
-
-    first_s: float
-    most_s: float
-    failures: int = 0
-    until_s: float = -math.inf
-
-    def failed(self, now_s: float) -> None:
-        """Note a failure."""
-        self.until_s = now_s + min(self.most_s, self.first_s * 2 ** min(self.failures, 16))
-        self.failures += 1
-
-    def holds(self, now_s: float) -> bool:
-        """Whether it is too early for the next attempt."""
-        return now_s < self.until_s
-
-    def clear(self) -> None:
-        """It worked, or what failed is no longer wanted."""
-        self.failures, self.until_s = 0, -math.inf
 
 
 def _writes() -> Backoff:

@@ -61,8 +61,9 @@ class Knob:
         if self._fixed:
             raise KnobError(f"{self.name} cannot be set: {self._fixed}")
         if isinstance(wanted, bool) or not isinstance(wanted, int) or not self._least <= wanted <= self._most:
+            said = f"a {type(wanted).__name__}" if isinstance(wanted, dict | list) else json.dumps(wanted)[:40]
             raise KnobError(
-                f"{self.name} is {json.dumps(wanted)[:40]}; write a whole number from {self._least} to {self._most}, "
+                f"{self.name} is {said}; write a whole number from {self._least} to {self._most}, "
                 "which is what this server booted with"
             )
         return wanted
@@ -158,7 +159,7 @@ class Live:
         """Set what `body` names: all of it or nothing. Raises KnobError."""
         try:
             wanted = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise KnobError(f'the body is not JSON ({error}); write {{"cap": 8}}') from error
         if not isinstance(wanted, dict) or not wanted or not wanted.keys() <= {knob.name for knob in self._knobs}:
             raise KnobError('write an object with cap, prefillTokens or both, such as {"cap": 8}')
