@@ -469,7 +469,7 @@ def test_the_example_starts_the_server_as_the_file_expects_it(module: ModuleType
 
 
 def test_the_page_names_every_setting_and_its_default(module: ModuleType) -> None:
-    page = (EXAMPLES.parent / "docs" / "vllm.md").read_text()
+    page = (EXAMPLES.parent / "docs" / "runtimes" / "vllm.md").read_text()
     tables = [line.split("|") for line in page.splitlines() if line.count("|") == 4]
     rows = {cells[1].strip(" `"): cells[2].strip(" `") for cells in tables}
     assert (
