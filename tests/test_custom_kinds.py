@@ -507,7 +507,12 @@ def test_a_policy_gives_its_writer_no_right_that_he_did_not_have(kinds: ControlP
             "serving.kserve.io",
         ),
         ({"type": "RayServe", "rayServe": ray | {"rayService": "embed"}}, "update", "rayservices", "ray.io"),
-        ({"type": "RayServe", "rayServe": ray | {"service": "ray-head-svc"}}, "create", "services/proxy", ""),
+        (
+            {"type": "RayServe", "rayServe": ray | {"rayService": "embed", "service": "ray-head-svc"}},
+            "create",
+            "services/proxy",
+            "",
+        ),
         ({"type": "RayServe", "rayServe": ray}, "create", "pods/proxy", ""),
     ]
     grant("policies", "get,create,update,patch", "gpuscalingpolicies.bandkeeper.dev")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,16 +15,18 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandkeeper.actuate import ray_serve
-from bandkeeper.actuate.adapter import Workload
+from bandkeeper.actuate import pod_http, ray_serve
+from bandkeeper.actuate.adapter import Means, Workload
 from bandkeeper.actuate.errors import AdapterError
 from bandkeeper.actuate.outcome import CapResult, Outcome
 from bandkeeper.actuate.pod_http import PodDoor
 from bandkeeper.actuate.ray_serve import PATH, RayServe
 from bandkeeper.actuate.serve_config import CapPlace, cap_in, cap_in_text, deployed_config, text_with_cap, with_cap
 from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.api.v1alpha1 import Adapter
 from bandkeeper.decide.policy import CostClass
-from tests.unit.test_actuate_writes import StandIn, answers, workload
+from bandkeeper.kube.client import ApiError, Forbidden, NotFound, Unavailable
+from tests.unit.test_actuate_writes import StandIn, answers, raises, workload
 
 PLACE = CapPlace(application="embed", deployment="Embedder", key="max_batch_size")
 
@@ -303,6 +306,98 @@ async def test_nothing_is_asked_after_the_deadline(ray: Ray, adapter: RayServe) 
     assert result.outcome is Outcome.FAILED
     assert "was not asked: no time was left" in result.message
     assert ray.puts == []
+
+
+# -- the Service before the dashboard ----------------------------------------------------------------------------------
+
+
+SELECTOR = {"app": "ray", "ray.io/node-type": "head"}
+HEADLESS = {"selector": SELECTOR, "clusterIP": "None"}
+SERVICE_PATH = "/api/v1/namespaces/serving/services/ray-head-svc"
+
+
+def a_head(ip: str = "127.0.0.1", ready: str = "True", **metadata: str) -> dict[str, Any]:
+    return {"metadata": metadata, "status": {"podIP": ip, "conditions": [{"type": "Ready", "status": ready}]}}
+
+
+def behind_service(spec: dict[str, Any], *heads: dict[str, Any], port: int = 8265) -> tuple[RayServe, list[str]]:
+    """An adapter as a policy asks for it, with what it reads of the API server."""
+    asked: list[str] = []
+
+    async def api(path: str, _: Any) -> dict[str, Any]:
+        asked.append(path)
+        return {"spec": spec} if path == SERVICE_PATH else {"items": list(heads)}
+
+    settings = {"application": "embed", "deployment": "Embedder", "service": "ray-head-svc", "port": port}
+    policy = Adapter.model_validate_json(json.dumps({"type": "RayServe", "rayServe": settings}))
+    return RayServe.of(policy, Means(client=StandIn(on_get=api), namespace="serving")), asked
+
+
+@pytest.mark.parametrize(
+    ("spec", "heads", "says"),
+    [
+        ({"type": "ExternalName", "externalName": "169.254.169.254"}, [], "leads to no pods of its own (type Ext"),
+        ({"type": "ExternalName", "selector": SELECTOR, "clusterIP": "10.96.0.9"}, [], "leads to no pods of its own"),
+        ({"clusterIP": "10.96.0.9"}, [], "leads to no pods of its own"),
+        ({"selector": {}, "clusterIP": "10.96.0.9"}, [], "give it type ClusterIP and the selector of one pod"),
+        ({}, [], "leads to no pods of its own"),
+        ({"selector": SELECTOR, "clusterIP": "127.0.0.1"}, [], "127.0.0.1, which no pod can have: nothing is sent"),
+        (HEADLESS, [], "selects 0 ready pods"),
+        (HEADLESS, [a_head(ready="False"), a_head(deletionTimestamp="now"), {"metadata": {}}], "selects 0 ready pods"),
+        (HEADLESS, [a_head("10.0.0.1"), a_head("10.0.0.2")], "selects 2 ready pods; it must be before one"),
+        (HEADLESS, [a_head("169.254.169.254")], "169.254.169.254, which no pod can have: nothing is sent there"),
+        (HEADLESS, [a_head("")], "has no IP yet"),
+    ],
+)
+async def test_a_service_that_may_lead_elsewhere_is_not_followed(
+    spec: dict[str, Any], heads: list[dict[str, Any]], says: str
+) -> None:
+    adapter, _ = behind_service(spec, *heads)
+    result = await apply(adapter, 8)
+    assert result.written == 0
+    assert set(result.failed) == {"a", "b"}
+    assert says in result.message
+    assert says in (await caps(adapter))[1]["a"]
+
+
+async def test_a_service_is_asked_at_its_ip_and_a_headless_one_at_its_pods(
+    ray: Ray, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_http, "_checked", lambda pod: pod)  # here all the world is on loopback
+    port = int(address.rpartition(":")[2])
+    own, asked = behind_service({"selector": SELECTOR, "clusterIP": "127.0.0.1"}, port=port)
+    assert await caps(own) == ({"a": 16, "b": 16}, {})
+    assert asked == [SERVICE_PATH]
+    headless, asked = behind_service(HEADLESS, a_head(), a_head("10.0.0.1", "False"), port=port)
+    assert (await apply(headless, 8)).written == 2
+    assert asked == [SERVICE_PATH, "/api/v1/namespaces/serving/pods"]
+    assert len(ray.puts) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "says"),
+    [
+        (
+            Forbidden(403, "Forbidden", "x cannot get resource y"),
+            Outcome.REFUSED,
+            "adapters.rayServe.enabled=true (and",
+        ),
+        (NotFound(404, "NotFound", "gone"), Outcome.FAILED, "no Service ray-head-svc in namespace serving; create it"),
+        (
+            Unavailable(0, "Timeout", "no answer"),
+            Outcome.FAILED,
+            "could not be read: no answer; it will be tried again",
+        ),
+    ],
+)
+async def test_a_service_that_cannot_be_read_gets_a_sentence(error: ApiError, outcome: Outcome, says: str) -> None:
+    adapter = RayServe(StandIn(on_get=raises(error)), PLACE, PodDoor(port=8265), service="ray-head-svc")
+    result = await apply(adapter, 8)
+    assert result.outcome is outcome
+    assert says in result.message
+    right = adapter.right(workload().resource)
+    assert right is not None
+    assert (right.verb, right.group, right.resource, right.name) == ("get", "", "services", "ray-head-svc")
 
 
 # -- the config --------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
 from bandkeeper.actuate.pod_http import PodDoor, PodSession, each, result_of
 from bandkeeper.actuate.rights import Right
 from bandkeeper.actuate.serve_config import CapPlace, cap_in, cap_in_text, deployed_config, text_with_cap, with_cap
+from bandkeeper.actuate.service_address import server_behind
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import Adapter
 from bandkeeper.decide.policy import CostClass
@@ -56,15 +57,17 @@ class RayServe:
         door: PodDoor,
         *,
         ray_service: str | None = None,
+        service: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`door` leads to the dashboard that speaks for a pod; pods at one address share it."""
+        """`door` leads to the dashboard that speaks for a pod, or to the one behind `service`, which all share."""
         self._client = client
         self._door = door
         self._clock = clock
         self._refused: dict[int, tuple[str, float]] = {}
         self.place = place
         self.ray_service = ray_service
+        self._service_right = _service_right(service) if service else None
         if ray_service:  # KubeRay looks every 2 s, and the next round of reading tells what came of it
             self.expected_delay_s = 40.0
 
@@ -75,19 +78,19 @@ class RayServe:
         if settings is None:
             raise AdapterError("adapter type RayServe needs rayServe with application and deployment")
         service = settings.service or (f"{settings.ray_service}-head-svc" if settings.ray_service else None)
-        dashboard = f"{service}.{means.namespace}.svc:{settings.port}"
         door = PodDoor(
             port=settings.port,
             credential=access.credential(settings.credential, means.namespace) if settings.credential else None,
-            address_of=means.address_of or ((lambda _: dashboard) if service else None),
+            address_of=means.address_of,
             answer_most_bytes=ANSWER_MOST_BYTES,
         )
         place = CapPlace(application=settings.application, deployment=settings.deployment, key=settings.key)
-        return cls(means.client, place, door, ray_service=settings.ray_service, clock=means.clock)
+        found = None if means.address_of else service
+        return cls(means.client, place, door, ray_service=settings.ray_service, service=found, clock=means.clock)
 
     def right(self, resource: Resource) -> Right | None:
-        """Patching the RayService; nothing of the API server where the dashboard itself is written."""
-        return _patch_right(self.ray_service) if self.ray_service else None
+        """Patching the RayService, or finding the dashboard's Service; none where each pod is asked."""
+        return _patch_right(self.ray_service) if self.ray_service else self._service_right
 
     def settled(self, workload: Workload, cap: int) -> bool:
         """True when every ready pod said that it runs with the cap."""
@@ -107,7 +110,7 @@ class RayServe:
         why, until_s = self._refused.get(cap, ("", 0.0))
         if self._clock() < until_s:
             return CapResult(outcome=Outcome.REFUSED, message=why)
-        ends, failed = await self._ask_each(pods, lambda ray: self._write(ray, cap, left))
+        ends, failed = await self._ask_each(workload, pods, lambda ray: self._write(ray, cap, left), left)
         return result_of(sum(one is Outcome.WRITTEN for one in ends.values()), failed)
 
     async def read_back(self, workload: Workload, *, deadline: float) -> CapReading:
@@ -120,26 +123,33 @@ class RayServe:
                 raise PodError(f"{waits}; it will be asked again")
             return self._in_force(details)
 
-        caps, failed = await self._ask_each(_ready(workload), read)
+        caps, failed = await self._ask_each(workload, _ready(workload), read, left)
         return CapReading(caps=caps, failed={name: str(error) for name, error in failed.items()})
 
     async def close(self) -> None:
         """Nothing stays open between two rounds."""
 
     async def _ask_each(
-        self, pods: list[Pod], ask: Callable[[_Ray], Awaitable[T]]
+        self, workload: Workload, pods: list[Pod], ask: Callable[[_Ray], Awaitable[T]], left: Deadline
     ) -> tuple[dict[str, T], dict[str, PodError]]:
         """Ask each dashboard once: by pod name what came back, and why not."""
+        try:
+            head = await self._head(workload, left)
+        except PodError as error:
+            return {}, {pod.name: error for pod in pods}
         by_address: dict[str, list[Pod]] = {}
         for pod in pods:
-            by_address.setdefault(self._address(pod), []).append(pod)
+            by_address.setdefault(self._address(head or pod), []).append(pod)
         groups = {group[0].name: (address, group) for address, group in by_address.items()}
 
         async def one(pod: Pod) -> T:
             try:
-                return await ask(_Ray(session, pod, groups[pod.name][0]))
+                return await ask(_Ray(session, head or pod, groups[pod.name][0]))
             except AdapterError as error:
-                raise PodError(str(error), lasting=True) from error
+                failure = PodError(str(error), lasting=True)
+            except PodError as error:
+                failure = error.with_traceback(None)
+            raise failure  # without the frames, which hold all that was told
 
         try:
             async with self._door.open() as session:
@@ -150,6 +160,11 @@ class RayServe:
             {pod.name: done[first] for first, (_, group) in groups.items() if first in done for pod in group},
             {pod.name: failed[first] for first, (_, group) in groups.items() if first in failed for pod in group},
         )
+
+    async def _head(self, workload: Workload, left: Deadline) -> Pod | None:
+        """What answers for all pods; None where each answers for itself."""
+        right = self._service_right
+        return await server_behind(self._client, right, workload.namespace, left) if right else None
 
     def _address(self, pod: Pod) -> str:
         try:
@@ -285,6 +300,11 @@ class _Ray:
 def _patch_right(name: str) -> Right:
     remedy = "set the chart value adapters.rayServe.enabled=true (and its namespaces), or leave out rayServe.rayService"
     return Right(verb="patch", group="ray.io", resource="rayservices", remedy=remedy, name=name)
+
+
+def _service_right(name: str) -> Right:
+    remedy = "set the chart value adapters.rayServe.enabled=true (and its namespaces), or correct rayServe.service"
+    return Right(verb="get", group="", resource="services", remedy=remedy, name=name)
 
 
 def _ready(workload: Workload) -> list[Pod]:
