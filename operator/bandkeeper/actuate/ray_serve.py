@@ -135,7 +135,7 @@ class RayServe:
                 raise PodError(f"{waits}; it will be asked again")
             cap = self._in_force(details)
             if ray.speaker in self._trials and self._trials[ray.speaker].cap == cap:
-                del self._trials[ray.speaker]
+                self._trials.pop(ray.speaker, None)
             return cap
 
         caps, failed = await self._ask_each(workload, _ready(workload), read, left)
@@ -240,15 +240,15 @@ class RayServe:
         if trial is None:
             return
         if self._configured(details) != trial.cap:  # somebody else's now, or never put
-            del self._trials[ray.speaker]
+            self._trials.pop(ray.speaker, None)
         elif problem := self._problem(details, trial.cap):
             why = f"batch cap {trial.cap} was taken back: {problem}"
             self._refused[trial.cap] = why, self._clock() + REFUSED_S
             await ray.deploy(with_cap(deployed_config(details), self.place, trial.before), left)
-            del self._trials[ray.speaker]
+            self._trials.pop(ray.speaker, None)
             raise PodError(why, lasting=True)
         elif not self._unsettled(details) and self._in_force(details) == trial.cap:
-            del self._trials[ray.speaker]
+            self._trials.pop(ray.speaker, None)
 
     def _problem(self, details: Details, cap: int) -> str:
         """What Ray says where the application cannot run with the cap, else "".
