@@ -270,6 +270,7 @@ def test_each_adapter_adds_its_right_and_nothing_else() -> None:
     assert grants({"adapters": {"rayServe": {"enabled": True}, "kServe": {"enabled": True}}}) - BASE_GRANTS == {
         *(f"{verb} ray.io/rayservices" for verb in ("get", "patch")),
         *(f"{verb} serving.kserve.io/inferenceservices" for verb in ("get", "patch")),
+        "get /services",
     }
     config_map = {"adapters": {"configMap": {"enabled": True, "names": ["chat-batch"]}}}
     assert grants(config_map) - BASE_GRANTS == {"get /configmaps", "patch /configmaps"}

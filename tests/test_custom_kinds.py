@@ -51,7 +51,7 @@ applications:
   import_path: embed:app   # from the image
   deployments:
   - name: Front
-    user_config: {max_batch_size: 4, note: "max_batch_size: many"}
+    user_config: {max_batch_size: 4, note: "max_batch_size: many", my_max_batch_size: 7, "my max_batch_size": 7}
   - name: Embedder
     num_replicas: 2
     user_config:
@@ -390,6 +390,8 @@ FORBIDDEN: dict[str, tuple[str, Edit]] = {
     "cap of 0": (RAY, text("max_batch_size:   16", "max_batch_size:   0")),
     "cap that is text": (RAY, text("max_batch_size:   16", "max_batch_size:   many")),
     "text where a key is named": (RAY, text('"max_batch_size: many"', '"max_batch_size: 8"')),
+    "key that ends in a listed one": (RAY, text(" my_max_batch_size: 7", " my_max_batch_size: 8")),
+    "key whose last word is a listed one": (RAY, text('"my max_batch_size": 7', '"my max_batch_size": 8')),
     "more after the cap": (RAY, text("max_batch_size:   16", "max_batch_size:   16\n      evil: 1")),
     "a further key": (RAY, text("max_batch_size:   16", "max_batch_size:   16\n      max_batch_size: 8")),
     "space before the cap": (RAY, text("max_batch_size:   16", "max_batch_size: 16")),
@@ -507,7 +509,12 @@ def test_a_policy_gives_its_writer_no_right_that_he_did_not_have(kinds: ControlP
             "serving.kserve.io",
         ),
         ({"type": "RayServe", "rayServe": ray | {"rayService": "embed"}}, "update", "rayservices", "ray.io"),
-        ({"type": "RayServe", "rayServe": ray | {"service": "ray-head-svc"}}, "create", "services/proxy", ""),
+        (
+            {"type": "RayServe", "rayServe": ray | {"rayService": "embed", "service": "ray-head-svc"}},
+            "create",
+            "services/proxy",
+            "",
+        ),
         ({"type": "RayServe", "rayServe": ray}, "create", "pods/proxy", ""),
     ]
     grant("policies", "get,create,update,patch", "gpuscalingpolicies.bandkeeper.dev")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,16 +15,18 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bandkeeper.actuate import ray_serve
-from bandkeeper.actuate.adapter import Workload
+from bandkeeper.actuate import pod_http, ray_serve
+from bandkeeper.actuate.adapter import Means, Workload
 from bandkeeper.actuate.errors import AdapterError
 from bandkeeper.actuate.outcome import CapResult, Outcome
 from bandkeeper.actuate.pod_http import PodDoor
 from bandkeeper.actuate.ray_serve import PATH, RayServe
 from bandkeeper.actuate.serve_config import CapPlace, cap_in, cap_in_text, deployed_config, text_with_cap, with_cap
 from bandkeeper.api.snapshot import Pod, PodState
+from bandkeeper.api.v1alpha1 import Adapter
 from bandkeeper.decide.policy import CostClass
-from tests.unit.test_actuate_writes import StandIn, answers, workload
+from bandkeeper.kube.client import ApiError, Forbidden, NotFound, Unavailable
+from tests.unit.test_actuate_writes import StandIn, answers, raises, workload
 
 PLACE = CapPlace(application="embed", deployment="Embedder", key="max_batch_size")
 
@@ -56,6 +59,7 @@ class Ray:
         self.most = 64
         self.looks = 2
         self.tries = 1000
+        self.slow = False
         self.proxy: dict[str, Any] = {"proxy_location": "EveryNode", "http_options": {"port": 8000}}
         self.configs: dict[str, dict[str, Any]] = {
             "embed": config(),
@@ -65,6 +69,9 @@ class Ray:
         self.status = "RUNNING"
         self.puts: list[dict[str, Any]] = []
         self.answer: dict[str, Any] = {}  # of a server that is another, or unwell
+        self.asked = 0
+        self.fails_at: set[int] = set()  # by how many requests came before
+        self.meanwhile: dict[int, dict[str, dict[str, Any]]] = {}  # what others deploy before a request
         self._pending = 0
 
     def details(self) -> dict[str, Any]:
@@ -76,6 +83,8 @@ class Ray:
             message = TRACEBACK if fails and self._pending <= 0 else ""
             if self._pending <= (-self.tries if fails else 0):
                 self.status = state = "DEPLOY_FAILED" if fails else "RUNNING"
+            if self.slow and self.status == "DEPLOYING":
+                message = "Deployment 'Embedder' has 1 replicas that have taken more than 30s to initialize."
         elif self.status == "DEPLOY_FAILED":
             message, state = TRACEBACK, "DEPLOY_FAILED"
         deployments = {
@@ -88,7 +97,11 @@ class Ray:
             "proxies": {},
             "applications": {
                 "embed": {**embed, "deployed_app_config": self.configs["embed"]},
-                "other": {"status": "RUNNING", "deployed_app_config": self.configs["other"], "deployments": {}},
+                **{
+                    name: {"status": "RUNNING", "deployed_app_config": one, "deployments": {}}
+                    for name, one in self.configs.items()
+                    if name != "embed"
+                },
                 "by-hand": {
                     "status": "RUNNING",
                     "source": "imperative",
@@ -99,6 +112,10 @@ class Ray:
         }
 
     async def serve(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        self.configs |= self.meanwhile.get(self.asked, {})
+        if self.asked in self.fails_at:
+            return web.Response(status=503, text="the GCS may be down")
         if self.answer:
             return web.Response(**self.answer)
         if request.method == "GET":
@@ -130,7 +147,7 @@ async def address(ray: Ray) -> AsyncIterator[str]:
 
 def door(address: str = "127.0.0.1:1") -> PodDoor:
     """To one dashboard for all pods."""
-    return PodDoor(port=8265, address_of=lambda _: address)
+    return PodDoor(port=8265, address_of=lambda _: address, answer_most_bytes=ray_serve.ANSWER_MOST_BYTES)
 
 
 @pytest.fixture
@@ -235,9 +252,103 @@ async def test_it_is_not_waited_for_ever_until_a_cap_is_taken_over(
     ray: Ray, adapter: RayServe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_serve, "TAKEN_OVER_S", 0.02)
-    ray.looks = 100_000
+    ray.looks, has_it = 100_000, workload(pod("a", 8), pod("b", 8))
     assert (await apply(adapter, 8)).outcome is Outcome.WRITTEN
     assert (await caps(adapter))[0] == {}
+    assert not adapter.settled(has_it, 8)  # whatever was read before: it may fail yet
+    assert (await apply(adapter, 8)).outcome is Outcome.UNCHANGED
+    ray._pending = 0
+    assert (await caps(adapter))[0] == {"a": 8, "b": 8}
+    assert adapter.settled(has_it, 8)
+    assert len(ray.puts) == 1
+
+
+def deployed_cap(ray: Ray) -> int:
+    return cap_in({"applications": [ray.configs["embed"]]}, PLACE)
+
+
+@pytest.mark.parametrize("state", [PodState.READY, PodState.PENDING])
+async def test_a_cap_that_breaks_the_application_later_is_taken_back_also_where_no_pod_is_ready_any_more(
+    ray: Ray, adapter: RayServe, monkeypatch: pytest.MonkeyPatch, state: PodState
+) -> None:
+    monkeypatch.setattr(ray_serve, "TAKEN_OVER_S", 0.02)
+    ray.looks, ray.tries = 100, 3
+    assert (await apply(adapter, 128)).outcome is Outcome.WRITTEN
+    for _ in range(110):
+        ray.details()
+    assert ray.status == "DEPLOY_FAILED"
+    result = await apply(adapter, 128, pod("a", 16, state))
+    assert (result.outcome, deployed_cap(ray)) == (Outcome.REFUSED, 16)
+    assert result.message.startswith("batch cap 128 was taken back: application embed is DEPLOY_FAILED")
+    assert adapter.settled(workload(*TWO), 16)
+
+
+@pytest.mark.parametrize("fails_at", range(2, 9))
+@pytest.mark.parametrize("also", [0, 1, 2])
+async def test_whatever_request_fails_a_broken_cap_is_taken_back_at_the_next_call(
+    ray: Ray, adapter: RayServe, fails_at: int, also: int
+) -> None:
+    ray.tries = 3
+    ray.fails_at = {fails_at, fails_at + also}
+    for _ in range(4):
+        await apply(adapter, 128)
+    for _ in range(3):
+        ray.details()
+    assert (deployed_cap(ray), ray.status) == (16, "RUNNING")
+
+
+async def test_what_others_deployed_meanwhile_is_not_taken_back(ray: Ray, adapter: RayServe) -> None:
+    ray.looks = 3
+    ray.meanwhile = {
+        4: {"other": {"name": "other", "import_path": "o:new"}, "third": {"name": "third", "import_path": "t:app"}}
+    }
+    assert (await apply(adapter, 128)).outcome is Outcome.REFUSED
+    assert deployed_cap(ray) == 16
+    assert (ray.configs["other"]["import_path"], ray.configs["third"]["import_path"]) == ("o:new", "t:app")
+
+
+async def test_a_cap_that_others_set_meanwhile_is_left(ray: Ray, adapter: RayServe) -> None:
+    ray.looks = 3
+    ray.meanwhile = {4: {"embed": config(200)}}
+    await apply(adapter, 128)
+    assert (deployed_cap(ray), len(ray.puts)) == (200, 1)
+    assert adapter.settled(workload(pod("a", 200)), 200)
+
+
+async def test_replicas_that_are_merely_slow_to_start_are_waited_for(
+    ray: Ray, adapter: RayServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_serve, "TAKEN_OVER_S", 0.05)
+    ray.looks, ray.slow = 100_000, True
+    assert (await apply(adapter, 8)).outcome is Outcome.WRITTEN
+    assert (await apply(adapter, 8)).outcome is Outcome.UNCHANGED
+    assert deployed_cap(ray) == 8
+
+
+async def test_an_operator_that_restarted_and_forgot_the_cap_before_says_what_to_do(
+    ray: Ray, adapter: RayServe
+) -> None:
+    ray.configs["embed"] = ray.in_force = config(128)
+    ray.status = "DEPLOY_FAILED"
+    result = await apply(adapter, 128)
+    assert result.message.endswith(
+        ": ValueError: batches of 64 at most; deploy it with max_batch_size at a size that works"
+    )
+    assert ray.puts == []
+    assert (await apply(adapter, 32)).outcome is Outcome.WRITTEN  # what is wanted then cures it too
+
+
+async def test_a_pod_that_is_gone_leaves_no_cap_on_trial(
+    ray: Ray, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_serve, "TAKEN_OVER_S", 0.0)
+    nobody = "127.0.0.1:1"
+    own = PodDoor(port=8265, address_of=lambda pod: address if pod.name == "a" else nobody)
+    adapter = RayServe(StandIn(), PLACE, own)
+    await apply(adapter, 8, pod("a"))
+    assert not adapter.settled(workload(pod("a", 8)), 8)
+    assert (await apply(adapter, 8, pod("new", 8))).outcome is Outcome.UNCHANGED
+    assert adapter.settled(workload(pod("new", 8)), 8)
 
 
 async def test_without_a_service_each_pod_is_a_cluster_of_its_own(ray: Ray, address: str) -> None:
@@ -265,7 +376,12 @@ async def test_a_pod_without_an_address_is_not_asked_and_stops_no_other(ray: Ray
         ({"text": "<html>Grafana</html>"}, Outcome.REFUSED, "answers with a web page (200): is it the right port"),
         ({"text": "[1]"}, Outcome.REFUSED, "is not the Ray dashboard: see port"),
         ({"text": "fine"}, Outcome.REFUSED, "is not the Ray dashboard: see port"),
+        ({"text": "[" * 5000}, Outcome.REFUSED, "is not the Ray dashboard: see port"),
+        ({"text": "[" + 100_000 * "[]," + "[]]"}, Outcome.REFUSED, "is not the Ray dashboard: see port"),
+        ({"text": '"' + 2_100_000 * "x" + '"'}, Outcome.FAILED, "answers with more than 2048 kB"),
+        ({"text": '{"applications": {"embed": {}, "x": 1}}'}, Outcome.REFUSED, "is not the Ray dashboard: see port"),
         ({"text": '{"applications": {}}'}, Outcome.REFUSED, "no application embed"),
+        ({"text": json.dumps({"applications": {"x" * 999: {}}})}, Outcome.REFUSED, f"write one of: {'x' * 200} ..."),
         (
             {"status": 302, "headers": {"Location": "http://elsewhere/"}},
             Outcome.REFUSED,
@@ -298,11 +414,113 @@ async def test_what_the_dashboard_cannot_do_is_said(
     assert ray.puts == []
 
 
+@pytest.mark.parametrize("deployments", [1, [1], {"Embedder": 1}, {"Embedder": {"deployment_config": [1]}}])
+async def test_an_application_of_another_shape_gets_a_sentence(
+    ray: Ray, adapter: RayServe, deployments: object
+) -> None:
+    embed = {"status": "RUNNING", "deployments": deployments, "deployed_app_config": {"deployments": deployments}}
+    ray.answer = {"text": json.dumps({"applications": {"embed": embed}})}
+    assert "the Serve config" in (await apply(adapter, 8)).message
+    assert "in the Serve config" in (await caps(adapter))[1]["a"]
+
+
 async def test_nothing_is_asked_after_the_deadline(ray: Ray, adapter: RayServe) -> None:
     result = await adapter.apply(workload(*TWO), 8, deadline=time.monotonic())
     assert result.outcome is Outcome.FAILED
     assert "was not asked: no time was left" in result.message
     assert ray.puts == []
+
+
+# -- the Service before the dashboard ----------------------------------------------------------------------------------
+
+
+SELECTOR = {"app": "ray", "ray.io/node-type": "head"}
+HEADLESS = {"selector": SELECTOR, "clusterIP": "None"}
+SERVICE_PATH = "/api/v1/namespaces/serving/services/ray-head-svc"
+
+
+def a_head(ip: str = "127.0.0.1", ready: str = "True", **metadata: str) -> dict[str, Any]:
+    return {"metadata": metadata, "status": {"podIP": ip, "conditions": [{"type": "Ready", "status": ready}]}}
+
+
+def behind_service(spec: dict[str, Any], *heads: dict[str, Any], port: int = 8265) -> tuple[RayServe, list[str]]:
+    """An adapter as a policy asks for it, with what it reads of the API server."""
+    asked: list[str] = []
+
+    async def api(path: str, _: Any) -> dict[str, Any]:
+        asked.append(path)
+        return {"spec": spec} if path == SERVICE_PATH else {"items": list(heads)}
+
+    settings = {"application": "embed", "deployment": "Embedder", "service": "ray-head-svc", "port": port}
+    policy = Adapter.model_validate_json(json.dumps({"type": "RayServe", "rayServe": settings}))
+    return RayServe.of(policy, Means(client=StandIn(on_get=api), namespace="serving")), asked
+
+
+@pytest.mark.parametrize(
+    ("spec", "heads", "says"),
+    [
+        ({"type": "ExternalName", "externalName": "169.254.169.254"}, [], "leads to no pods of its own (type Ext"),
+        ({"type": "ExternalName", "selector": SELECTOR, "clusterIP": "10.96.0.9"}, [], "leads to no pods of its own"),
+        ({"clusterIP": "10.96.0.9"}, [], "leads to no pods of its own"),
+        ({"selector": {}, "clusterIP": "10.96.0.9"}, [], "give it type ClusterIP and the selector of one pod"),
+        ({}, [], "leads to no pods of its own"),
+        ({"selector": SELECTOR, "clusterIP": "127.0.0.1"}, [], "127.0.0.1, which no pod can have: nothing is sent"),
+        (HEADLESS, [], "selects 0 ready pods"),
+        (HEADLESS, [a_head(ready="False"), a_head(deletionTimestamp="now"), {"metadata": {}}], "selects 0 ready pods"),
+        (HEADLESS, [a_head("10.0.0.1"), a_head("10.0.0.2")], "selects 2 ready pods; it must be before one"),
+        (HEADLESS, [a_head("169.254.169.254")], "169.254.169.254, which no pod can have: nothing is sent there"),
+        (HEADLESS, [a_head("")], "has no IP yet"),
+    ],
+)
+async def test_a_service_that_may_lead_elsewhere_is_not_followed(
+    spec: dict[str, Any], heads: list[dict[str, Any]], says: str
+) -> None:
+    adapter, _ = behind_service(spec, *heads)
+    result = await apply(adapter, 8)
+    assert result.written == 0
+    assert set(result.failed) == {"a", "b"}
+    assert says in result.message
+    assert says in (await caps(adapter))[1]["a"]
+
+
+async def test_a_service_is_asked_at_its_ip_and_a_headless_one_at_its_pods(
+    ray: Ray, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_http, "_checked", lambda pod: pod)  # here all the world is on loopback
+    port = int(address.rpartition(":")[2])
+    own, asked = behind_service({"selector": SELECTOR, "clusterIP": "127.0.0.1"}, port=port)
+    assert await caps(own) == ({"a": 16, "b": 16}, {})
+    assert asked == [SERVICE_PATH]
+    headless, asked = behind_service(HEADLESS, a_head(), a_head("10.0.0.1", "False"), port=port)
+    assert (await apply(headless, 8)).written == 2
+    assert asked == [SERVICE_PATH, "/api/v1/namespaces/serving/pods"]
+    assert len(ray.puts) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "says"),
+    [
+        (
+            Forbidden(403, "Forbidden", "x cannot get resource y"),
+            Outcome.REFUSED,
+            "adapters.rayServe.enabled=true (and",
+        ),
+        (NotFound(404, "NotFound", "gone"), Outcome.FAILED, "no Service ray-head-svc in namespace serving; create it"),
+        (
+            Unavailable(0, "Timeout", "no answer"),
+            Outcome.FAILED,
+            "could not be read: no answer; it will be tried again",
+        ),
+    ],
+)
+async def test_a_service_that_cannot_be_read_gets_a_sentence(error: ApiError, outcome: Outcome, says: str) -> None:
+    adapter = RayServe(StandIn(on_get=raises(error)), PLACE, PodDoor(port=8265), service="ray-head-svc")
+    result = await apply(adapter, 8)
+    assert result.outcome is outcome
+    assert says in result.message
+    right = adapter.right(workload().resource)
+    assert right is not None
+    assert (right.verb, right.group, right.resource, right.name) == ("get", "", "services", "ray-head-svc")
 
 
 # -- the config --------------------------------------------------------------------------------------------------------
@@ -337,6 +555,28 @@ def test_a_config_that_cannot_carry_the_cap_gets_a_sentence(change: Callable[[di
     with pytest.raises(AdapterError) as in_text:
         text_with_cap(yaml.safe_dump(whole), PLACE, 8)
     assert str(in_text.value) == str(refused.value).replace('"[1]"', '"a list or map"').replace('"True"', '"true"')
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        {"applications": 1},
+        {"applications": [1]},
+        {"applications": [{"name": "embed", "deployments": 1}]},
+        {"applications": [{"name": "embed", "deployments": [1, {"name": "Embedder", "user_config": [1]}]}]},
+    ],
+)
+def test_a_config_of_another_shape_gets_a_sentence(whole: dict[str, Any]) -> None:
+    with pytest.raises(AdapterError, match="the Serve config"):
+        with_cap(whole, PLACE, 8)
+
+
+def test_a_sentence_names_few_of_many() -> None:
+    many = {"applications": [{"name": f"application-{number}"} for number in range(5000)]}
+    with pytest.raises(AdapterError) as refused:
+        cap_in(many, PLACE)
+    assert "write one of: application-0, application-1, " in str(refused.value)
+    assert str(refused.value).endswith("application-9 ...")
 
 
 def test_a_config_that_would_delete_an_application_is_not_put_back() -> None:
@@ -377,7 +617,8 @@ def test_in_text_one_number_changes_and_every_other_character_stays() -> None:
     [
         ("applications: [", "is no YAML that could be read"),
         ("[" * 5000, "is no YAML that could be read"),
-        ("a: " + "x" * 300_000, "longer than 256 KiB"),
+        ("a: " + "x" * 70_000, "has 70003 characters, and one of more than 65536 is not edited; shorten it"),
+        (TEXT.replace("max_batch_size:   16", "max_batch_size: " + "9" * 5000), "not a plain whole number"),
         (TEXT.replace("max_batch_size:   16", "max_batch_size: &size 16"), "is shared by a YAML anchor"),
         (TEXT.replace("user_config:\n", "user_config: &all\n"), "is shared by a YAML anchor"),
         (TEXT.replace("max_batch_size:   16", "max_batch_size: '16'"), "not a plain whole number"),

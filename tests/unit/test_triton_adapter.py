@@ -241,6 +241,15 @@ ANSWERS: list[tuple[str, str, tuple[int, str, dict[str, str]], Outcome, str]] = 
      "answers 404 Not Found: 404 page not found"),
     ("a list", "config", (200, "[]", {}), Outcome.REFUSED, "does not answer with a model's configuration"),
     ("text", "config", (200, "OK", {}), Outcome.REFUSED, "does not answer with a model's configuration"),
+    ("a list for a map", "config", (200, '{"max_batch_size": 4, "dynamic_batching": [1]}', {}), Outcome.REFUSED,
+     "does not answer with a model's configuration"),
+    ("no sizes", "config", (200, '{"max_batch_size": 4, "dynamic_batching": {"preferred_batch_size": 3}}', {}),
+     Outcome.REFUSED, "does not answer with a model's configuration"),
+    ("sizes of text", "config", (200, '{"max_batch_size": 4, "dynamic_batching": {"preferred_batch_size": ["a"]}}', {}),
+     Outcome.REFUSED, "does not answer with a model's configuration"),
+    ("no time", "config", (200, '{"max_batch_size": 4, "dynamic_batching": {"max_queue_delay_microseconds": "x"}}', {}),
+     Outcome.REFUSED, "does not answer with a model's configuration"),
+    ("nested deeply", "config", (200, "[" * 5000, {}), Outcome.REFUSED, "does not answer with a model's configuration"),
     ("another API", "config", (200, '{"max_batch_size": "big"}', {}), Outcome.REFUSED,
      "does not answer with a model's configuration"),
     ("far too much", "config", (200, '"' + 5_000_000 * "x" + '"', {}), Outcome.FAILED, "answers with more than"),
@@ -306,6 +315,43 @@ async def test_a_load_that_is_not_answered_in_time_is_awaited_and_not_asked_for_
     some.servers["p0"].load_s = 0.0
     assert (await some.apply(adapter, 8)).outcome is Outcome.WRITTEN
     assert sum(path.startswith("POST") for path in some.servers["p0"].asked) == 2
+
+
+async def test_loads_that_nobody_waits_for_any_more_count_among_those_at_a_time(fleet: MakeFleet) -> None:
+    some = await fleet(*(Server(load_s=30.0) for _ in range(8)))
+    adapter = some.adapter()
+    for _ in range(4):
+        result = await some.apply(adapter, 16, in_s=0.2)
+    loading = [server for server in some.servers.values() if any(path.startswith("POST") for path in server.asked)]
+    assert len(loading) == 2
+    assert "loads rows when other pods have done so" in " ".join(result.failed.values())
+    for server in loading:
+        server.config = a_config(16)  # there it is
+    reading = await adapter.read_back(some.workload(), deadline=time.monotonic() + 5)
+    await some.apply(adapter, 16, some.workload(**reading.caps), in_s=0.2)
+    assert sum(any(path.startswith("POST") for path in server.asked) for server in some.servers.values()) == 4
+
+
+async def test_a_pod_that_is_gone_is_loading_no_more(fleet: MakeFleet) -> None:
+    some = await fleet(Server(load_s=30.0), Server())
+    adapter, both = some.adapter(), some.workload()
+    await some.apply(adapter, 16, replace(both, pods=both.pods[:1]), in_s=0.2)
+    assert (await some.apply(adapter, 16, replace(both, pods=both.pods[1:]))).outcome is Outcome.WRITTEN
+
+
+async def test_preferred_sizes_that_a_small_cap_had_no_room_for_come_back(fleet: MakeFleet) -> None:
+    some = await fleet(Server(a_config(16, preferred_batch_size=[4, 8])))
+    adapter, server = some.adapter(), some.servers["p0"]
+    for cap, sizes in [(4, [4]), (2, []), (8, [4, 8]), (2, []), (16, [4, 8])]:
+        assert (await some.apply(adapter, cap)).outcome is Outcome.WRITTEN
+        assert server.loads[-1]["dynamic_batching"]["preferred_batch_size"] == sizes
+        if not sizes:
+            server.config = a_config(cap)  # as Triton shows it
+        await adapter.read_back(some.workload(), deadline=time.monotonic() + 5)
+        assert adapter.settled(some.workload(p0=cap), cap)
+    server.config = a_config(16, preferred_batch_size=[6])  # somebody else loaded other ones
+    await some.apply(adapter, 8)
+    assert server.loads[-1]["dynamic_batching"]["preferred_batch_size"] == [6]
 
 
 async def test_a_load_that_never_ends_is_asked_for_again_after_a_while(fleet: MakeFleet) -> None:

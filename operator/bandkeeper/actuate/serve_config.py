@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from bandkeeper.actuate.errors import AdapterError
 Config = Mapping[str, Any]
 
 DEFAULT_APPLICATION = "default"  # an application without a name has this one
-MOST_CHARACTERS = 256 * 1024
+MOST_CHARACTERS = 64 * 1024  # 2 s of reading; a config is of some hundred lines
+MOST_DIGITS = 9
+MOST_NAMES, MOST_QUOTED = 10, 200
 _KEPT = ("proxy_location", "http_options", "grpc_options", "target_capacity")
 
 
@@ -71,13 +73,23 @@ def cap_in_text(text: str, place: CapPlace) -> int:
     return int(_cap_node(text, place).value)
 
 
+def few(names: Sequence[object]) -> str:
+    """Names for a sentence; not all of them where that would be a page."""
+    shown = ", ".join(map(str, names[:MOST_NAMES]))
+    return shown if len(names) <= MOST_NAMES and len(shown) <= MOST_QUOTED else f"{shown[:MOST_QUOTED]} ..."
+
+
+def _maps(items: object) -> list[dict[str, Any]]:
+    return [one for one in items if isinstance(one, dict)] if isinstance(items, list) else []
+
+
 def _user_config(config: Config, place: CapPlace) -> dict[str, Any]:
-    applications = config.get("applications") or ()
+    applications = _maps(config.get("applications"))
     names = [one.get("name", DEFAULT_APPLICATION) for one in applications]
     if place.application not in names:
         raise AdapterError(_no_application(place, names))
     application = applications[names.index(place.application)]
-    deployments = application.get("deployments") or ()
+    deployments = _maps(application.get("deployments"))
     named = [one.get("name") for one in deployments]
     if place.deployment not in named:
         raise AdapterError(_no_deployment(place, named))
@@ -96,7 +108,10 @@ def _number(value: object, place: CapPlace) -> int:
 def _cap_node(text: str, place: CapPlace) -> yaml.ScalarNode:
     """The number itself, with its place in the text."""
     if len(text) > MOST_CHARACTERS:
-        raise AdapterError(f"the Serve config is longer than {MOST_CHARACTERS // 1024} KiB; it is not edited")
+        raise AdapterError(
+            f"the Serve config has {len(text)} characters, and one of more than {MOST_CHARACTERS} is not edited; "
+            "shorten it, or split the RayService"
+        )
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         marks = (event.start_mark for event in yaml.parse(text, Loader=yaml.SafeLoader) if _has_anchor(event))
@@ -150,9 +165,8 @@ def _named(node: yaml.Node | None, name: str, unnamed: str | None) -> tuple[yaml
 
 
 def _is_number(node: yaml.ScalarNode) -> bool:
-    return (
-        node.tag == "tag:yaml.org,2002:int" and node.style is None and node.value.isdecimal() and node.value[0] != "0"
-    )
+    plain = node.tag == "tag:yaml.org,2002:int" and node.style is None
+    return plain and node.value.isdecimal() and node.value[0] != "0" and len(node.value) <= MOST_DIGITS
 
 
 def _has_anchor(event: yaml.Event) -> bool:
@@ -166,12 +180,12 @@ def _line(error: Exception) -> str:
 
 
 def _no_application(place: CapPlace, names: list[Any]) -> str:
-    there = f"write one of: {', '.join(map(str, names))}" if names else "it has none"
+    there = f"write one of: {few(names)}" if names else "it has none"
     return f"no application {place.application} in the Serve config; {there}"
 
 
 def _no_deployment(place: CapPlace, names: list[Any]) -> str:
-    there = f"there are: {', '.join(map(str, names))}" if names else "it lists none"
+    there = f"there are: {few(names)}" if names else "it lists none"
     return (
         f"no deployment {place.deployment} under application {place.application} of the Serve config; {there}. "
         f"List it there with user_config: {{{place.key}: N}}, N being the capacity that it starts with"
@@ -179,7 +193,7 @@ def _no_deployment(place: CapPlace, names: list[Any]) -> str:
 
 
 def _no_key(place: CapPlace, keys: list[str]) -> str:
-    there = f" (there are: {', '.join(keys)})" if keys else ""
+    there = f" (there are: {few(keys)})" if keys else ""
     return (
         f"no {place} in the Serve config{there}; set it there to the capacity that the deployment starts with, and "
         "take it over in its reconfigure()"
@@ -187,4 +201,6 @@ def _no_key(place: CapPlace, keys: list[str]) -> str:
 
 
 def _no_number(place: CapPlace, value: object) -> str:
-    return f'{place} is "{value}", not a plain whole number; set it to the capacity that the deployment starts with'
+    return (
+        f'{place} is "{few([value])}", not a plain whole number; set it to the capacity that the deployment starts with'
+    )

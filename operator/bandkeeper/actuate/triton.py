@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
+from bandkeeper.actuate.json_answer import parsed
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
 from bandkeeper.actuate.pod_http import AT_ONCE, PodDoor, PodSession, each, life_of, result_of
 from bandkeeper.actuate.rights import Right
@@ -40,7 +41,7 @@ _Server = tuple[str, int]  # a pod's uid and how often its containers were resta
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """A load that was not answered in time: how the model batched before, and until when it may be under way."""
+    """A load that was not answered yet: how the model batched before, and until when it may be under way."""
 
     before: tuple[object, ...]
     until_s: float
@@ -60,6 +61,7 @@ class Triton:
         self._delay_us = round(parse(settings.max_queue_delay) * 1e6) if settings.max_queue_delay else None
         self._doubted: frozenset[str] = frozenset()  # pods that may batch otherwise than asked, whatever cap was read
         self._loading: dict[_Server, _Load] = {}
+        self._preferred: dict[_Server, list[int]] = {}  # sizes of the file, of which a small cap has none left
 
     @classmethod
     def of(cls, spec: Adapter, means: Means) -> Triton:
@@ -90,13 +92,16 @@ class Triton:
         pods, left = self._behind(workload, cap), Deadline(deadline, self._clock)
         if not pods:
             return CapResult(outcome=Outcome.UNCHANGED)
+        self._forget_gone(workload)
+        most = reloads_at_once(workload.pods)
+        free = max(1, most - self._under_way())  # where none is, the one that is asked may be the one that has ended
 
         async def write(pod: Pod) -> bool:
-            return await self._write(session, pod, cap_for(pod, cap), left)
+            return await self._write(session, pod, cap_for(pod, cap), left, most)
 
         try:
             async with self._door.open() as session:
-                done, failed = await each(pods, write, at_once=reloads_at_once(workload.pods))
+                done, failed = await each(pods, write, at_once=free)
         except PodError as error:
             return CapResult(outcome=Outcome.REFUSED, message=str(error))
         self._doubted = (self._doubted - set(done)) | set(failed)
@@ -116,9 +121,10 @@ class Triton:
                 configs, failed = await each(pods, read)
         except PodError as error:
             return CapReading(failed={pod.name: str(error) for pod in pods})
-        there = {life_of(pod) for pod in workload.pods}
-        self._loading = {server: load for server, load in self._loading.items() if server in there}
+        self._forget_gone(workload)
         by_name = {pod.name: pod for pod in pods}
+        for name, config in configs.items():
+            self._is_loading(by_name[name], config)
         self._doubted = frozenset(name for name, config in configs.items() if not self._suits(by_name[name], config))
         return CapReading(
             caps={name: config["max_batch_size"] for name, config in configs.items()},
@@ -132,7 +138,16 @@ class Triton:
         ready = (pod for pod in workload.pods if pod.state is PodState.READY)
         return [pod for pod in ready if pod.cap != cap_for(pod, cap) or pod.name in self._doubted]
 
-    async def _write(self, session: PodSession, pod: Pod, cap: int, left: Deadline) -> bool:
+    def _forget_gone(self, workload: Workload) -> None:
+        there = {life_of(pod) for pod in workload.pods}
+        self._loading = {server: load for server, load in self._loading.items() if server in there}
+        self._preferred = {server: sizes for server, sizes in self._preferred.items() if server in there}
+
+    def _under_way(self) -> int:
+        """How many servers may be loading, also long after nobody waited for their answer any more."""
+        return sum(self._clock() < load.until_s for load in self._loading.values())
+
+    async def _write(self, session: PodSession, pod: Pod, cap: int, left: Deadline, most: int) -> bool:
         """Load one pod's model anew, and tell whether that was needed."""
         config = await self._config(session, pod, left.timeout_s())
         wanted = self._with(pod, config, cap)
@@ -140,14 +155,18 @@ class Triton:
             return False
         if self._is_loading(pod, config):
             raise PodError(f"Triton of pod {pod.name} is still loading {self._settings.model}; the old one serves")
+        if self._under_way() >= most:
+            raise PodError(f"Triton of pod {pod.name} loads {self._settings.model} when other pods have done so")
         body = json.dumps({"parameters": {"config": json.dumps(wanted)}})
         path = f"/v2/repository/models/{quote(self._settings.model)}/load"
+        self._loading[life_of(pod)] = _Load(_batching(config), self._clock() + LOAD_MOST_S)
         try:
             await self._ask(session, pod, "POST", path, left.timeout_s(), body)
         except PodError as error:
-            if isinstance(error.__cause__, TimeoutError):
-                self._loading[life_of(pod)] = _Load(_batching(config), self._clock() + LOAD_MOST_S)
+            if not isinstance(error.__cause__, TimeoutError):
+                self._loading.pop(life_of(pod), None)
             raise
+        self._loading.pop(life_of(pod), None)
         return True
 
     def _is_loading(self, pod: Pod, config: Config) -> bool:
@@ -171,20 +190,27 @@ class Triton:
                 "add `dynamic_batching {}` to its config.pbtxt, or remove spec.batch",
                 lasting=True,
             )
-        before, sizes = batching.get("preferred_batch_size") or [], self._settings.preferred_batch_sizes
-        if sizes is None:  # where none are given, Triton itself makes the largest batch the preferred one
-            sizes = [] if before == [config["max_batch_size"]] else before
+        sizes = self._settings.preferred_batch_sizes
+        if sizes is None:
+            sizes = self._own_sizes(pod, batching.get("preferred_batch_size") or [], config["max_batch_size"])
         batching = {**batching, "preferred_batch_size": [size for size in sizes if size <= cap]}
         if self._delay_us is not None:
             batching["max_queue_delay_microseconds"] = self._delay_us
         return {**config, "max_batch_size": cap, "dynamic_batching": batching}
+
+    def _own_sizes(self, pod: Pod, told: list[int], most: int) -> list[int]:
+        """The sizes of the model's own, also those that no longer fit; those told, where they are not what is left."""
+        known = self._preferred.get(life_of(pod))
+        if known is None or _given([size for size in known if size <= most], most) != _given(told, most):
+            known = self._preferred[life_of(pod)] = _given(told, most)
+        return known
 
     async def _config(self, session: PodSession, pod: Pod, timeout_s: float) -> Config:
         """The configuration in force, of a model that takes batches at all."""
         path = f"/v2/models/{quote(self._settings.model)}/config"
         config = await self._ask(session, pod, "GET", path, timeout_s)
         most = config.get("max_batch_size") if isinstance(config, dict) else None
-        if not isinstance(config, dict) or not isinstance(most, int):
+        if not isinstance(config, dict) or not isinstance(most, int) or not _is_batching(config):
             raise PodError(
                 f"pod {pod.name}, asked GET {path}, does not answer with a model's configuration: see triton.httpPort",
                 lasting=True,
@@ -209,7 +235,7 @@ class Triton:
             message = f"Triton of pod {pod.name} refused: {_refusal(error.said)}"
             raise PodError(message, status=error.status, lasting=True, said=error.said) from error
         try:
-            return answer.json() if answer.body else {}
+            return parsed(answer.body) if answer.body else {}
         except ValueError:
             return None
 
@@ -218,6 +244,21 @@ def reloads_at_once(pods: Iterable[Pod]) -> int:
     """How many of a workload's servers may be reloading while the others serve."""
     ready = sum(pod.state is PodState.READY for pod in pods)
     return max(1, min(AT_ONCE, ready // READY_PER_RELOAD))
+
+
+def _given(sizes: list[int], most: int) -> list[int]:
+    """Preferred sizes without the one that Triton itself adds where none is given: the largest batch."""
+    return [] if sizes == [most] else sizes
+
+
+def _is_batching(config: Config) -> bool:
+    """Whether what is told of batching has the shape that we read."""
+    batching = config.get("dynamic_batching") or {}
+    if not isinstance(batching, dict):
+        return False
+    sizes, delay_us = batching.get("preferred_batch_size") or [], batching.get("max_queue_delay_microseconds") or 0
+    of_numbers = isinstance(sizes, list) and all(isinstance(size, int) for size in sizes)
+    return of_numbers and isinstance(delay_us, int | str) and str(delay_us).isdecimal() and len(str(delay_us)) < 16
 
 
 def _batching(config: Config) -> tuple[int, tuple[int, ...], int]:
