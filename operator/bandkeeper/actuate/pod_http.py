@@ -44,19 +44,18 @@ class Answer:
     status: int
     body: bytes
 
-    def json(self) -> Any:
-        """Parsed; ValueError where it is not JSON, or more of it than may hold us up."""
+    async def parsed(self) -> Any:
+        """The document; ValueError where it is not JSON, or more of it than may hold us up.
+
+        Others run first, so that many answers in a row hold nobody up.
+        """
+        await asyncio.sleep(0)
         if sum(self.body.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
             raise ValueError(f"more than {MOST_VALUES} values")
         try:
             return json.loads(self.body)
         except RecursionError as error:
             raise ValueError("nested too deeply") from error
-
-    async def parsed(self) -> Any:
-        """The same, letting others run first, so that many answers in a row hold nobody up."""
-        await asyncio.sleep(0)
-        return self.json()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,9 +19,8 @@ from typing import Any, TypeVar
 from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
 from bandkeeper.actuate.field import CapField, Edit, write_field
-from bandkeeper.actuate.json_answer import parsed
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
-from bandkeeper.actuate.pod_http import PodDoor, PodSession, each, result_of
+from bandkeeper.actuate.pod_http import Answer, PodDoor, PodSession, each, result_of
 from bandkeeper.actuate.rights import Right
 from bandkeeper.actuate.serve_config import CapPlace, cap_in, cap_in_text, deployed_config, few, text_with_cap, with_cap
 from bandkeeper.actuate.service_address import server_behind
@@ -334,9 +333,9 @@ class _Ray:
 
     async def details(self, left: Deadline) -> dict[str, Any]:
         """What is deployed, and how it is. PodError where it is not Ray that answers."""
-        body = await self._ask("GET", left)
+        answer = await self._ask("GET", left)
         try:
-            details = _map(parsed(body))
+            details = _map(await answer.parsed())
         except ValueError:
             details = {}
         applications = details.get("applications")
@@ -348,13 +347,12 @@ class _Ray:
         """Put a config; Ray answers before it is in force."""
         await self._ask("PUT", left, json.dumps(config))
 
-    async def _ask(self, method: str, left: Deadline, body: str | None = None) -> bytes:
+    async def _ask(self, method: str, left: Deadline, body: str | None = None) -> Answer:
         try:
-            answer = await self._session.ask(self._pod, method, PATH, timeout_s=left.timeout_s(), body=body)
+            return await self._session.ask(self._pod, method, PATH, timeout_s=left.timeout_s(), body=body)
         except PodError as error:
             said = str(error).replace(f"pod {self._pod.name}", f"the Ray dashboard at {self._address}", 1)
             raise PodError(said, status=error.status, lasting=error.lasting) from error
-        return answer.body
 
 
 def _map(value: object) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 from bandkeeper.actuate.adapter import Means, Workload, cap_for
 from bandkeeper.actuate.errors import AdapterError, PodError
-from bandkeeper.actuate.json_answer import parsed
 from bandkeeper.actuate.outcome import CapReading, CapResult, Deadline, Outcome
 from bandkeeper.actuate.pod_http import AT_ONCE, PodDoor, PodSession, each, life_of, result_of
 from bandkeeper.actuate.rights import Right
@@ -235,7 +234,7 @@ class Triton:
             message = f"Triton of pod {pod.name} refused: {_refusal(error.said)}"
             raise PodError(message, status=error.status, lasting=True, said=error.said) from error
         try:
-            return parsed(answer.body) if answer.body else {}
+            return await answer.parsed() if answer.body else {}
         except ValueError:
             return None
 
