@@ -137,7 +137,7 @@ def test_a_batch_cap_reaches_the_pods_by_annotation(stack: Stack) -> None:
         caps = [int(pod["metadata"]["annotations"]["bandkeeper.dev/batch-cap"]) for pod in pods]
         return min(caps) > 4
 
-    eventually(raised, timeout_s=90, what="a higher cap on every pod")
+    eventually(raised, timeout_s=180, what="a higher cap on every pod")
     assert stack.policy("live")["status"]["batch"]["desired"] > 4
 
 

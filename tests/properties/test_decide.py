@@ -646,7 +646,10 @@ def test_a_longer_queue_never_wants_fewer_modelled_replicas(
 def test_a_tighter_promise_never_wants_fewer_replicas(
     objective: Objective, ready: int, past: list[float], one: float, other: float, percentile: int
 ) -> None:
-    """The same is seen with both, and neither is near what no number of replicas keeps: that asks for nothing."""
+    """The same is seen with both, and neither is near what no number of replicas keeps: that asks for nothing.
+
+    Not while an order is on its way: what a tighter promise orders sooner it gives up sooner, too.
+    """
     tight, loose = sorted((one, other))
     wanted = []
     for threshold_s in (tight, loose):

@@ -42,6 +42,10 @@ def test_more_that_do_no_more_are_all_contention() -> None:
     assert (found.efficiency(8) or 0.0) < 0.3
 
 
+def test_no_replica_has_no_efficiency() -> None:
+    assert Scaling.of([Saturated(2, 100, 0), Saturated(4, 90, 0)]).efficiency(0) is None
+
+
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0.1, 1e6)), min_size=1, max_size=8), st.integers(1, 200))
 def test_it_is_never_below_0_and_a_law_never_says_more_than_in_proportion(
     windows: list[tuple[int, float]], replicas: int

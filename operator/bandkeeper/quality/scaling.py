@@ -28,7 +28,7 @@ class Scaling:
 
     def efficiency(self, replicas: int) -> float | None:
         """Of one of `replicas`, relative to one of the fewest that were seen; None where nothing tells."""
-        if not self.seen:
+        if not self.seen or replicas < 1:
             return None
         least = self.seen[0]
         each = least.throughput / least.replicas
