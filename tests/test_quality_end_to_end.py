@@ -129,12 +129,14 @@ def number(stack: Stack, promql: str) -> float:
 
 def test_full_gpu_utilisation_that_does_no_work_is_named(stack: Stack) -> None:
     eventually(lambda: is_class(stack, "hollow", "Inefficient"), timeout_s=NEWS_S, what="Inefficient")
+    busy = 'avg(DCGM_FI_DEV_GPU_UTIL{exported_pod=~"hollow-.*"})'
+    # The class may be known before the load is whole, and with it the two seconds that DCGM speaks of.
+    eventually(lambda: number(stack, busy) >= 95, timeout_s=NEWS_S, what=f"{busy} >= 95")
     counters = {
         name: number(stack, f'avg({name}{{exported_pod=~"hollow-.*"}})')
-        for name in ("DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", "DCGM_FI_PROF_DRAM_ACTIVE")
+        for name in ("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", "DCGM_FI_PROF_DRAM_ACTIVE")
     }
     print(f"\nwhat DCGM shows: {counters}")
-    assert counters["DCGM_FI_DEV_GPU_UTIL"] >= 95
     assert counters["DCGM_FI_PROF_PIPE_TENSOR_ACTIVE"] < 0.2
     assert counters["DCGM_FI_PROF_DRAM_ACTIVE"] < 0.2
     found = quality(stack, "hollow")
