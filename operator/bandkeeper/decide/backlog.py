@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from bandkeeper.api import durations
 from bandkeeper.api.reasons import DeadlineState
 from bandkeeper.api.signals import CATALOGUE
-from bandkeeper.decide.decision import DeadlineVerdict
+from bandkeeper.decide.decision import DeadlineVerdict, counted
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Deadline, Policy
 from bandkeeper.decide.state import BacklogMemory, WorkersMemory
@@ -219,7 +219,7 @@ def _left(deadline: Deadline, left: float) -> str:
 
 
 def _message(state: DeadlineState, deadline: Deadline, left: float, job: _Job, replicas: int, finish_s: float) -> str:
-    count = "1 replica" if replicas == 1 else f"{replicas} replicas"
+    count = counted(replicas)
     if job.left_s <= 0:
         time = f"the deadline passed {durations.text(-job.left_s)} ago"
     else:

@@ -23,6 +23,11 @@ REQUESTS_OVER_CAP = "RequestsOverCap"
 FITTED_MODEL = "FittedModel"
 
 
+def counted(replicas: int) -> str:
+    """So many replicas, as a sentence has them."""
+    return "1 replica" if replicas == 1 else f"{replicas} replicas"
+
+
 class MetricsState(StrEnum):
     """How much of what the decision needs was read."""
 

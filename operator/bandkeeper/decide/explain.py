@@ -6,7 +6,7 @@ from bandkeeper.api import durations
 from bandkeeper.api.reasons import BandReason
 from bandkeeper.api.snapshot import Earlier, Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
-from bandkeeper.decide.decision import MESSAGE_LIMIT, SLOVerdict
+from bandkeeper.decide.decision import MESSAGE_LIMIT, SLOVerdict, counted
 from bandkeeper.decide.demand import Demand, Foreseen
 from bandkeeper.decide.promises import WORDS, describe
 from bandkeeper.decide.reach import best_s
@@ -40,10 +40,6 @@ def _change(scene: Scene, wanted: int) -> str:
     return f"Replicas {scene.current} -> {wanted}"
 
 
-def _count(replicas: int) -> str:
-    return "1 replica" if replicas == 1 else f"{replicas} replicas"
-
-
 def _percent(ratio: float) -> str:
     return f"{100 * ratio:.0f}%"
 
@@ -66,7 +62,7 @@ def _cold_start(scene: Scene) -> str:
 def demand_rose(scene: Scene, demand: Demand, wanted: int) -> str:
     offered = _percent(demand.measure(demand.band_work / scene.current))
     return (
-        f"{_change(scene, wanted)}: offered work is {offered} of {_count(scene.current)} at batch {scene.best_cap}, "
+        f"{_change(scene, wanted)}: offered work is {offered} of {counted(scene.current)} at batch {scene.best_cap}, "
         f"above the band {_band(scene)}{_cold_start(scene)}."
     )
 
@@ -119,7 +115,7 @@ def demand_fell(scene: Scene, demand: Demand, wanted: int) -> str:
     peak = _percent(demand.measure(demand.peak_work / wanted))
     return (
         f"{_change(scene, wanted)}: work stayed below the band {_band(scene)} for {window}; "
-        f"its peak is {peak} of {_count(wanted)}."
+        f"its peak is {peak} of {counted(wanted)}."
     )
 
 
@@ -139,7 +135,7 @@ def _at_best(scene: Scene, verdict: SLOVerdict) -> str:
 
 
 def kept(scene: Scene, reason: BandReason) -> str:
-    text = f"{_count(scene.current)} at {_utilization(scene)} (band {_band(scene)})"
+    text = f"{counted(scene.current)} at {_utilization(scene)} (band {_band(scene)})"
     if scene.load.pending:
         text += f", {scene.load.pending} of them not ready yet"
     below = scene.demand is not None and scene.demand.utilization < scene.policy.band.low
@@ -162,15 +158,15 @@ def _above(scene: Scene) -> str:
 
 
 def holding(scene: Scene, message: str) -> str:
-    return f"Holding {_count(scene.current)} at {_utilization(scene)} (band {_band(scene)}): {message}."
+    return f"Holding {counted(scene.current)} at {_utilization(scene)} (band {_band(scene)}): {message}."
 
 
 def metrics(scene: Scene) -> str:
-    return f"Holding {_count(scene.current)}: {scene.metrics.message}. Nothing is lowered meanwhile."
+    return f"Holding {counted(scene.current)}: {scene.metrics.message}. Nothing is lowered meanwhile."
 
 
 def no_ready_pods(scene: Scene) -> str:
-    return f"Holding {_count(scene.current)}: no pod is ready, so there is nothing to judge by."
+    return f"Holding {counted(scene.current)}: no pod is ready, so there is nothing to judge by."
 
 
 def outside(scene: Scene, wanted: int) -> str:
@@ -186,7 +182,7 @@ def fallback(scene: Scene, wanted: int) -> str:
     behavior = scene.policy.fallback.behavior
     cause = f"no usable metrics for more than {missing} ({scene.metrics.message}); fallback {behavior}"
     if behavior is FallbackBehavior.HOLD or wanted == scene.current:
-        return f"Holding {_count(scene.current)}: {cause}."
+        return f"Holding {counted(scene.current)}: {cause}."
     return f"{_change(scene, wanted)}: {cause}."
 
 
@@ -224,7 +220,7 @@ def _efficiency(scene: Scene, low: float) -> str:
 
 def inefficient(scene: Scene, need: int, low: float) -> str:
     if need <= scene.current:
-        return clipped(f"{_count(scene.current)}: each does {_efficiency(scene, low)}.")
+        return clipped(f"{counted(scene.current)}: each does {_efficiency(scene, low)}.")
     return clipped(f"{need} replicas are wanted; with more of them each would do {_efficiency(scene, low)}.")
 
 
@@ -252,7 +248,7 @@ def moved(scene: Scene, wanted: int, why: str) -> str:
 def trains(scene: Scene) -> str:
     rate = scene.load.produced_per_s
     done = "" if rate is None else f", {rate:.4g}/s"
-    return f"{_count(scene.current)} of a training job{done}: nothing asks for more."
+    return f"{counted(scene.current)} of a training job{done}: nothing asks for more."
 
 
 def stabilising(scene: Scene, need: int) -> str:
@@ -265,7 +261,7 @@ def at_max(scene: Scene, asked: int) -> str:
 
 
 def at_min(scene: Scene, asked: int) -> str:
-    return f"{_count(asked)} would do, replicas.min keeps {scene.policy.min_replicas}."
+    return f"{counted(asked)} would do, replicas.min keeps {scene.policy.min_replicas}."
 
 
 def no_room(scene: Scene, asked: int, room: int) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from statistics import fmean, linear_regression
 
 from bandkeeper.api import durations, v1alpha1
 from bandkeeper.api.signals import LATENCY_SIGNALS, THROUGHPUT_SIGNALS, Signal
@@ -314,12 +314,9 @@ def _line(batches: tuple[tuple[float, float], ...]) -> tuple[float, float | None
     """Least squares, neither below 0; a single size tells no slope."""
     if len(batches) == 1:
         return batches[0][1], None
-    size = math.fsum(one for one, _ in batches) / len(batches)
-    seconds = math.fsum(one for _, one in batches) / len(batches)
-    spread = math.fsum((one - size) ** 2 for one, _ in batches)
-    slope = max(0.0, math.fsum((one - size) * (each_s - seconds) for one, each_s in batches) / spread)
-    least_s = min(each_s for _, each_s in batches)
-    return max(least_s / 2, seconds - slope * size), slope
+    sizes, seconds = zip(*batches, strict=True)
+    slope = max(0.0, linear_regression(sizes, seconds).slope)
+    return max(min(seconds) / 2, fmean(seconds) - slope * fmean(sizes)), slope
 
 
 def _seconds(milliseconds: str | None) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from bandkeeper.api.reasons import ProfileState, SLOState
@@ -17,7 +18,7 @@ from bandkeeper.decide.decision import Learned, ProfileVerdict, Seen, SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.foresight import NO_RECALL, foresee, unraised
 from bandkeeper.decide.load import Load
-from bandkeeper.decide.policy import Batching, LatencySLO, Policy
+from bandkeeper.decide.policy import Batching, LatencySLO, Policy, Profile
 from bandkeeper.decide.size import LONE_BATCH
 from bandkeeper.decide.state import LearnedPromise, ModelMemory, Sample, Trace, Unit
 from bandkeeper.model.batches import NO_BATCHES, BatchTimes
@@ -375,9 +376,14 @@ def _observed(policy: Policy, load: Load, flow: _Flow) -> tuple[float, float, fl
 
 def profiled(policy: Policy) -> Fit:
     """What is known before anything was seen: the policy's profile, where it has one."""
-    told, dynamic = policy.profile, policy.batching is Batching.DYNAMIC
-    if told is None:
+    dynamic = policy.batching is Batching.DYNAMIC
+    if policy.profile is None:
         return NO_BATCHES if dynamic else NO_STEPS
+    return _fit_of(policy.profile, dynamic)
+
+
+@lru_cache(maxsize=1024)  # asked for twice at every look
+def _fit_of(told: Profile, dynamic: bool) -> Fit:
     if dynamic:
         return BatchTimes.of_table(told.batches or ((1.0, told.alpha_s),), FEWEST_OBSERVATIONS)
     return StepFit.of_profile(told.alpha_s, told.beta_s, told.delta_s, FEWEST_OBSERVATIONS)
