@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+import unittest.mock
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -690,6 +691,88 @@ async def test_a_rayservice_that_carries_the_cap_is_left_until_ray_took_it_over(
     adapter = RayServe(client, PLACE, door(), ray_service="embed")
     assert (await adapter.apply(workload(*TWO), 8, deadline=soon())).outcome is Outcome.UNCHANGED
     assert client.writes == []
+
+
+class KubeRay(StandIn):
+    """A RayService, and its operator that hands on what it is told to when it looks."""
+
+    def __init__(self, ray: Ray) -> None:
+        super().__init__()
+        self.ray, self.text = ray, TEXT
+
+    async def get(self, path: str, **_: Any) -> dict[str, Any]:
+        return ray_service(self.text)
+
+    async def _write(self, path: str, body: Any, timeout_s: float) -> dict[str, Any]:
+        assert body[1]["value"] == self.text
+        self.text = body[2]["value"]
+        return await super()._write(path, body, timeout_s)
+
+    def look(self) -> None:
+        """What the Ray cluster is told, it has deployed a moment later."""
+        configs = {one["name"]: one for one in yaml.safe_load(self.text)["applications"]}
+        if configs != self.ray.configs:
+            self.ray.configs, self.ray.status, self.ray._pending = configs, "DEPLOYING", 0
+
+    @property
+    def cap(self) -> int:
+        return cap_in_text(self.text, PLACE)
+
+
+@pytest.fixture
+def kube_ray(ray: Ray) -> KubeRay:
+    kube_ray = KubeRay(ray)
+    kube_ray.look()
+    ray.in_force, ray.status = ray.configs["embed"], "RUNNING"
+    return kube_ray
+
+
+@pytest.mark.parametrize("tries", [0, 1000], ids=["given up", "tried on"])
+async def test_a_cap_of_a_rayservice_that_breaks_the_application_is_taken_back(
+    ray: Ray, kube_ray: KubeRay, address: str, tries: int
+) -> None:
+    ray.tries, before = tries, kube_ray.text
+    adapter = RayServe(kube_ray, PLACE, door(address), ray_service="embed")
+    assert (await apply(adapter, 128)).outcome is Outcome.WRITTEN
+    assert not adapter.settled(workload(*TWO), 128)
+    assert (await apply(adapter, 128)).outcome is Outcome.UNCHANGED  # KubeRay has not looked yet
+    kube_ray.look()
+    assert await caps(adapter) == ({}, dict.fromkeys("ab", unittest.mock.ANY))
+    result = await apply(adapter, 128, pod("a", 16, PodState.PENDING))  # where it breaks them, none is ready
+    assert result.outcome is Outcome.REFUSED
+    assert result.message.startswith("batch cap 128 was taken back: application embed is DEPLOY")
+    assert kube_ray.text == before
+    assert await apply(adapter, 128) == result
+    assert len(kube_ray.writes) == 2
+    assert (await apply(adapter, 32)).outcome is Outcome.WRITTEN
+    kube_ray.look()
+    assert await caps(adapter) == ({"a": 32, "b": 32}, {})
+    assert adapter.settled(workload(pod("a", 32), pod("b", 32)), 32)
+
+
+async def test_a_cap_that_somebody_else_put_into_a_rayservice_is_not_taken_back(
+    ray: Ray, kube_ray: KubeRay, address: str
+) -> None:
+    ray.tries = 0
+    adapter = RayServe(kube_ray, PLACE, door(address), ray_service="embed")
+    await apply(adapter, 128)
+    kube_ray.look()
+    kube_ray.text = text_with_cap(kube_ray.text, PLACE, 48)
+    await caps(adapter)
+    assert (await apply(adapter, 128)).outcome is Outcome.REFUSED
+    assert kube_ray.cap == 48
+
+
+async def test_what_goes_back_is_the_last_cap_that_worked(ray: Ray, kube_ray: KubeRay, address: str) -> None:
+    ray.tries = 0
+    adapter = RayServe(kube_ray, PLACE, door(address), ray_service="embed")
+    worked = kube_ray.cap
+    for cap in (96, 128):
+        assert (await apply(adapter, cap)).outcome is Outcome.WRITTEN
+    kube_ray.look()
+    await caps(adapter)
+    assert (await apply(adapter, 128)).outcome is Outcome.REFUSED
+    assert kube_ray.cap == worked
 
 
 @pytest.mark.parametrize("spec", [{}, {"serveConfigV2": ""}, {"serveConfigV2": "applications: []"}])

@@ -118,7 +118,7 @@ class RayServe:
             return CapResult(outcome=Outcome.UNCHANGED)
         cap = _for_all(workload, cap)
         if self.ray_service:
-            return await self._patch(workload, self.ray_service, cap, left)
+            return await self._hand_on(workload, self.ray_service, pods, cap, left)
         if not self._trials and (why := self._refusal(cap)):
             return CapResult(outcome=Outcome.REFUSED, message=why)
         ends, failed = await self._ask_each(workload, pods, lambda ray: self._write(ray, cap, left), left)
@@ -203,6 +203,11 @@ class RayServe:
         why, until_s = self._refused.get(cap, ("", 0.0))
         return why if self._clock() < until_s else ""
 
+    def _refuse(self, cap: int, problem: str) -> str:
+        why = f"batch cap {cap} was taken back: {problem}"
+        self._refused[cap] = why, self._clock() + REFUSED_S
+        return why
+
     async def _write(self, ray: _Ray, cap: int, left: Deadline) -> Outcome:
         details = await ray.details(left)
         application = self._application(details)
@@ -241,8 +246,7 @@ class RayServe:
         if self._configured(details) != trial.cap:  # somebody else's now, or never put
             self._trials.pop(ray.speaker, None)
         elif problem := self._problem(details, trial.cap):
-            why = f"batch cap {trial.cap} was taken back: {problem}"
-            self._refused[trial.cap] = why, self._clock() + REFUSED_S
+            why = self._refuse(trial.cap, problem)
             await ray.deploy(with_cap(deployed_config(details), self.place, trial.before), left)
             self._trials.pop(ray.speaker, None)
             raise PodError(why, lasting=True)
@@ -297,7 +301,42 @@ class RayServe:
         config = {"name": self.place.deployment, **_map(deployment.get("deployment_config"))}
         return cap_in({"applications": [{"name": self.place.application, "deployments": [config]}]}, self.place)
 
-    async def _patch(self, workload: Workload, name: str, cap: int, left: Deadline) -> CapResult:
+    async def _hand_on(self, workload: Workload, name: str, pods: list[Pod], cap: int, left: Deadline) -> CapResult:
+        """Write a cap into the RayService, or take back the one with which the application was seen to break."""
+        speaker = self._speaker(pods[0])
+        trial = self._trials.get(speaker)
+        if trial and (problem := await self._broken(workload, pods, trial.cap, left)):
+            why = self._refuse(trial.cap, problem)
+            result = await self._patch(workload, name, trial.before, left, instead_of=trial.cap)
+            if result.outcome not in (Outcome.WRITTEN, Outcome.UNCHANGED):
+                return result
+            self._trials.pop(speaker, None)
+            return CapResult(outcome=Outcome.REFUSED, message=why)
+        if why := self._refusal(cap):
+            return CapResult(outcome=Outcome.REFUSED, message=why)
+        return await self._patch(workload, name, cap, left, tried_by=speaker)
+
+    async def _broken(self, workload: Workload, pods: list[Pod], cap: int, left: Deadline) -> str:
+        """What Ray says where the application cannot run with a cap that was handed on to it; "" where it can."""
+
+        async def problem(ray: _Ray) -> str:
+            details = await ray.details(left)
+            return self._problem(details, cap) if self._configured(details) == cap else ""
+
+        found, _ = await self._ask_each(workload, pods, problem, left)
+        return next(filter(None, found.values()), "")
+
+    async def _patch(
+        self,
+        workload: Workload,
+        name: str,
+        cap: int,
+        left: Deadline,
+        *,
+        instead_of: int | None = None,
+        tried_by: str = "",
+    ) -> CapResult:
+        """Edit the RayService's text, where it has the cap `instead_of`; `tried_by` has then a cap on trial."""
         keys = ("spec", "serveConfigV2")
         field = CapField(
             path=f"{RAY_SERVICES}/namespaces/{workload.namespace}/rayservices/{name}",
@@ -308,15 +347,18 @@ class RayServe:
 
         def wanted(manifest: Mapping[str, Any]) -> Edit | None:
             at, text = "/" + "/".join(keys), manifest["spec"].get("serveConfigV2") or ""
-            before = cap_in_text(text, self.place)
-            if before == cap:
+            now = cap_in_text(text, self.place)
+            if tried_by and (trial := self._trials.get(tried_by)) and trial.cap != now:
+                self._trials.pop(tried_by)  # somebody else's now, or never written
+            if now == cap or instead_of not in (None, now):
                 return None
+            changed = text_with_cap(text, self.place, cap)
+            if tried_by:  # it may be written, whatever is answered
+                trial = self._trials.get(tried_by)
+                self._trials[tried_by] = _Trial(cap, trial.before if trial else now)
             return Edit(
-                before,
-                [
-                    {"op": "test", "path": at, "value": text},
-                    {"op": "replace", "path": at, "value": text_with_cap(text, self.place, cap)},
-                ],
+                now,
+                [{"op": "test", "path": at, "value": text}, {"op": "replace", "path": at, "value": changed}],
             )
 
         return await write_field(self._client, field, wanted, workload=workload, right=_patch_right(name), left=left)
