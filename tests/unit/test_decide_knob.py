@@ -153,6 +153,22 @@ class TestLatencyBetweenTokens:
         decision = then(POLICY, before, look(**{"itl": SLOW, **change}))
         assert decision.cap == min(pod.cap or 64 for pod in before.pods), why
 
+    @pytest.mark.parametrize(
+        ("step_s", "observations", "want"),
+        [
+            (0.015, 10.0, 64),  # full batches take 41 ms a step without a prompt: prompts break the promise
+            (0.015, 2.0, 32),  # so far that is a guess
+            (0.024, 10.0, 48),  # 50 ms: the batch does
+        ],
+    )
+    def test_is_left_where_prompts_and_not_steps_take_the_time(
+        self, step_s: float, observations: float, want: int
+    ) -> None:
+        state = settle(POLICY, look())
+        fit = StepFit((step_s, 0.0004, 0.0001), SURE, observations=observations)
+        decision, _ = decide(POLICY, look(itl=SLOW), replace(state, model=replace(state.model, steps=fit)), 180.0)
+        assert decision.cap == want
+
     def test_a_known_bound_will_do(self) -> None:
         ready = capped(64, queue_bound=10)
         decision = then(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeGuard
 
 from bandkeeper.api.reasons import Reason
 from bandkeeper.api.signals import Signal
@@ -21,7 +22,10 @@ from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import BatchControl, Batching, CostClass, Policy
 from bandkeeper.decide.promises import WAIT_SIGNALS, breached, describe, is_total, is_wait
 from bandkeeper.decide.state import RATES_LIMIT, CapMemory, CapRate
+from bandkeeper.model.batches import BatchTimes
+from bandkeeper.model.steps import StepFit
 
+GUARD_OBSERVATIONS = 5.0  # whole windows of step times
 GUARD = 0.95  # of a latency threshold: what a new cap may be predicted to reach
 RETURN_GUARD = 0.90
 DECODE_SHARE = 0.6  # a mean below this share of the threshold says that stalls, not steps, break the tail
@@ -121,6 +125,11 @@ def knee(memory: CapMemory, permitted: tuple[int, ...], now_s: float) -> int | N
     return None
 
 
+def is_sure(steps: StepFit | BatchTimes) -> TypeGuard[StepFit]:
+    """Whether the cap may follow what was learned of the steps."""
+    return isinstance(steps, StepFit) and steps.observations >= GUARD_OBSERVATIONS
+
+
 def is_busy(control: BatchControl, memory: CapMemory, now_s: float) -> bool:
     """Whether a rollout for the cap was begun so lately that the target may not show it yet."""
     return control.cost_class is CostClass.ROLLOUT and now_s - memory.rollout_s < max(30.0, control.expected_delay_s)
@@ -137,6 +146,7 @@ class CapRules:
     verdicts: Sequence[SLOVerdict]
     memory: CapMemory
     permitted: tuple[int, ...]
+    steps: StepFit | BatchTimes
     replicas: int
     now_s: float
 
@@ -236,10 +246,18 @@ class CapRules:
         if not substantial or self.load.queueing or not (dynamic or self.load.queue_bounded):
             return None
         for verdict in breached(self.verdicts):
-            steps = verdict.mean is None or verdict.mean >= DECODE_SHARE * verdict.limit
-            if steps and (verdict.signal is Signal.INTER_TOKEN_LATENCY or is_total(verdict)):
+            long = verdict.mean is None or verdict.mean >= DECODE_SHARE * verdict.limit
+            of_tokens = verdict.signal is Signal.INTER_TOKEN_LATENCY and self._decodes_late(verdict.limit)
+            if long and (of_tokens or is_total(verdict)):
                 return verdict
         return None
+
+    def _decodes_late(self, limit_s: float) -> bool:
+        """Whether steps without a prompt may be too long at this cap; else prompts break the promise, not the batch."""
+        if not is_sure(self.steps):
+            return True
+        step = self.steps.decode_s(self.cap)
+        return step.value + step.error > GUARD * limit_s
 
     def _carries(self, cap: int) -> bool:
         """Whether the fleet can do the present work at `cap`, or refuses a little and keeps the queue short.

@@ -88,7 +88,17 @@ def _look(policy: Policy, snapshot: Snapshot, target: Target, state: State, now_
     samples = state.demand.samples
     demand, model = predict(policy, load, verdicts, demand, samples, state.model, now_s, snapshot.recalled)
     current = state.ownership.expected if state.ownership.expected is not None else target.replicas
-    cap, cap_memory = steer(policy, load, demand, verdicts, state.cap, target.rollout, replicas=current, now_s=now_s)
+    cap, cap_memory = steer(
+        policy,
+        load,
+        demand,
+        verdicts,
+        state.cap,
+        target.rollout,
+        steps=state.model.steps,
+        replicas=current,
+        now_s=now_s,
+    )
     quality, judged = judge_quality(Sights(policy, snapshot, load, verdicts, demand), state.quality, memory, now_s)
     scene = Scene(
         policy=policy,

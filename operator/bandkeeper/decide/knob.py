@@ -17,6 +17,7 @@ from bandkeeper.decide.cap_rules import (
     Move,
     into_bounds,
     is_busy,
+    is_sure,
     knee,
     moved,
     told,
@@ -29,8 +30,6 @@ from bandkeeper.decide.policy import BatchControl, CostClass, LatencySLO, Policy
 from bandkeeper.decide.state import UNDOS_LIMIT, CapMemory, Undo
 from bandkeeper.model.batches import BatchTimes
 from bandkeeper.model.steps import NO_STEPS, StepFit
-
-GUARD_OBSERVATIONS = 5.0  # whole windows of step times, for the cap to follow what they say
 
 
 def best_cap(
@@ -51,9 +50,7 @@ def _guard(policy: Policy, steps: StepFit | BatchTimes, permitted: tuple[int, ..
     """
     promised = [slo for slo in policy.slos if isinstance(slo, LatencySLO)]
     limits = [slo.threshold_s for slo in promised if slo.signal is Signal.INTER_TOKEN_LATENCY]
-    if not limits or policy.objective is Objective.THROUGHPUT_SENSITIVE or not isinstance(steps, StepFit):
-        return permitted[-1]
-    if steps.observations < GUARD_OBSERVATIONS:
+    if not limits or policy.objective is Objective.THROUGHPUT_SENSITIVE or not is_sure(steps):
         return permitted[-1]
     limit_s = min(limits)
 
@@ -85,6 +82,7 @@ def steer(
     memory: CapMemory,
     rollout: Rollout | None,
     *,
+    steps: StepFit | BatchTimes = NO_STEPS,
     replicas: int,
     now_s: float,
 ) -> tuple[CapChoice, CapMemory]:
@@ -101,7 +99,7 @@ def steer(
     inward = _inward(control, load, memory, permitted, rollout)
     if demand is None or not load.complete:
         return _unseen(control, memory, inward, now_s)
-    rules = CapRules(policy, control, load, demand, verdicts, memory, permitted, replicas, now_s)
+    rules = CapRules(policy, control, load, demand, verdicts, memory, permitted, steps, replicas, now_s)
     memory = rules.memory = rules.with_rate()
     move = inward or next((move for move in rules.moves() if move is not None), None)
     if move is not None and rules.may(move, rollout):
