@@ -1,4 +1,4 @@
-"""What the batch knob, the band, quality and looking ahead are worth, each in twelve cells of the simulated fleet.
+"""What the batch knob, the band, quality and looking ahead are worth, each in eighteen cells of the simulated fleet.
 
 `make bench`, or `python tests/bench/bench_ablation.py`; `--cells decode-heavy --seeds 1` runs a part of it. Prints the
 tables of docs/ablation.md, with `--json` everything for machines, with `--files` the policies and servers.
@@ -35,8 +35,13 @@ from bandkeeper.model.outlook import NO_OUTLOOK
 COLD_START_S = 90.0
 LIVE_S = 5.0  # of an adapter that calls each pod; those that come with the operator take 90 s and more
 OPEN_BAND = {"lowPercent": 92, "highPercent": 93}  # asks for nothing beyond what the model keeps free in any case
-BURSTS = {"shorter": {"calm_s": 180, "burst_s": 45}, "longer": {"calm_s": 540, "burst_s": 300}}
-LEVELS = {"low": 3, "high": 9, "duration_s": 4500}
+LOADS = {
+    "shorter": "mmpp:low=3,high=9,calm_s=180,burst_s=45",
+    "longer": "mmpp:low=3,high=9,calm_s=540,burst_s=300",
+    "doubling": "waves:low=4,high=8,period_s=1200",
+}
+LOAD_S = 4500
+RANKS = ("smallest", "second", "third", "fourth")
 GPU_COUNTERS = frozenset(
     {
         Signal.GPU_UTILIZATION,
@@ -120,20 +125,20 @@ WORKS = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One kind of work, with or without a bound of the queue, under bursts shorter or longer than a cold start."""
+    """One kind of work, with or without a bound of the queue, under one of `LOADS`."""
 
     work: str
     bounded: bool
-    bursts: str
+    shape: str
 
     @property
     def name(self) -> str:
-        return f"{self.work}, {'bounded' if self.bounded else 'unbounded'}, {self.bursts}"
+        return f"{self.work}, {'bounded' if self.bounded else 'unbounded'}, {self.shape}"
 
     @property
     def load(self) -> str:
-        keys = {**LEVELS, **BURSTS[self.bursts], **WORKS[self.work].lengths}
-        return "mmpp:" + ",".join(f"{key}={value}" for key, value in keys.items())
+        more = {"duration_s": LOAD_S, **WORKS[self.work].lengths}
+        return ",".join((LOADS[self.shape], *(f"{key}={value}" for key, value in more.items())))
 
     def server(self) -> dict[str, Any]:
         work = WORKS[self.work]
@@ -327,10 +332,15 @@ def tables(rows: Sequence[Row]) -> str:
         one, joint, live = (by_name[cell, variant.name] for variant in (REPLICAS, JOINT, LIVE))
         moves = f"{joint.batch_actions:.0f}, {live.batch_actions:.0f}"
         knob.append((cell, _shown(one), _shown(best) + cap, _shown(joint), _shown(live), moves))
+    head = ("cell", *(f"{rank} cap" for rank in RANKS))
+    caps = [head, ("---",) * len(head)]
+    for cell in cells:
+        ranked = [row for row in rows if row.cell == cell and row.variant.startswith("cap ")]
+        caps.append((cell, *(f"{row.variant.removeprefix('cap ')}: {_shown(row)}" for row in ranked)))
     head = ("cell", JOINT.name, *(variant.name for variant in WITHOUT))
     shown = ((cell, *(_shown(by_name[cell, variant.name]) for variant in (JOINT, *WITHOUT))) for cell in cells)
     parts = [head, ("---",) * len(head), *shown]
-    return "\n\n".join("\n".join("| " + " | ".join(line) + " |" for line in table) for table in (knob, parts))
+    return "\n\n".join("\n".join("| " + " | ".join(line) + " |" for line in table) for table in (knob, caps, parts))
 
 
 def _shown(row: Row) -> str:
@@ -353,7 +363,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--files", type=Path, help="keep policies and servers there")
     given = parser.parse_args()
-    cells = [Cell(*one) for one in product(WORKS, (True, False), BURSTS) if given.cells in Cell(*one).name]
+    cells = [Cell(*one) for one in product(WORKS, (True, False), LOADS) if given.cells in Cell(*one).name]
     if not cells:
         parser.error(f"no cell has {given.cells!r} in its name; {Cell('dynamic', True, 'shorter').name!r} is one")
     with tempfile.TemporaryDirectory() as temporary:

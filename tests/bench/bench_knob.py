@@ -1,6 +1,6 @@
 """The batch knob live: emulated servers on a real control plane and Prometheus, one operator, three cases at once.
 
-`python tests/bench/bench_knob.py` takes seven minutes and prints the tables of docs/ablation.md. Every case is played
+`python tests/bench/bench_knob.py` takes nine minutes and prints the tables of docs/ablation.md. Every case is played
 to a fleet whose policy has `batch`, and to fleets that boot with one fixed cap and have a policy of replicas only. All
 get the same requests. Cold starts, windows and delays are seconds where they are minutes elsewhere.
 """
@@ -22,7 +22,7 @@ from tests.stack import Stack
 Json = dict[str, Any]
 
 NAMESPACE = "knob"
-WARM_UP_S, JUDGED_S = 75, 240
+WARM_UP_S, JUDGED_S = 165, 300  # the first doubling, which nothing foretold, is in the warm-up
 COLD_START_S = 15
 NODES, GPUS_PER_NODE = 30, 8
 LATE_S = 1.0
@@ -34,7 +34,7 @@ LEDGERS = {"TimeToFirstToken": "ttft_s", "InterTokenLatency": "itl_s", "EndToEnd
 class Case:
     """Servers, what is promised of them, and the load. `caps` may be set; the last one is what a server boots with.
 
-    `promises` are thresholds in seconds by signal, for 95 of 100. `levels` are requests/s, low and high.
+    `promises` are thresholds in seconds by signal, for 95 of 100; `points` of the load are seconds and requests/s.
     """
 
     name: str
@@ -45,23 +45,22 @@ class Case:
     caps: tuple[int, ...]
     fixed: tuple[int, ...]
     points: tuple[tuple[float, float], ...]
-    repeat: bool = False
     replicas: int = 4
+    most: int = 14
 
     @property
     def load(self) -> Json:
-        return {"kind": "linear", "seed": 7, "points": self.points, "repeat": self.repeat}
+        return {"kind": "linear", "seed": 7, "points": self.points, "repeat": True}
 
 
 def doubling(low: float) -> tuple[tuple[float, float], ...]:
-    """Twice as much for a minute, as much again, and once more."""
-    high = 2 * low
-    return (0, low), (75, low), (90, high), (150, high), (165, low), (225, low), (240, high), (300, high), (315, low)
+    """Twice as much for a minute, and as much again, every 150 s."""
+    return (0, low), (60, low), (75, 2 * low), (135, 2 * low), (150, low)
 
 
 def bursts(low: float, high: float) -> tuple[tuple[float, float], ...]:
-    """Every 45 s ten seconds of a burst: shorter than a cold start."""
-    return (0, low), (34, low), (35, high), (44, high), (45, low)
+    """Every 40 s a burst of 14 s: shorter than a cold start."""
+    return (0, low), (25, low), (26, high), (39, high), (40, low)
 
 
 CASES = (
@@ -77,24 +76,25 @@ CASES = (
         points=doubling(115),
         replicas=5,
     ),
-    # A full batch of 64 takes 63 ms a step, more than promised; one of 40 takes 49 ms and does 7.9 requests/s.
+    # A full batch of 64 takes 63 ms a step, more than promised; five replicas are all there are. Batches of 48 take
+    # 54 ms and do 45 requests/s, so that the rest of a burst waits for about a second.
     Case(
         name="decode-heavy",
         runtime="VLLM",
         server={
             "alpha_ms": 25.0,
             "beta_ms": 0.6,
-            "gamma_ms": 1.5,
-            "delta_ms_per_token": 0.05,
+            "gamma_ms": 0.3,
+            "delta_ms_per_token": 0.01,
             "kv_tokens": 60_000,
             "max_queue": 16,
         },
         tokens={"prompt": {"kind": "fixed", "value": 64}, "output": {"kind": "fixed", "value": 100}},
-        promises={"TimeToFirstToken": 1.0, "InterTokenLatency": 0.055},
+        promises={"TimeToFirstToken": 2.5, "InterTokenLatency": 0.055},
         caps=(16, 24, 32, 40, 48, 64),
         fixed=(32, 40, 48, 64),
-        points=bursts(24, 71),
-        repeat=True,
+        points=bursts(20, 48),
+        most=5,
     ),
     # Prompts make tokens late, not full batches: 21 + .41 b ms a step, and 55 ms more with the prefill of one prompt.
     Case(
@@ -164,7 +164,7 @@ class Fleet:
                 "objective": "LatencySensitive",
                 "runtime": self.case.runtime,
                 "slos": slos,
-                "replicas": {"min": 1, "max": 14},
+                "replicas": {"min": 1, "max": self.case.most},
                 "behavior": {"scaleDown": {"stabilizationWindowSeconds": 20}},
                 **({"batch": knob} if self.fixed is None else {}),
             },
@@ -183,14 +183,14 @@ class Fleet:
 
 EDGES_S = (
     *(0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06, 0.065, 0.07, 0.08, 0.09, 0.11, 0.12, 0.15, 0.2, 0.3, 0.5),
-    *(0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0),
+    *(0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 10.0, 20.0),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """What came of a fleet in the judged time: shares within each promise (refused requests are misses), GPU-seconds,
-    requests refused, moves of either knob, and the cap at its end.
+    requests refused, moves of either knob, the cap at its end, and why the last moves of it were made.
     """
 
     case: str
@@ -202,6 +202,7 @@ class Row:
     scale_moves: int
     cap_moves: int
     cap: int
+    caps_moved: tuple[str, ...] = ()
 
     @property
     def keeps(self) -> bool:
@@ -221,6 +222,7 @@ class Account:
     ledger: Json
     scale_moves: int
     cap_moves: int
+    history: Sequence[Json]
 
 
 def row(fleet: Fleet, before: Account, after: Account) -> Row:
@@ -243,6 +245,7 @@ def row(fleet: Fleet, before: Account, after: Account) -> Row:
         scale_moves=after.scale_moves - before.scale_moves,
         cap_moves=after.cap_moves - before.cap_moves,
         cap=max((pod["cap"] for pod in now["pods"] if pod["ready"]), default=0),
+        caps_moved=tuple(f"{one['time']} {one['message']}" for one in after.history if "fromBatchCap" in one),
     )
 
 
@@ -297,7 +300,12 @@ def _accounts(stack: Stack, members: Sequence[Fleet]) -> dict[str, Account]:
     ledgers = {one.name: stack.ledger(one.name) for one in members}
     scalings, batch_changes = (_counts(stack, f"bandkeeper_{what}_total") for what in ("scalings", "batch_changes"))
     return {
-        name: Account(ledger=ledger, scale_moves=scalings.get(name, 0), cap_moves=batch_changes.get(name, 0))
+        name: Account(
+            ledger=ledger,
+            scale_moves=scalings.get(name, 0),
+            cap_moves=batch_changes.get(name, 0),
+            history=stack.policy(name).get("status", {}).get("history", ()),
+        )
         for name, ledger in ledgers.items()
     }
 
