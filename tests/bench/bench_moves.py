@@ -49,13 +49,13 @@ class Moves:
 
 
 def taken_back(moves: Sequence[Move], cold_start_s: float) -> tuple[int, int]:
-    """Changes of direction within a cold start: those without a need, and those for a queue or a broken promise."""
+    """Changes of direction inside a cold start: those without a need, and those for a queue or a broken promise."""
     changes = [(move.at_s, move.replicas_to - move.replicas_from, move.reason) for move in moves]
     changes = [change for change in changes if change[1]]
     reasons = [
         reason if after > 0 else ""
         for (before_s, before, _), (at_s, after, reason) in pairwise(changes)
-        if before * after < 0 and at_s - before_s <= cold_start_s
+        if before * after < 0 and at_s - before_s < cold_start_s
     ]
     in_need = sum(reason in EMERGENCIES for reason in reasons)
     return len(reasons) - in_need, in_need

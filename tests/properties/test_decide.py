@@ -225,10 +225,11 @@ class Scene:
         return self.ready != 0 and not self.silent and _are_counts(self.running, self.waiting)
 
     def complete(self, policy: Policy) -> bool:
-        """So did what a backlog has left, and how fast it is done."""
+        """So did what a backlog has left, and, unless that is nothing, how fast it is done."""
         if policy.deadline is None or policy.deadline.backlog is not Signal.BACKLOG:
             return self.pods_told()
-        return self.pods_told() and _are_counts(self.left, self.rates.get(policy.deadline.rate))
+        rate = 0.0 if self.left == 0 else self.rates.get(policy.deadline.rate)
+        return self.pods_told() and _are_counts(self.left, rate)
 
 
 def _are_counts(*values: float | None) -> bool:

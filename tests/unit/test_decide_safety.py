@@ -440,6 +440,36 @@ def test_a_stale_list_forbids_scale_in_and_is_named(stalest: str) -> None:
     assert f"the list of {stalest} is" in decision.message
 
 
+class TestNoReversalInsideAColdStart:
+    BUSY = quiet(2, running=100, requests_finished=20.0)  # above the band, and no queue
+
+    def let_go(self) -> State:
+        """At 300 s 2 of 4 were let go; a new one takes 100 s."""
+        decision, state = after(POLICY, quiet(), quiet())
+        assert decision.replicas == 2
+        return written(state, replicas=2, now_s=300.0)
+
+    def test_what_was_let_go_is_not_brought_back_at_once(self) -> None:
+        state = self.let_go()
+        for now_s in (330.0, 360.0, 395.0):
+            decision, state = decide(POLICY, self.BUSY, state, now_s)
+            assert (decision.replicas, decision.reason) == (2, Reason.HOLDING)
+            assert f"let go {now_s - 300:.0f}s ago" in decision.message.replace("1m0s", "60s").replace("1m35s", "95s")
+        decision, _ = decide(POLICY, self.BUSY, state, 400.0)
+        assert decision.replicas is not None
+        assert decision.replicas > 2
+
+    def test_but_for_a_queue_or_a_broken_promise(self) -> None:
+        for change in ({"running": 128, "waiting": 80}, {"distributions": LATE}):
+            state = self.let_go()
+            for now_s in (315.0, 330.0, 345.0):
+                decision, state = decide(
+                    POLICY, quiet(2, **{"running": 100, "requests_finished": 20.0, **change}), state, now_s
+                )
+            assert decision.replicas is not None
+            assert decision.replicas > 2, change
+
+
 class TestRule7OtherHands:
     def test_a_person_s_change_stays_for_one_window(self) -> None:
         state = watched(POLICY, quiet(2))

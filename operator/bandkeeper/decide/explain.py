@@ -157,6 +157,14 @@ def _above(scene: Scene) -> str:
     return "a short peak, the mean of a minute or two counts" if passes else ""
 
 
+def let_go_lately(scene: Scene, need: int, ago_s: float) -> str:
+    ready = durations.text(scene.load.cold_start_s)
+    return clipped(
+        f"{need} replicas are wanted, {scene.current} stay: some were let go {durations.text(ago_s)} ago, within the "
+        f"{ready} that a new one takes. A queue or a broken promise would bring them back at once."
+    )
+
+
 def holding(scene: Scene, message: str) -> str:
     return f"Holding {counted(scene.current)} at {_utilization(scene)} (band {_band(scene)}): {message}."
 

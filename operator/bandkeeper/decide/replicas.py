@@ -212,11 +212,14 @@ def _more(
     scene: Scene, state: State, need: int, band: int | None, queue: int | None, promised: size.PromiseSize
 ) -> Wanted:
     current, demand = scene.current, scene.demand
-    urgent = promised.replicas is not None or _broken_bound(scene) is not None
+    urgent = promised.replicas is not None or state.promises.breached_s == scene.now_s
     if scene.due is None:
         urgent = urgent or demand is None or demand.saturated or demand.utilization >= 1
     if not urgent and state.ownership.hold_until_s > scene.now_s:
         message = explain.person_holds(scene, state.ownership, need)
+        return Wanted(replicas=current, reason=Reason.HOLDING, message=message, limit=_lost(scene))
+    if not urgent and scene.due is None and (ago_s := _let_go_s(scene, state)) is not None:
+        message = explain.let_go_lately(scene, need, ago_s)
         return Wanted(replicas=current, reason=Reason.HOLDING, message=message, limit=_lost(scene))
     if why := against_more(scene, state):
         message = explain.no_use(scene, need, why)
@@ -241,6 +244,12 @@ def _more(
         return Wanted(replicas=current, reason=Reason.LIMITED, message=limit.message, limit=_lost(scene) or limit)
     reason, message = _why_more(scene, wanted, band, queue, promised)
     return Wanted(replicas=wanted, reason=reason, message=message, limit=limit or _lost(scene))
+
+
+def _let_go_s(scene: Scene, state: State) -> float | None:
+    """Seconds since replicas were let go; None where a new one would be ready by now."""
+    gone = [scene.now_s - event.at_s for event in state.scale.events if event.change < 0]
+    return min((ago_s for ago_s in gone if ago_s < scene.load.cold_start_s), default=None)
 
 
 def _training(scene: Scene, state: State) -> Wanted:
