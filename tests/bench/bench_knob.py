@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
+
 from tests.cluster import eventually
 from tests.stack import Stack
 
