@@ -658,6 +658,7 @@ def test_a_tighter_promise_never_wants_fewer_replicas(
         state, now_s = after(policy, ready, past), 30.0 * len(past)
         decision, state = decide(policy, served(past[-1] * ready, ready), state, now_s)
         [learned] = state.model.promises
+        assume(state.promises.order is None)
         assume(learned.misses.line()[0] <= learned.allowed / 4)
         assume(all(verdict.state is not SLOState.UNREACHABLE for verdict in decision.slos))
         assert decision.replicas is not None
