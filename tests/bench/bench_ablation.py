@@ -345,12 +345,13 @@ def tables(rows: Sequence[Row]) -> str:
 
 def _shown(row: Row) -> str:
     """Requests inside all promises, each promise, GPU-hours; bold where every promise is kept."""
-    each = " / ".join(_percent(share) for share in row.attainment)
-    text = f"{_percent(row.all_kept)} ({each}), {row.gpu_hours:.2f}"
+    each = " / ".join(percent(share) for share in row.attainment)
+    text = f"{percent(row.all_kept)} ({each}), {row.gpu_hours:.2f}"
     return f"**{text}**" if row.shortfall == 0 else text
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """With one decimal, rounded down; "-" for None."""
     return "-" if share is None else f"{int(1000 * share + 1e-6) / 10:.1f}"
 
 

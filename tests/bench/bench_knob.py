@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
+from tests.bench.bench_ablation import percent
 from tests.cluster import eventually
 from tests.stack import Stack
 
@@ -30,6 +31,10 @@ NODES, GPUS_PER_NODE = 30, 8
 LATE_S = 1.0
 SETTINGS: Json = {"period": "1s", "restartHold": "5s", "prometheus": {"rateWindow": "10s"}}
 LEDGERS = {"TimeToFirstToken": "ttft_s", "InterTokenLatency": "itl_s", "EndToEndLatency": "e2e_s"}
+EDGES_S = (
+    *(0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06, 0.065, 0.07, 0.08, 0.09, 0.11, 0.12, 0.15, 0.2, 0.3, 0.5),
+    *(0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 10.0, 20.0),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,12 +188,6 @@ class Fleet:
         stack.apply_policy(self.policy)
 
 
-EDGES_S = (
-    *(0.02, 0.025, 0.03, 0.035, 0.04, 0.045, 0.05, 0.06, 0.065, 0.07, 0.08, 0.09, 0.11, 0.12, 0.15, 0.2, 0.3, 0.5),
-    *(0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 10.0, 20.0),
-)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """What came of a fleet in the judged time: shares within each promise (refused requests are misses), GPU-seconds,
@@ -260,11 +259,11 @@ def tables(rows: Sequence[Row]) -> str:
     """Markdown, one table a case."""
     parts = []
     for case in dict.fromkeys(one.case for one in rows):
-        lines = ["| " + case + " | within the promises, % | GPU-s | refused | replica moves | cap moves |", "|---|" * 6]
-        lines[1] = "|" + "---|" * 6
+        head = (case, "within the promises, %", "GPU-s", "refused", "replica moves", "cap moves")
+        lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for one in rows:
             if one.case == case:
-                shares = " / ".join(f"{int(1000 * share + 1e-6) / 10:.1f}" for share in one.kept)
+                shares = " / ".join(map(percent, one.kept))
                 shown = f"**{shares}**" if one.keeps else shares
                 name = f"{one.variant}, at the end {one.cap}" if one.variant == "joint" else one.variant
                 figures = (name, shown, f"{one.gpu_s:.0f}", one.refused, one.scale_moves, one.cap_moves)
