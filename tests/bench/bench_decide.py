@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide.engine import decide, written
 from bandkeeper.decide.state import State
+from bandkeeper.runtime.loop import GC_AFTER
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a script's own folder is all that Python looks in
 
@@ -66,6 +68,8 @@ def main() -> None:
             mean_us = microseconds([Subject(replicas, period_s)], 0, TICKS)
             print(f"  period {period_s:2d} s, {replicas:3d} replicas: {mean_us:6.0f} us")
     many = [Subject(MANY_REPLICAS[number % len(MANY_REPLICAS)], 15, seed=number) for number in range(MANY)]
+    gc.freeze()  # as the operator's loop does it
+    gc.set_threshold(*GC_AFTER)
     mean_us = microseconds(many, 20, 10)
     print(f"  {MANY} policies of {', '.join(map(str, MANY_REPLICAS))} replicas, in turn: {mean_us:6.0f} us")
 

@@ -7,10 +7,10 @@ or has to be done again, comes on top. What is not known asks for nothing and le
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 from bandkeeper.api import durations
 from bandkeeper.api.reasons import DeadlineState
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.api.signals import CATALOGUE
 from bandkeeper.decide.decision import DeadlineVerdict, counted
 from bandkeeper.decide.load import Load

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeGuard
 
 from bandkeeper.api.reasons import Reason
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Rollout
 from bandkeeper.api.v1alpha1 import Objective

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 
 from bandkeeper.api.reasons import (
@@ -15,6 +14,7 @@ from bandkeeper.api.reasons import (
     Reason,
     SLOState,
 )
+from bandkeeper.api.records import dataclass
 from bandkeeper.api.signals import Signal
 from bandkeeper.quality.types import Assessment
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from bandkeeper.api.reasons import BandReason, LimitReason, Reason, SLOState
+from bandkeeper.api.records import replace
 from bandkeeper.api.snapshot import Snapshot, Target
 from bandkeeper.decide import explain
 from bandkeeper.decide.backlog import due, watch_backlog

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import replace
 
+from bandkeeper.api.records import replace
 from bandkeeper.api.snapshot import RECALL_STEP_S, Earlier, Recalled
 from bandkeeper.decide.demand import Foreseen
 from bandkeeper.decide.state import ModelMemory

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bandkeeper.api.reasons import Reason
+from bandkeeper.api.records import replace
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Rollout
 from bandkeeper.api.v1alpha1 import Objective

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Pod, PodState, Reading, Snapshot
 from bandkeeper.decide.policy import Batching, Policy
@@ -142,7 +142,9 @@ def assess(policy: Policy, snapshot: Snapshot, memory: DemandMemory) -> Load:
     running = _total(snapshot, Signal.REQUESTS_RUNNING, ready)
     waiting = _total(snapshot, Signal.REQUESTS_WAITING, ready)
     waiting_known = memory.waiting_known or _has_source(snapshot, Signal.REQUESTS_WAITING)
-    silent = running.silent | waiting.silent if waiting_known else running.silent
+    silent = _silent(snapshot, Signal.REQUESTS_RUNNING, running, ready)
+    if waiting_known:
+        silent |= _silent(snapshot, Signal.REQUESTS_WAITING, waiting, ready)
     capacities = [pod.capacity for pod in ready if pod.capacity]
     bounds = [pod.queue_bound for pod in ready if pod.queue_bound is not None]
     caps = frozenset(cap for pod in ready if (cap := pod.cap or pod.capacity))
@@ -215,7 +217,6 @@ NOBODY: frozenset[str] = frozenset()
 class _Total:
     value: float | None
     pods: int
-    silent: frozenset[str]
     whole: bool = False
 
     @property
@@ -227,24 +228,30 @@ class _Total:
         return ready if self.whole else self.pods
 
 
+UNTOLD = _Total(None, 0)
+
+
 def _total(snapshot: Snapshot, signal: Signal, ready: Sequence[Pod]) -> _Total:
     """The signal summed over the ready pods that told; a value for the whole workload speaks for all of them."""
     readings = snapshot.by_pod.get(signal)
     if not readings:
         whole = snapshot.totals.get(signal)
-        if whole is not None and _usable(whole):
-            return _Total(whole.value, 1, NOBODY, whole=True)
-        return _Total(None, 0, frozenset(pod.name for pod in ready))
+        return UNTOLD if whole is None or not _usable(whole) else _Total(whole.value, 1, whole=True)
     get = readings.get
     values = [  # _usable, spelled out: calls for each pod and signal are what a tick of a large fleet is spent on
         one.value
         for pod in ready
         if (one := get(pod.name)) is not None and 0 <= one.value < math.inf and one.age_s <= STALE_S
     ]
-    silent = NOBODY
-    if len(values) < len(ready):
-        silent = frozenset(pod.name for pod in ready if (one := get(pod.name)) is None or not _usable(one))
-    return _Total(sum(values) if values else None, len(values), silent)
+    return _Total(sum(values), len(values)) if values else UNTOLD
+
+
+def _silent(snapshot: Snapshot, signal: Signal, total: _Total, ready: Sequence[Pod]) -> frozenset[str]:
+    """Names of the ready pods that the total does not speak for."""
+    if total.replicas(len(ready)) == len(ready):
+        return NOBODY
+    readings = snapshot.by_pod.get(signal, {})
+    return frozenset(pod.name for pod in ready if (one := readings.get(pod.name)) is None or not _usable(one))
 
 
 def _of_whole_window(

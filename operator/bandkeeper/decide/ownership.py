@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
+from bandkeeper.api.records import replace
 from bandkeeper.api.snapshot import Target
 from bandkeeper.decide.policy import Policy
 from bandkeeper.decide.state import EVENTS_LIMIT, UNDOS_LIMIT, Ownership, ScaleEvent, ScaleMemory, State, Undo

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
 from statistics import fmean, linear_regression
 
 from bandkeeper.api import durations, v1alpha1
+from bandkeeper.api.records import dataclass
 from bandkeeper.api.signals import LATENCY_SIGNALS, THROUGHPUT_SIGNALS, Signal
 from bandkeeper.api.v1alpha1 import FallbackBehavior, Objective, SelectPolicy
 from bandkeeper.quality.peaks import DEFAULT, Table

@@ -7,10 +7,10 @@ measured moves the bound, and what is predicted within reach of it; missing powe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 from bandkeeper.api import durations
 from bandkeeper.api.reasons import PowerState
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import PodState, Snapshot
 from bandkeeper.decide.decision import PowerVerdict

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from bandkeeper.api.reasons import ProfileState, SLOState
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Earlier, Recalled
 from bandkeeper.api.v1alpha1 import Objective

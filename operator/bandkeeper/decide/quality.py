@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from types import MappingProxyType
 
 from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Distribution, Levels, Pod, PodState, Reading, Snapshot
 from bandkeeper.decide.decision import SLOVerdict

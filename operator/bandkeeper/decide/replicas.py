@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from bandkeeper.api.reasons import BandReason, DeadlineState, LimitReason, Reason
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.api.snapshot import Pod, PodState
 from bandkeeper.api.v1alpha1 import FallbackBehavior
 from bandkeeper.decide import attribution, behavior, explain, size

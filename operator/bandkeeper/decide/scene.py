@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from bandkeeper.api.records import dataclass
 from bandkeeper.api.snapshot import Target
 from bandkeeper.decide.backlog import Due
 from bandkeeper.decide.cap_rules import CapChoice

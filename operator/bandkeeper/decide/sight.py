@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bandkeeper.api import durations
 from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.records import replace
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Snapshot
 from bandkeeper.decide.decision import MetricsState, MetricsVerdict, SLOVerdict

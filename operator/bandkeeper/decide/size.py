@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from bandkeeper.api.reasons import BandReason, SLOState
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.decide import behavior
 from bandkeeper.decide.decision import SLOVerdict

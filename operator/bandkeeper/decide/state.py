@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from bandkeeper.api.reasons import PowerState
+from bandkeeper.api.records import dataclass
 from bandkeeper.api.signals import Signal
 from bandkeeper.api.snapshot import Earlier
 from bandkeeper.model.batches import BatchTimes

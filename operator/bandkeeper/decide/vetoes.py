@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bandkeeper.api import durations
 from bandkeeper.api.reasons import BandReason, SLOState
+from bandkeeper.api.records import dataclass
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.demand import Demand
 from bandkeeper.decide.policy import Policy

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bandkeeper.api.reasons import SLOState
+from bandkeeper.api.records import replace
 from bandkeeper.decide.decision import SLOVerdict
 from bandkeeper.decide.load import Load
 from bandkeeper.decide.policy import Policy

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.model.curve import LoadCurve
 from bandkeeper.model.steps import Estimate
 

@@ -6,7 +6,7 @@ It is measured where the scrapes allow (Little's law: S = running / finished per
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bandkeeper.api.records import dataclass
 
 PRIOR_STEEPNESS = 1.3  # S(best batch) = 2.3 S(0): the middle of what calibration.md lists for LLM servers (1.8 to 4)
 MOST_STEEPNESS = 6.0

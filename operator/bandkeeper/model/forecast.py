@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
+
+from bandkeeper.api.records import dataclass, replace
 
 MEMORY_S = 7200.0
 PROVEN_S = 3600.0

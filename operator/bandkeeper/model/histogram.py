@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
 from operator import ge, le
 
+from bandkeeper.api.records import dataclass
 from bandkeeper.api.snapshot import Distribution
 
 

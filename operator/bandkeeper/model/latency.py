@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.api.signals import Signal
 from bandkeeper.model.reading import FULLEST, Reading, Spread, reading
 from bandkeeper.model.steps import StepFit

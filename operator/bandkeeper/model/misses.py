@@ -7,7 +7,8 @@ threshold allows), the rest grows with what the replicas have to do. Both are le
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from bandkeeper.api.records import dataclass
 
 _MEMORY_S = 1800.0
 _PRIOR_WEIGHT = 30.0  # seconds of observation that the prior counts for, at each of two utilisations:

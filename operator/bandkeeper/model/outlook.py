@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.model.peaks import NO_PEAKS, Peaks
 
 _MARKS = 12

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bandkeeper.api.records import dataclass
 
 _SLOTS = 60
 SHORTEST_SLOT_S = 1e-3

@@ -7,7 +7,8 @@ starts from what is drawn now, so that another mix of requests or warmer silicon
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+
+from bandkeeper.api.records import dataclass, replace
 
 MEMORY_S = 3600.0
 PRIOR_IDLE = 0.3  # of the most that was seen: about what data sheets and measurements have

@@ -7,7 +7,8 @@ several replicas the router sends less to one that is held up, so that fewer pro
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from bandkeeper.api.records import dataclass
 
 FULLEST = 0.98  # of a replica's time, for prompts; keeps sums finite
 _PASSES = 6

@@ -9,8 +9,8 @@ time between two steps. No counter of steps is needed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
+from bandkeeper.api.records import dataclass, replace
 from bandkeeper.model.curve import LoadCurve
 
 Vector = tuple[float, float, float]

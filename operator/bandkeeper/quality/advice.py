@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 
+from bandkeeper.api.records import dataclass
 from bandkeeper.api.v1alpha1 import Objective
 from bandkeeper.quality.types import Advice, Bottleneck, Component, Kind, Quality
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from bandkeeper.api.records import dataclass
 from bandkeeper.quality import measures, peaks, trend
 from bandkeeper.quality.advice import SIGNS, Sign, advice
 from bandkeeper.quality.bottleneck import bottleneck, cpu_throttled, work_waits

@@ -5,8 +5,7 @@ Activities are shares of time or of the hardware's peak, 0 to 1, all of the same
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from bandkeeper.api.records import dataclass
 from bandkeeper.quality.types import Bounds, Thresholds
 from bandkeeper.quality.types import Quality as Quality
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from math import sqrt
 
+from bandkeeper.api.records import dataclass
 from bandkeeper.quality.peaks import Peaks, Table
 from bandkeeper.quality.types import Baseline, Counters, Evidence, Measure, Saturated, Thresholds
 from bandkeeper.quality.usage import Usage

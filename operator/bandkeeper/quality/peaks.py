@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import inf
+
+from bandkeeper.api.records import dataclass
 
 TERA = 1e12
 GIGA = 1e9

@@ -7,8 +7,8 @@ scalability law from three.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from bandkeeper.api.records import dataclass
 from bandkeeper.quality.measures import Contention, contention
 from bandkeeper.quality.types import Saturated
 

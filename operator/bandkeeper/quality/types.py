@@ -7,9 +7,10 @@ Missing data is None, never 0. Ratios are 0 to 1. Counters of one pod: ratios ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
+from bandkeeper.api.records import dataclass
 from bandkeeper.api.v1alpha1 import Objective
 
 
@@ -52,7 +53,7 @@ class Component(StrEnum):
     DEMAND = "Demand"  # nothing is full: there is too little work
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen: that doubles the time it takes to make one for every pod
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
     """What one pod's GPUs and its containers showed over one window. Field names are those of `Signal`, in lower case.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from operator import attrgetter
 
+from bandkeeper.api.records import dataclass
 from bandkeeper.quality.classify import of_peak
 from bandkeeper.quality.peaks import Peaks, Table
 from bandkeeper.quality.types import Component, Counters, Evidence, Thresholds
