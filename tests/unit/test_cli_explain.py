@@ -63,8 +63,8 @@ def test_sentences_come_first_and_then_the_grid(desk: Path, capsys: pytest.Captu
         (256, "It reads 256 prompt tokens at most, as the pods' flags say."),
         (
             None,
-            "It reads 8,192 prompt tokens at most, or 2,048, or 1,024, or 512: no flag of the pods tells it, which "
-            "counts as an error.",
+            "It reads 8,192 prompt tokens at most, or 2,048, or 1,024, or 512, or 256: no flag of the pods tells it, "
+            "which counts as an error.",
         ),
     ],
 )
@@ -82,14 +82,14 @@ def test_it_says_what_a_step_reads_and_who_tells(
 @pytest.mark.parametrize(
     ("slo", "said", "tokens"),
     [
-        ({"measured": "20ms", "lowerBound": "18ms", "upperBound": "22ms"}, "512", [512]),
+        ({"measured": "20ms", "lowerBound": "18ms", "upperBound": "22ms"}, "512", [512, 256]),
         ({"measured": "20ms"}, "512", [512]),
         ({"measured": "38ms", "lowerBound": "36ms", "upperBound": "42ms"}, "8,192", [8192, 2048]),
         ({"measured": "38ms", "lowerBound": "30ms", "upperBound": "+Inf"}, "8,192", [8192, 2048, 1024]),
-        ({"measured": "20ms", "lowerBound": "1ms", "upperBound": "+Inf"}, "8,192", [8192, 2048, 1024, 512]),
-        ({"measured": "20ms", "upperBound": "soon"}, "8,192", [8192, 2048, 1024, 512]),
-        ({"measured": "20ms", "signal": "TimeToFirstToken"}, "8,192", [8192, 2048, 1024, 512]),
-        ({}, "8,192", [8192, 2048, 1024, 512]),
+        ({"measured": "20ms", "lowerBound": "1ms", "upperBound": "+Inf"}, "8,192", [8192, 2048, 1024, 512, 256]),
+        ({"measured": "20ms", "upperBound": "soon"}, "8,192", [8192, 2048, 1024, 512, 256]),
+        ({"measured": "20ms", "signal": "TimeToFirstToken"}, "8,192", [8192, 2048, 1024, 512, 256]),
+        ({}, "8,192", [8192, 2048, 1024, 512, 256]),
     ],
 )
 def test_where_no_flag_tells_it_the_measured_token_gap_does(

@@ -429,3 +429,19 @@ class TestMemory:
         assert memory.held.highest() == 5000
         assert self.after([5000.0, 0.0]).held.highest() is None
         assert self.after([5000.0, *[50.0] * 50]).held.highest() == 50
+
+
+@pytest.mark.parametrize(("silent", "wanted"), [((), 1), (("young",), 4)])
+def test_nothing_is_let_go_while_a_pod_that_has_just_become_ready_has_no_data(
+    silent: tuple[str, ...], wanted: int
+) -> None:
+    """A backlog that is empty says nothing of the requests in that pod."""
+    policy = replace(a_policy(replicas=(1, 8)), deadline=a_deadline(within_s=HOUR_S))
+    pods = [*(a_pod(f"old-{number}") for number in range(3)), a_pod("young", age_s=95.0, state_age_s=5.0)]
+    state = State.initial(0.0)
+    for tick in range(40):
+        before = silent if tick >= 36 else ()
+        seen = a_snapshot(ready=pods, running=8.0, requests_finished=4.0, samples=4.0, silent=before)
+        look = replace(seen, totals={Signal.BACKLOG: Reading(0.0, 5.0)}, wall_s=EPOCH_S + PERIOD_S * tick)
+        decision, state = decide(policy, look, state, PERIOD_S * tick)
+    assert decision.replicas == wanted

@@ -164,6 +164,20 @@ class TestDynamicBatching:
         fleet.look(replace(a_dynamic_load(60.0), batch_size=None))
         assert fleet.memory.steps == before
 
+    @pytest.mark.parametrize(("batch", "news"), [(20.0, True), (3.0, False)])
+    def test_what_a_window_with_a_burst_in_it_tells_is_at_most_that_larger_batches_are_no_slower(
+        self, batch: float, news: bool
+    ) -> None:
+        """Of batches of 1 and of 20, the mean may be 3; but most requests were in the large ones, which take 0.8 s."""
+        fleet = Fleet(a_policy(batching=Batching.DYNAMIC), best_cap=32)
+        for number in range(40):
+            fleet.look(a_dynamic_load(30.0 if number % 2 else 60.0))
+        before, calm = fleet.memory.steps, a_dynamic_load(30.0)
+        burst = replace(calm, running=40.0, token_s=0.8, batch_size=batch)
+        samples = [Sample(fleet.now_s - 30.0, 8.0, calm.running or 0.0, 0.0, 4, 1.0)]
+        fleet.look(burst, samples=samples)
+        assert (fleet.memory.steps != before) == news
+
 
 class TestWithoutAModel:
     @pytest.mark.parametrize(
@@ -205,9 +219,10 @@ class TestWithoutAModel:
         assert predict(a_policy(), a_load(5.0), (), None, (), NO_MODEL, 0.0) == (None, NO_MODEL)
 
     def test_a_whole_rate_window_comes_first(self) -> None:
+        """What a look tells of step times counts from the next one on."""
         fleet = Fleet()
         modelled = [fleet.look(a_load(5.0)).modelled for _ in range(6)]
-        assert modelled == [False, False, False, True, True, True]
+        assert modelled == [False, False, False, False, True, True]
 
     def test_an_idle_fleet_falls_back_and_comes_again(self) -> None:
         fleet = Fleet().learned()
@@ -477,6 +492,13 @@ class TestPromises:
             fleet.look(a_load(10.0), [0.01])
         assert fleet.memory.promises[0].misses.weight > 0
 
+    def test_nor_does_a_queue_that_only_some_pods_tell_of(self) -> None:
+        fleet = Fleet(self.POLICY).learned(10, [0.01])
+        before = fleet.memory.promises[0].misses
+        fleet.look(a_load(10.0, waiting=100.0, complete=False), [0.9])
+        fleet.look(a_load(10.0), [0.9])
+        assert fleet.memory.promises[0].misses == before
+
     def test_a_fleet_with_more_work_than_it_can_do_teaches_nothing(self) -> None:
         """It is as if a queue were seen, which two looks may miss."""
         fleet = Fleet(self.POLICY).learned(10, [0.01])
@@ -568,6 +590,17 @@ class TestBestCap:
         unit = fleet.memory.unit
         fleet.look(a_load(10.0))
         assert fleet.memory.unit is unit
+
+    def test_another_pod_template_is_another_unit(self) -> None:
+        """Servers that are twice as fast: what was remembered of the others is half as much work."""
+        fleet = Fleet().learned()
+        peak = fleet.look(a_load(25.0, revision="slow")).peak_work
+        for _ in range(3):
+            load = a_load(10.0, revision="fast")
+            fleet.look(replace(load, token_s=(load.token_s or 0.0) / 2, running=(load.running or 0.0) / 2))
+        assert fleet.memory.unit is not None
+        assert fleet.memory.unit.revision == "fast"
+        assert fleet.memory.outlook.peaks.highest() == pytest.approx(peak / 2, rel=0.15)
 
     def test_the_model_itself_has_no_unit(self) -> None:
         fleet = Fleet().learned()

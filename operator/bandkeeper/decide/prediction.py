@@ -32,6 +32,8 @@ FEWEST_OBSERVATIONS = 1.0  # whole rate windows
 FEWEST_TOKENS = 200.0  # in one rate window, for a mean to mean anything
 FEWEST_SAMPLES = 20.0
 LEAST_BATCH = 0.2
+STEADY_SHARE = 0.25  # requests in process may differ by it in a window that batch times are learned from, or by
+STEADY_NOISE = 0.5  # square roots of their number, which is a mean over time
 RATIO_WINDOWS = 5.0  # rate windows that output tokens per prompt token are a mean of: they come later than the prompt
 MEMORY_WINDOWS = {Objective.LATENCY_SENSITIVE: 24.0, Objective.BALANCED: 12.0, Objective.THROUGHPUT_SENSITIVE: 1.0}
 """Scale-down windows that the work to be ready for is remembered: two hours and one where they are 300 s."""
@@ -77,14 +79,39 @@ def predict(
     now_s: float,
     recalled: Mapping[Earlier, Recalled] = NO_RECALL,
 ) -> tuple[Demand | None, ModelMemory]:
-    """`demand` in the model's terms; unchanged where there is no model."""
+    """`demand` in the model's terms; unchanged where there is no model.
+
+    It goes by what was known before: what one look teaches of step times is no reason for more work to ask for less.
+    """
     if demand is None or policy.batching is Batching.UNKNOWN:
         return demand, memory
     first = profiled(policy)
     if not isinstance(memory.steps, type(first)) or (not memory.steps.observations and first.observations):
         memory = replace(memory, steps=first, updated_s=now_s - policy.rate_window_s / 4)
-    demand, memory = _predicted(policy, load, verdicts, demand, samples, memory, now_s)
-    return _with_foresight(policy, load, demand, memory, recalled, now_s)
+    flow = _flow(policy, load, memory, now_s) if load.complete else None
+    if flow is None:
+        demand = _without_flow(demand, load, memory, now_s)
+        if load.queueing:  # that not all told is no reason to learn from what is missed meanwhile
+            traces = _traced(policy, memory.traces, Trace(now_s, OVERFULL, queued=True))
+            memory = replace(memory, traces=traces)
+        return _with_foresight(policy, load, demand, memory, recalled, now_s)
+    demand, known = _predicted(policy, load, verdicts, demand, samples, memory, flow, now_s)
+    demand, known = _with_foresight(policy, load, demand, known, recalled, now_s)
+    return demand, _taught(policy, load, known, flow, samples, now_s)
+
+
+def _taught(
+    policy: Policy, load: Load, memory: ModelMemory, flow: _Flow, samples: Sequence[Sample], now_s: float
+) -> ModelMemory:
+    """With what this look tells of step times."""
+    steps, revision = _of_revision(load, memory)
+    memory = replace(memory, steps=steps, revision=revision)
+    if (observed := _observed(policy, load, flow)) is None:
+        return memory
+    batch, _, token_s, _ = observed
+    if not _is_told(policy, load, steps, samples, now_s, batch, token_s):
+        return memory
+    return replace(_compared(policy, memory, *observed), steps=steps.seen(*observed))
 
 
 def _predicted(
@@ -94,15 +121,9 @@ def _predicted(
     demand: Demand,
     samples: Sequence[Sample],
     memory: ModelMemory,
+    flow: _Flow,
     now_s: float,
 ) -> tuple[Demand, ModelMemory]:
-    flow = _flow(policy, load, memory, now_s) if load.complete else None
-    if flow is None:
-        return _without_flow(demand, load, memory, now_s), memory
-    before, (steps, revision) = memory, _of_revision(load, memory)
-    if (observed := _observed(policy, load, flow)) is not None:
-        steps = steps.seen(*observed)
-        memory = _compared(policy, memory, *observed)
     memory = replace(
         memory,
         requests_per_s=flow.mean_finished_per_s,
@@ -110,8 +131,6 @@ def _predicted(
         output_per_s=flow.mean_output_per_s,
         prefill_tokens=load.prefill_tokens,
         seen_s=flow.seen_s,
-        steps=steps,
-        revision=revision,
         updated_s=now_s,
     )
     begins = not memory.best_cap
@@ -121,7 +140,7 @@ def _predicted(
     memory_s = RATIO_WINDOWS * policy.rate_window_s
     batch = _mean(_at_cap(memory, demand.best_cap), room, flow.gap_s, memory_s, flow.seen_s)
     memory = replace(memory, batch=batch)
-    memory = _in_new_unit(before, memory, flow, demand.best_cap)
+    memory = _in_new_unit(memory, flow, demand.best_cap)
     batch = memory.batch or room
     each, curve = memory.steps.work_s(1.0, flow.outputs, batch), flow.curve(memory.steps, batch)
     work = flow.work(each.value, load, samples, policy.rate_window_s, now_s)
@@ -192,14 +211,14 @@ def _at_cap(memory: ModelMemory, best_cap: int) -> float | None:
     return memory.batch if memory.best_cap == best_cap else None
 
 
-def _in_new_unit(before: ModelMemory, memory: ModelMemory, flow: _Flow, best_cap: int) -> ModelMemory:
+def _in_new_unit(memory: ModelMemory, flow: _Flow, best_cap: int) -> ModelMemory:
     """Work of the past in replicas as they are now: the cap or the server became another one, or is known better."""
-    now = Unit(memory.steps, memory.batch or float(best_cap))
-    if before.unit is None:
+    before, now = memory.unit, Unit(memory.steps, memory.batch or float(best_cap), memory.revision)
+    if before is None:
         return replace(memory, unit=now)
-    another = memory.steps.guess is not before.steps.guess or memory.revision != before.revision
-    another = another or isinstance(memory.steps, BatchTimes) or before.best_cap != best_cap
-    old, new = (unit.steps.work_s(1.0, flow.outputs, unit.batch).value for unit in (before.unit, now))
+    another = now.steps.guess is not before.steps.guess or now.revision != before.revision
+    another = another or isinstance(now.steps, BatchTimes) or memory.best_cap != best_cap
+    old, new = (unit.steps.work_s(1.0, flow.outputs, unit.batch).value for unit in (before, now))
     factor = new / old if old > 0 and new > 0 else 1.0
     if not another and abs(factor - 1) <= KNOWN_BETTER:
         return memory
@@ -372,6 +391,22 @@ def _observed(policy: Policy, load: Load, flow: _Flow) -> tuple[float, float, fl
     if batch < LEAST_BATCH:
         return None
     return batch, flow.prompt_per_s / flow.output_per_s * batch, token_s, weight
+
+
+def _is_told(
+    policy: Policy, load: Load, steps: Fit, samples: Sequence[Sample], now_s: float, batch: float, token_s: float
+) -> bool:
+    """Whether the time goes with the batch: with dynamic batching if as much was in process all through the window.
+
+    Else most requests were in its few large batches, and its mean batch took less: news only if it is known as slower.
+    """
+    if not isinstance(steps, BatchTimes):
+        return True
+    each = load.batch or 0.0
+    change = max(STEADY_SHARE * each, STEADY_NOISE * math.sqrt(each / load.ready))
+    window = [sample for sample in samples if now_s - sample.at_s <= policy.rate_window_s and sample.ready]
+    steady = all(abs(sample.running / sample.ready - each) <= change for sample in window)
+    return steady or (bool(steps.rows or steps.told) and token_s < steps.seconds(batch))
 
 
 def profiled(policy: Policy) -> Fit:

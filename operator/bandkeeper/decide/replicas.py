@@ -125,7 +125,8 @@ def _enough(scene: Scene, state: State, fewest: int) -> Wanted:
     """Nothing asks for more; what would not be missed is let go."""
     current, goal = scene.current, max(fewest, scene.policy.min_replicas)
     message = explain.deadline(scene)
-    if goal < current and not held_back(scene, state):
+    seen = scene.load.complete or scene.load.running is None  # a pod that has just become ready has no data yet
+    if goal < current and seen and not held_back(scene, state):
         wanted, limit = _limited(scene, state, goal)
         if wanted < current:
             message = explain.moved(scene, wanted, message)

@@ -145,10 +145,12 @@ class LearnedPromise:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a replica's work is counted by: times of its steps, and the requests that it has in process at its best."""
+    """What a replica's work is counted by: times of its steps, the requests that it has in process at its best, and the
+    pod template that both are of."""
 
     steps: StepFit | BatchTimes
     batch: float
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

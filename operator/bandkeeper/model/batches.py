@@ -14,7 +14,7 @@ from bandkeeper.model.steps import Estimate
 
 _STEPS = 2  # rows of the table in each doubling of the size
 _MEMORY = 20.0  # whole observations that a row remembers
-_FARTHEST = 1.5  # times the largest size seen: so far is a straight line believed
+_FARTHEST = 2.0  # times the largest size seen: so far is a straight line believed
 _NOISE = 0.1  # of one observation, as a share
 _TOLD = 0.5  # whole observations that the scale of a told table counts for
 
@@ -144,8 +144,14 @@ def _seconds(rows: Sequence[_Row], batch: float) -> float:
         return rows[0].seconds * max(1.0, batch / rows[0].batch)
     index = next((place for place, row in enumerate(rows) if row.batch >= batch), len(rows) - 1)
     below, above = rows[max(0, index - 1)], rows[max(1, index)]
-    slope = max(0.0, (above.seconds - below.seconds) / max(1e-9, above.batch - below.batch))
+    slope = _slope(below, above)
+    if batch > above.batch:  # no less steep than all of them together: two rows near each other tell little
+        slope = max(slope, _slope(rows[0], above))
     return max(rows[0].seconds * min(1.0, batch / rows[0].batch), below.seconds + slope * (batch - below.batch))
+
+
+def _slope(below: _Row, above: _Row) -> float:
+    return max(0.0, (above.seconds - below.seconds) / max(1e-9, above.batch - below.batch))
 
 
 NO_BATCHES = BatchTimes()

@@ -16,7 +16,7 @@ from bandkeeper.api.signals import Signal
 from bandkeeper.model.reading import FULLEST, Reading, Spread, reading
 from bandkeeper.model.steps import StepFit
 
-CHUNKS = (8192.0, 2048.0, 1024.0, 512.0)
+CHUNKS = (8192.0, 2048.0, 1024.0, 512.0, 256.0)
 """What a step may read of prompts at most where that is not told, likeliest first: vLLM's default on GPUs of 70 GiB and
 more, the one on smaller ones, and what is set for short times between tokens."""
 PREDICTED = (
