@@ -331,19 +331,19 @@ def tables(rows: Sequence[Row]) -> str:
         cap = f" ({best.variant})" if best.variant.startswith("cap ") else " (its own)"
         one, joint, live = (by_name[cell, variant.name] for variant in (REPLICAS, JOINT, LIVE))
         moves = f"{joint.batch_actions:.0f}, {live.batch_actions:.0f}"
-        knob.append((cell, _shown(one), _shown(best) + cap, _shown(joint), _shown(live), moves))
+        knob.append((cell, shown(one), shown(best) + cap, shown(joint), shown(live), moves))
     head = ("cell", *(f"{rank} cap" for rank in RANKS))
     caps = [head, ("---",) * len(head)]
     for cell in cells:
         ranked = [row for row in rows if row.cell == cell and row.variant.startswith("cap ")]
-        caps.append((cell, *(f"{row.variant.removeprefix('cap ')}: {_shown(row)}" for row in ranked)))
+        caps.append((cell, *(f"{row.variant.removeprefix('cap ')}: {shown(row)}" for row in ranked)))
     head = ("cell", JOINT.name, *(variant.name for variant in WITHOUT))
-    shown = ((cell, *(_shown(by_name[cell, variant.name]) for variant in (JOINT, *WITHOUT))) for cell in cells)
-    parts = [head, ("---",) * len(head), *shown]
+    kept = ((cell, *(shown(by_name[cell, variant.name]) for variant in (JOINT, *WITHOUT))) for cell in cells)
+    parts = [head, ("---",) * len(head), *kept]
     return "\n\n".join("\n".join("| " + " | ".join(line) + " |" for line in table) for table in (knob, caps, parts))
 
 
-def _shown(row: Row) -> str:
+def shown(row: Row) -> str:
     """Requests inside all promises, each promise, GPU-hours; bold where every promise is kept."""
     each = " / ".join(percent(share) for share in row.attainment)
     text = f"{percent(row.all_kept)} ({each}), {row.gpu_hours:.2f}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import bench_ablation, bench_dynamic
 from tests.bench.bench_ablation import JOINT, REPLICAS, WITHOUT, Cell, Job, Row, Variant, best_fixed, jobs, run, tables
 
 
@@ -56,3 +57,11 @@ def test_a_cell_that_keeps_every_promise_is_bold() -> None:
     text = tables([a_row(name, 9.0, 0.96 if name == "joint" else 0.9199) for name in variants])
     assert "| dynamic, bounded, longer | 91.9 (91.9), 9.00 |" in text
     assert "| **96.0 (96.0), 9.00** |" in text
+
+
+def test_dynamic_batching_on_another_gpu_runs_as_in_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_ablation, "WORKS", dict(bench_ablation.WORKS))
+    monkeypatch.setattr(bench_ablation, "LOADS", dict(bench_ablation.LOADS))
+    row = bench_dynamic.run(("resnet50-t4", "steady", 1, tmp_path))
+    assert row.shortfall == 0
+    assert 6 < row.gpu_hours < 13  # for an hour of six replicas' work

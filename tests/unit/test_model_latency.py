@@ -167,7 +167,7 @@ class TestConfidence:
 
 
 class TestChunksThatFit:
-    """At this load the 95th percentile is that of steps with prompts: 161, 171, 137, 87 and 63 ms for each of CHUNKS."""
+    """At this load the 95th percentile is that of steps with prompts: 161, 171, 137, 87 and 63 ms by CHUNKS."""
 
     ASKED = at(CONVERSATION, 0.8, 4)
 
