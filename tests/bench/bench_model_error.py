@@ -99,6 +99,7 @@ CELLS = (
     Cell("2048, and told", "reference", chunk=2048, told=True),
     Cell("512 tokens a step", "reference", chunk=512),
     Cell("512, and told", "reference", chunk=512, told=True),
+    Cell("256 tokens a step", "reference", chunk=256),
     Cell("30 % cached", "reference", cached=0.3),
     Cell("growing context", "llama-3.1-70b-fp8-h200", 600, 400, drift=3),
     Cell("8B on H100", "llama-3.1-8b-h100"),

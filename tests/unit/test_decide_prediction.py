@@ -219,10 +219,9 @@ class TestWithoutAModel:
         assert predict(a_policy(), a_load(5.0), (), None, (), NO_MODEL, 0.0) == (None, NO_MODEL)
 
     def test_a_whole_rate_window_comes_first(self) -> None:
-        """What a look tells of step times counts from the next one on."""
         fleet = Fleet()
         modelled = [fleet.look(a_load(5.0)).modelled for _ in range(6)]
-        assert modelled == [False, False, False, False, True, True]
+        assert modelled == [False, False, False, True, True, True]
 
     def test_an_idle_fleet_falls_back_and_comes_again(self) -> None:
         fleet = Fleet().learned()

@@ -11,6 +11,7 @@ from bandkeeper.api.snapshot import RECALL_STEP_S, Earlier, Recalled
 from bandkeeper.decide.demand import Foreseen
 from bandkeeper.decide.state import ModelMemory
 from bandkeeper.model import forecast
+from bandkeeper.model.batches import BatchTimes
 from bandkeeper.model.forecast import NO_RECORD, Levels, Record, Step
 from bandkeeper.model.steps import StepFit
 
@@ -22,6 +23,7 @@ NO_RECALL: Mapping[Earlier, Recalled] = {}
 def foresee(
     recalled: Mapping[Earlier, Recalled],
     memory: ModelMemory,
+    fit: StepFit | BatchTimes,
     *,
     work: float,
     held: float,
@@ -30,8 +32,10 @@ def foresee(
     lead_s: float,
     now_s: float,
 ) -> tuple[Foreseen | None, ModelMemory]:
-    """The most that a believed source asks for, beside what is `held` anyway, and what was learned of all of them."""
-    fit = memory.steps
+    """The most that a believed source asks for, beside what is `held` anyway, and what was learned of all of them.
+
+    `fit` counts work of then: as known before this look, whose own news is no reason for more load to ask for less.
+    """
     if not isinstance(fit, StepFit) or not (recalled or memory.records):  # batches tell no tokens
         return None, memory
     records: dict[Earlier, Record] = {}

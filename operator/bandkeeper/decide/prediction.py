@@ -79,10 +79,7 @@ def predict(
     now_s: float,
     recalled: Mapping[Earlier, Recalled] = NO_RECALL,
 ) -> tuple[Demand | None, ModelMemory]:
-    """`demand` in the model's terms; unchanged where there is no model.
-
-    It goes by what was known before: what one look teaches of step times is no reason for more work to ask for less.
-    """
+    """`demand` in the model's terms; unchanged where there is no model."""
     if demand is None or policy.batching is Batching.UNKNOWN:
         return demand, memory
     first = profiled(policy)
@@ -94,10 +91,11 @@ def predict(
         if load.queueing:  # that not all told is no reason to learn from what is missed meanwhile
             traces = _traced(policy, memory.traces, Trace(now_s, OVERFULL, queued=True))
             memory = replace(memory, traces=traces)
-        return _with_foresight(policy, load, demand, memory, recalled, now_s)
-    demand, known = _predicted(policy, load, verdicts, demand, samples, memory, flow, now_s)
-    demand, known = _with_foresight(policy, load, demand, known, recalled, now_s)
-    return demand, _taught(policy, load, known, flow, samples, now_s)
+        return _with_foresight(policy, load, demand, memory, memory.steps, recalled, now_s)
+    known = _taught(policy, load, memory, flow, samples, now_s)
+    demand, known = _predicted(policy, load, verdicts, demand, samples, known, flow, now_s)
+    steps = memory.steps if memory.steps.observations >= FEWEST_OBSERVATIONS else known.steps
+    return _with_foresight(policy, load, demand, known, steps, recalled, now_s)
 
 
 def _taught(
@@ -174,6 +172,7 @@ def _with_foresight(
     load: Load,
     demand: Demand,
     memory: ModelMemory,
+    steps: Fit,
     recalled: Mapping[Earlier, Recalled],
     now_s: float,
 ) -> tuple[Demand, ModelMemory]:
@@ -191,6 +190,7 @@ def _with_foresight(
     foreseen, memory = foresee(
         recalled,
         memory,
+        steps,
         work=work,
         held=held,
         margin=margin,
@@ -259,7 +259,7 @@ def _seen(memory: ModelMemory) -> Seen | None:
         room=memory.batch or float(memory.best_cap),
         margin=memory.margin,
         bound_by=memory.bound_by,
-        error=memory.error,
+        error=1.0 if memory.error is None else memory.error,
         windows=memory.steps.observations,
         prefill_tokens=memory.prefill_tokens,
     )
@@ -516,7 +516,8 @@ def _modelled(
         )
         for known, verdict in zip(_known(policy, memory), _latencies(verdicts), strict=True)
     )
-    bare = _bare_margin(policy, error)
+    # By the error before this look: what one look teaches is no reason for more work to ask for less.
+    bare = _bare_margin(policy, error if memory.error is None else memory.error)
     margin, present_margin, bound_by = _margin(policy, promises, bare, now_s)
     return (
         replace(

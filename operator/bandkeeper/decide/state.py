@@ -197,7 +197,7 @@ class ModelMemory:
     batch: float | None = None
     mean_work: float | None = None
     seen_s: float = 0.0
-    error: float = 1.0
+    error: float | None = None
     margin: float = 1.0
     bound_by: Signal | None = None
     traces: tuple[Trace, ...] = ()
