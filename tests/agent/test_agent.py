@@ -282,6 +282,7 @@ def test_another_driver_than_the_library_ends_the_process_to_load_it_anew(nvml: 
 def test_no_gpu_stays_ready_and_says_why(nvml: NVML) -> None:
     with running(nvml, "--no-pods") as agent:
         agent.line("No GPU can be read")
+        agent.until(lambda m: at(m, "agent_passes_total"))  # the line comes before the pass ends
         assert agent.get("/readyz") == (200, "ok, with nothing to do: NVML answers and knows no GPU\n")
         metrics = agent.metrics()
         assert at(metrics, "agent_gpus") == 0
